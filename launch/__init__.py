@@ -1,0 +1,1 @@
+"""Puts ranks on machines. Never imports torch, deepspeed, transformers, ray or wandb."""

@@ -1,0 +1,1 @@
+"""What happens inside the ranks, and the offline tools on what they made."""

@@ -1,0 +1,38 @@
+"""All settings of a run, resolved and closed. The union of the sections, nothing else."""
+
+from __future__ import annotations
+
+from trainer.config.sections.base import Section
+from trainer.config.sections.data import DataSection
+from trainer.config.sections.model import Model
+from trainer.config.sections.run import (
+    BatchSection,
+    LaunchSection,
+    ResourcesSection,
+    ResumeSection,
+    RunSection,
+    StepsSection,
+)
+from trainer.config.sections.training import Engine, Optimizer, PrecisionSection, Schedule, Task
+from trainer.config.sections.watching import CheckpointSection, EvalsSection, ObserversSection
+
+
+class Config(Section):
+    """What the user asked for: conf/ composed with overrides, every value decided."""
+
+    run: RunSection
+    resources: ResourcesSection
+    steps: StepsSection
+    batch: BatchSection
+    model: Model
+    task: Task
+    data: DataSection
+    optimizer: Optimizer
+    schedule: Schedule
+    engine: Engine
+    precision: PrecisionSection
+    checkpoint: CheckpointSection
+    evals: EvalsSection
+    observers: ObserversSection
+    resume: ResumeSection
+    launch: LaunchSection

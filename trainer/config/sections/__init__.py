@@ -1,0 +1,1 @@
+"""One file a group of settings, as in conf/."""

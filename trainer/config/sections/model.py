@@ -1,0 +1,55 @@
+"""The model: a shape written out here, or a Hugging Face folder."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from trainer.config.sections.base import Section
+
+Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Model(Section):
+    attention: Literal["sdpa", "flash_attention_2", "eager"]
+    activation_checkpointing: bool
+    compile: bool
+    # Rows (tokens) of logits made at a time; 0: all at once. Full logits are never stored
+    # when this is set, at the price of computing them twice.
+    loss_chunk_tokens: Annotated[int, Field(ge=0)]
+
+
+class ShapeModel(_Model):
+    """Names are those of Hugging Face's config.json."""
+
+    kind: Literal["shape"]
+    family: Family
+    vocab_size: Annotated[int, Field(ge=0)]  # 0: the tokenizer's, rounded up to a multiple of 64
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count
+    max_position_embeddings: Count
+    tie_word_embeddings: bool
+    initializer_range: Annotated[float, Field(gt=0)]
+    norm_eps: Annotated[float, Field(gt=0)]
+    rope_theta: Annotated[float, Field(gt=0)] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rotary_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # gpt_neox
+    sliding_window: Count | None = None  # mistral
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class FolderModel(_Model):
+    """A Hugging Face folder: config.json, and safetensors when weights are wanted."""
+
+    kind: Literal["folder"]
+    path: str
+    weights: Literal["pretrained", "fresh"]
+
+
+Model = Annotated[ShapeModel | FolderModel, Field(discriminator="kind")]

@@ -1,0 +1,53 @@
+"""Who the run is and where it lives; how large it is; when things happen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.config.sections.base import Section
+
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$"
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    root: str  # folder that holds run folders
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    trust: tuple[str, ...]  # Python packages whose classes the configuration may name
+
+
+class ResourcesSection(Section):
+    nodes: Annotated[int, Field(ge=1)]
+    ranks_per_node: Annotated[int, Field(ge=1)]
+    device: Literal["auto", "cpu", "cuda"]  # auto: cuda where the node has it
+    threads_per_rank: Annotated[int, Field(ge=0)]  # 0: cores of the node / ranks_per_node
+    rendezvous_port: Annotated[int, Field(ge=0, lt=65536)]  # 0: a free one
+    collective_timeout_s: Annotated[float, Field(gt=0)]
+
+
+class StepsSection(Section):
+    """Units: optimizer steps; 0 means never (except total)."""
+
+    total: Annotated[int, Field(ge=1)]
+    save_every: Annotated[int, Field(ge=0)]
+    eval_every: Annotated[int, Field(ge=0)]
+    log_every: Annotated[int, Field(ge=1)]
+
+
+class BatchSection(Section):
+    """Units: rows of `data.sequence_length` tokens."""
+
+    global_batch_size: Annotated[int, Field(ge=1)]  # rows of one optimizer step, whole world
+    micro_batch_size: Annotated[int, Field(ge=1)]  # rows of one forward/backward on one rank
+
+
+class ResumeSection(Section):
+    mode: Literal["auto", "must", "never"]
+    allow: tuple[str, ...]  # dotted settings that may differ from the stored run
+
+
+class LaunchSection(Section):
+    kind: Literal["local"]
+    grace_s: Annotated[float, Field(gt=0)]  # from "save and stop" to SIGKILL

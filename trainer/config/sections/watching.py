@@ -1,0 +1,51 @@
+"""What is kept and what is shown: checkpoints, evaluations, observers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.config.sections.base import Section
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class CheckpointSection(Section):
+    keep_last: Annotated[int, Field(ge=1)]  # newest complete checkpoints kept
+    keep_every: Count  # steps: multiples of this are kept for ever; 0: none
+    max_failed_saves: Annotated[int, Field(ge=1)]  # in a row; then the run stops (exit 78)
+
+
+class EvalsSection(Section):
+    held_out_rows: Count  # rows of the held-out split a time; 0: no evaluation
+    sample_prompt: str  # text continued at the end of training; "": no sample
+    sample_tokens: Count
+
+
+class ConsoleSection(Section):
+    enabled: bool
+
+
+class TensorBoardSection(Section):
+    enabled: bool
+
+
+class WandbSection(Section):
+    mode: Literal["off", "offline", "online"]
+    project: str
+    entity: str | None
+    tags: tuple[str, ...]
+
+
+class ProfilerSection(Section):
+    first_step: Count  # 0: off
+    num_steps: Annotated[int, Field(ge=1)]
+
+
+class ObserversSection(Section):
+    console: ConsoleSection
+    tensorboard: TensorBoardSection
+    wandb: WandbSection
+    profiler: ProfilerSection
+    peak_tflops: Annotated[float, Field(ge=0)]  # per rank, for MFU; 0: table (GPU) or measured (CPU)

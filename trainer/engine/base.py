@@ -1,0 +1,73 @@
+"""The engine: stores, shards, reduces and updates parameters. Five verbs and what they mean.
+
+A step's gradient is the plain SUM, over all ranks and micro-steps, of the gradients of the losses
+given to `accumulate`. The caller divides by the step's weight; adapters undo what vendors average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from trainer.records.fragment import Fragment
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """`grad_norm`: L2 norm over all parameters and ranks, before clipping."""
+
+    grad_norm: float
+    applied: bool  # False: the update was skipped (fp16 overflow)
+
+
+@dataclass(frozen=True)
+class HeldFragment:
+    """A fragment and this rank's live values of it: fp32, 1-D, `fragment.length` elements."""
+
+    fragment: Fragment
+    values: torch.Tensor
+
+
+class FragmentSource(Protocol):
+    """Anything that can fill ranges of logical tensors: a checkpoint, a folder, an initialiser."""
+
+    def read(self, fragment: Fragment, out: torch.Tensor) -> None:
+        """Fill `out` (fp32, 1-D, CPU or device) with elements [start, stop) of the tensor.
+
+        A source that has no moments (an initialiser, a pretrained folder) fills them with 0.
+        Raises: CheckpointError or ModelError if the tensor is missing or has another shape.
+        """
+
+
+class Engine(Protocol):
+    """Collective: every rank calls `accumulate`, `step` and `load` in the same order."""
+
+    device: torch.device
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What the task calls. Under ZeRO its parameters may be gathered on the fly."""
+
+    def accumulate(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Backward of one micro-step's loss; `last` marks the step's last one."""
+
+    def step(self, *, lr: float) -> StepStats:
+        """Reduce, clip, update with learning rate `lr`; gradients are zero afterwards.
+
+        Parameter groups with a `lr_scale` multiply `lr` by it.
+        """
+
+    def fragments(self) -> Iterator[HeldFragment]:
+        """What this rank must save: over all ranks every element of master and moments once."""
+
+    def load(self, source: FragmentSource, *, step: int) -> None:
+        """Fill all this rank holds; `step` updates were done so far (Adam's bias correction)."""
+
+    def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        """Names and whole shapes of all trained parameters, in the model's order."""
+
+    def close(self) -> None:
+        """Give back what the vendor holds. Not collective."""

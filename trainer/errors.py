@@ -1,0 +1,102 @@
+"""Every error Longhaul raises on purpose, and the exit code each one means.
+
+LonghaulError                 76  failed; start me again
+|- Refused                     2  nothing was written; what was asked cannot be done
+|  `- ConfigError              2  the settings cannot work; lists every problem found
+|- RunFolderError             78  the run folder is not what this command expects
+|- DataError                  78  a corpus, a tokenizer or a token store is not usable
+|- ModelError                 78  a model folder is not usable, or its rows leak into each other
+|- WorldError                 76  the process group is not as planned, or another rank failed
+|- CheckpointError            76
+|  |- DamagedCheckpoint       76  a checkpoint does not match its manifest
+|  |- SaveFailed              76  one save failed on some rank; the run goes on
+|  `- TooManyFailedSaves      78  `checkpoint.max_failed_saves` in a row
+`- NonFiniteStep              78  loss or gradient norm is not finite; the last checkpoint is good
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every process of Longhaul: commands, agents and ranks."""
+
+    DONE = 0
+    REFUSED = 2  # nothing was written
+    SAVED = 75  # stopped on request after a save; start again
+    FAILED = 76  # start again
+    STOP = 78  # do not start again before somebody looked
+    NO_PROGRESS = 79
+    INTERRUPTED = 130  # Ctrl-C twice
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one setting."""
+
+    where: str  # dotted path of the setting, "engine.stage"; or a file, "corpus.jsonl line 7"
+    what: str  # what was given and why it cannot work
+    fix: str  # an override that would work, or what to do; may be empty
+
+    def __str__(self) -> str:
+        tail = f"\n     try: {self.fix}" if self.fix else ""
+        return f"{self.where}: {self.what}{tail}"
+
+
+class LonghaulError(Exception):
+    """Base of all deliberate errors: its text is one clear sentence for a person."""
+
+    exit_code: Exit = Exit.FAILED
+
+
+class Refused(LonghaulError):
+    exit_code = Exit.REFUSED
+
+
+class ConfigError(Refused):
+    """Raised once, with all problems, before anything is written or submitted."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        listing = "\n".join(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))
+        super().__init__(f"{len(self.problems)} {noun} in the configuration\n{listing}")
+
+
+class RunFolderError(LonghaulError):
+    exit_code = Exit.STOP
+
+
+class DataError(LonghaulError):
+    exit_code = Exit.STOP
+
+
+class ModelError(LonghaulError):
+    exit_code = Exit.STOP
+
+
+class WorldError(LonghaulError):
+    pass
+
+
+class CheckpointError(LonghaulError):
+    pass
+
+
+class DamagedCheckpoint(CheckpointError):
+    pass
+
+
+class SaveFailed(CheckpointError):
+    pass
+
+
+class TooManyFailedSaves(CheckpointError):
+    exit_code = Exit.STOP
+
+
+class NonFiniteStep(LonghaulError):
+    exit_code = Exit.STOP

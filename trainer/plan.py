@@ -1,0 +1,78 @@
+"""The plan: every number of one attempt, decided. Run -> RunPlan, pure; JSON both ways.
+
+Workers read `plan.json` and five environment variables, nothing else. A later attempt of the same
+run may have another world size, ZeRO stage or micro-batch: it gets a plan of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.config.schema import Config
+from trainer.config.sections.base import Section
+from trainer.records.json_file import read_json, write_json
+
+
+class StorePlan(Section):
+    """One prepared token store. `path` is absolute; `weight` as in data.sources."""
+
+    source: str
+    path: str
+    weight: float
+    train_tokens: int
+    held_out_tokens: int
+    manifest_digest: str  # sha256 of its manifest.json: another store is another order
+
+
+class MemoryPlan(Section):
+    """Estimated bytes on one rank at the peak of a step. Source: trainer/capacity.py."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    buffers: int  # communication buckets and prefetch
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.buffers
+            + self.activations
+            + self.logits
+        )
+
+
+class RunPlan(Section):
+    """Units: rows, tokens, steps, bytes. Everything is global unless the name says per rank."""
+
+    config: Config
+    attempt: Annotated[int, Field(ge=1)]
+    run_id: str  # for life: seeds W&B's id
+    world_size: Annotated[int, Field(ge=1)]
+    device: Literal["cpu", "cuda"]
+    threads_per_rank: int
+    gradient_accumulation_steps: int  # micro-steps of one optimizer step, equal on all ranks
+    padding_rows: int  # rows of weight zero in a step, when the world does not divide the batch
+    tokens_per_step: int
+    vocab_size: int  # of the model
+    num_parameters: int
+    flops_per_token: float  # forward and backward; capacity.py says the formula
+    memory_per_rank: MemoryPlan
+    checkpoint_bytes: int
+    stores: tuple[StorePlan, ...]
+
+
+def write_plan(path: Path, plan: RunPlan) -> None:
+    write_json(path, plan.model_dump(mode="json"))
+
+
+def read_plan(path: Path) -> RunPlan:
+    """Raises: FileNotFoundError, pydantic.ValidationError."""
+    return RunPlan.model_validate(read_json(path))

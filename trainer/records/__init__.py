@@ -1,0 +1,1 @@
+"""The formats that several parts read and write. Standard library only."""

@@ -1,0 +1,108 @@
+"""Where everything is in a run folder. Paths only: nothing here touches the disk.
+
+    run.json                identity and frozen settings; written once
+    owner                   the attempt that may write
+    attempts.jsonl          one line an attempt: when, how, why it ended
+    attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
+                            error.json  rank-00003.log
+    metrics.jsonl           one line a logged step
+    checkpoints/step-00000100/
+    tensorboard/  wandb/  profile/  export/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AttemptFiles:
+    """The files of one attempt; `root` is `attempts/0001` of a run folder."""
+
+    root: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.root.name)
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def submission(self) -> Path:
+        return self.root / "submission"
+
+    @property
+    def started(self) -> Path:
+        return self.root / "started.json"
+
+    @property
+    def stop(self) -> Path:
+        return self.root / "stop.json"
+
+    @property
+    def done(self) -> Path:
+        return self.root / "done.json"
+
+    @property
+    def error(self) -> Path:
+        return self.root / "error.json"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.root / f"rank-{rank:05d}.log"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one run; `root` is its folder."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def run_json(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def owner(self) -> Path:
+        return self.root / "owner"
+
+    @property
+    def attempts_log(self) -> Path:
+        return self.root / "attempts.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        return self.root / "wandb"
+
+    @property
+    def profile(self) -> Path:
+        return self.root / "profile"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    def attempt(self, number: int) -> AttemptFiles:
+        return AttemptFiles(self.attempts / f"{number:04d}")

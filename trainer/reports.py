@@ -1,0 +1,50 @@
+"""What the loop tells observers: frozen values, no behaviour. Numbers are global unless named local."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One optimizer step. Units: seconds, bytes, tokens."""
+
+    step: int
+    loss: float  # mean over the step's terms, all ranks
+    learning_rate: float
+    grad_norm: float  # before clipping
+    applied: bool  # False: the engine skipped the update (fp16 overflow)
+    terms: int  # target tokens that counted (trainable tokens)
+    tokens: int  # tokens that are not padding (effective tokens)
+    row_tokens: int  # rows x sequence_length, padding included
+    tokens_seen: int  # effective tokens since step 1, this step included
+    step_s: float  # whole step on this rank, data wait included
+    data_s: float  # waiting for the stream
+    forward_s: float
+    backward_s: float
+    update_s: float  # reduce, clip, optimizer
+    tokens_per_second: float  # effective tokens, world
+    mfu: float  # flops_per_token x tokens / (step_s x peak x world_size)
+    memory_bytes: int  # peak on this rank: device memory, or resident set on CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport:
+    """One evaluation. Names in `values` are what metrics.jsonl holds, prefixed `eval_`."""
+
+    step: int
+    values: dict[str, float]
+    seconds: float
+    samples: tuple[tuple[str, str], ...] = field(default=())  # (prompt, continuation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveReport:
+    """One save. `stall_s`: how long training stood still."""
+
+    step: int
+    succeeded: bool
+    stall_s: float
+    bytes: int
+    path: str
+    problem: str = ""
