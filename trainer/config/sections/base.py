@@ -8,4 +8,10 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """Defaults live in conf/*.yaml, not here, unless no user would ever change them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=False,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # run.name=2026 is a name
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainer.config.sections.base import Section
 
@@ -36,6 +36,12 @@ class WandbSection(Section):
     project: str
     entity: str | None
     tags: tuple[str, ...]
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """YAML 1.1 reads an unquoted `off` as false."""
+        return "off" if value is False else value
 
 
 class ProfilerSection(Section):

@@ -1,0 +1,274 @@
+"""The one door to Hydra: conf/ and overrides in, a plain mapping and its provenance out.
+
+Hydra chooses files and merges them; it judges nothing. Every `key=value` is handed to it as
+`++key=value`, so that unknown names reach the schema, which knows the nearest right one. Nothing
+here creates folders or touches logging: there is no `hydra.main`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.choices import Folders
+from launch.provenance import Assignment, Layer, provenance
+from trainer.config import explain
+from trainer.config.names import nearest, or_list
+from trainer.errors import ConfigError, Problem, Refused
+
+
+@dataclass(frozen=True)
+class Composed:
+    """`values` nested and plain; `provenance`: dotted leaf -> who set it, for `plan --why`."""
+
+    values: dict[str, Any]
+    provenance: dict[str, str]
+
+
+def compose(
+    overrides: Sequence[str], *, config_dirs: Sequence[str] = (), config_name: str = "train"
+) -> Composed:
+    """Compose conf/ (and the user's folders) with overrides as Hydra users write them.
+
+    Raises: ConfigError with every problem of the command line; when there is one, the schema's
+    problems with the rest of it are in the same error. Refused if a folder is not there.
+    """
+    folders = Folders.find(config_dirs)
+    request, problems = _read_overrides(overrides, folders)
+    composed, more = _compose(request, folders, config_name)
+    problems += more
+    if problems:
+        taken = {p.where for p in problems}
+        also = explain.problems(composed.values) if composed is not None else []
+        problems += [p for p in also if not _covered(p.where, taken)]
+        raise ConfigError(problems)
+    assert composed is not None
+    return composed
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What Hydra is asked for, and what the user typed for it."""
+
+    hydra_overrides: tuple[str, ...]
+    assignments: tuple[Assignment, ...]  # of values
+    choices: dict[str, str]  # group -> the override that chose it
+
+
+def _read_overrides(texts: Sequence[str], folders: Folders) -> tuple[_Request, list[Problem]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    asked: list[str] = []
+    assignments: list[Assignment] = []
+    choices: dict[str, str] = {}
+    problems: list[Problem] = []
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as e:
+            problems.append(_unreadable(text, e))
+            continue
+        wrong = _misuse(text, override, folders)
+        if wrong is not None:
+            problems.append(wrong)
+        elif folders.is_group(override.key_or_group):
+            choices[override.key_or_group] = text
+            asked.append(_group_override(text, override))
+        else:
+            asked.append(text if override.is_delete() else "++" + text.lstrip("+"))
+            if not override.is_delete():
+                assignments.append(Assignment(override.key_or_group, override.value(), text))
+    return _Request(tuple(asked), tuple(assignments), choices), problems
+
+
+def _group_override(text: str, override: Any) -> str:
+    """`+experiment=x` and `experiment=x` mean the same: both groups stand in train.yaml."""
+    return text if override.is_delete() else text.lstrip("+")
+
+
+def _misuse(text: str, override: Any, folders: Folders) -> Problem | None:
+    """What Hydra would accept, or refuse in its own words, and cannot be meant."""
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return Problem(key, "Hydra only composes the configuration here and has no settings", "")
+    if override.is_sweep_override():
+        value = text.split("=", 1)[1]
+        what = f"{value} asks for several runs; one run takes one value"
+        return Problem(key, what, f"--multirun for a sweep, or one value: {_one_of(text)}")
+    if override.is_delete():
+        return None
+    value = override.value()
+    if folders.is_group(key):
+        return _wrong_choice(key, value, folders)
+    as_group = key.replace(".", "/")
+    if "." in key and folders.is_group(as_group) and not isinstance(value, dict):
+        return Problem(key, "is a group of choices, written with a slash", f"{as_group}={value}")
+    return None
+
+
+def _wrong_choice(group: str, value: Any, folders: Folders) -> Problem | None:
+    choices = folders.choices(group)
+    if value is None or (isinstance(value, str) and value in choices):
+        return None
+    if isinstance(value, list) and all(v in choices for v in value):
+        return None
+    if not isinstance(value, str | int | float):
+        return Problem(group, f"takes the name of a choice, not {value!r}", f"{group}={choices[0]}")
+    near = nearest(str(value), choices)
+    fix = f"{group}={near}" if near else f"{group}={choices[0]}"
+    return Problem(group, f"there is no choice {str(value)!r}; there is {or_list(choices)}", fix)
+
+
+def _one_of(text: str) -> str:
+    key, _, value = text.partition("=")
+    return f"{key}=..." if "(" in value else f"{key}={value.split(',')[0]}"
+
+
+def _unreadable(text: str, error: Exception) -> Problem:
+    if "=" not in text:
+        fix = f"{text}=..." if text.replace(".", "").replace("_", "").isalnum() else ""
+        return Problem(repr(text), "is no setting; settings are written key=value", fix)
+    key, _, value = text.partition("=")
+    reason = str(error).splitlines()[0]
+    return Problem(key.lstrip("+~"), f"cannot read the value ({reason})", f"'{key}=\"{value}\"'")
+
+
+def _compose(
+    request: _Request, folders: Folders, config_name: str
+) -> tuple[Composed | None, list[Problem]]:
+    import yaml
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import ConfigCompositionException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = ",".join(f"'file://{_quoted(folder)}'" for folder in folders.extra)
+    overrides = [*request.hydra_overrides, *([f"hydra.searchpath=[{search}]"] if search else [])]
+    try:
+        with initialize_config_dir(str(folders.main), version_base="1.3"):
+            config = hydra_compose(config_name, overrides=overrides)
+            layers = _layers(config_name, overrides)
+    except MissingConfigException as e:
+        return None, [_missing_file(e, folders)]
+    except (ConfigCompositionException, OmegaConfBaseException, ValueError) as e:
+        return None, [Problem("configuration", _first_lines(e), "")]
+    except yaml.YAMLError as e:
+        return None, [Problem("configuration", f"a YAML file cannot be read: {_one_line(e)}", "")]
+    values, problems = _plain(config)
+    known = provenance(layers, request.assignments, request.choices, folders=folders)
+    leaves = set(_leaves(values))
+    return Composed(values, {k: v for k, v in known.items() if k in leaves}), problems
+
+
+def _layers(config_name: str, overrides: list[str]) -> list[Layer]:
+    """The files that Hydra merged, in order: later ones win."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    loader = GlobalHydra.instance().config_loader()
+    found = loader.compute_defaults_list(config_name, overrides, RunMode.RUN)
+    return [
+        Layer(str(d.config_path), d.package or "")
+        for d in found.defaults
+        if d.config_path and not str(d.config_path).startswith("hydra/")
+    ]
+
+
+def _missing_file(error: Any, folders: Folders) -> Problem:
+    wanted = str(error.missing_cfg_file or "").removesuffix(".yaml")
+    group, _, name = wanted.rpartition("/")
+    if folders.is_group(group):
+        problem = _wrong_choice(group, name, folders)
+        if problem is not None:
+            return problem
+    return Problem(wanted or "configuration", _first_lines(error), "")
+
+
+def _plain(config: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """Resolve every interpolation; report those that cannot be, and every `???`, by name."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    raw: dict[str, Any] = OmegaConf.to_container(config, resolve=False)
+    problems: list[Problem] = []
+    for key, value in list(_items(raw)):
+        if value == "???":
+            problems.append(Problem(key, "has no value and needs one", f"{key}=..."))
+        elif isinstance(value, str) and "${" in value:
+            try:
+                resolved = OmegaConf.select(config, key, throw_on_missing=True)
+                if OmegaConf.is_config(resolved):
+                    resolved = OmegaConf.to_container(resolved, resolve=True, throw_on_missing=True)
+                _set(raw, key, resolved)
+            except OmegaConfBaseException as e:
+                what = f"{value} cannot be resolved ({_first_lines(e)})"
+                problems.append(Problem(key, what, f"{key}=..."))
+    return raw, problems
+
+
+def _items(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf with its dotted path; elements of lists are leaves too ('run.trust.0')."""
+    if isinstance(values, dict) and (values or not prefix):
+        for key, value in values.items():
+            yield from _items(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list) and values:
+        for i, value in enumerate(values):
+            yield from _items(value, f"{prefix}.{i}")
+    else:
+        yield prefix, values
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of settings; a list is one setting."""
+    if isinstance(values, dict) and (values or not prefix):
+        for key, value in values.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix
+
+
+def _set(values: Any, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        values = values[int(name)] if isinstance(values, list) else values[name]
+    values[int(last) if isinstance(values, list) else last] = value
+
+
+def _covered(where: str, taken: set[str]) -> bool:
+    return any(where == t or where.startswith(t + ".") for t in taken)
+
+
+def _quoted(folder: Path) -> str:
+    return str(folder).replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def why(composed: Composed, key: str) -> str:
+    """Who set a setting, or all settings of a section. Raises: Refused for an unknown name."""
+    known = composed.provenance
+    keys = [k for k in known if k == key or k.startswith(key + ".")]
+    if not keys:
+        near = nearest(key, list(known))
+        hint = f"; did you mean {near}?" if near else ""
+        raise Refused(f"--why: there is no setting {key!r} in this configuration{hint}")
+    values = dict(_settings(composed.values))
+    return "\n".join(f"{k} = {values[k]!r}\n    {known[k]}" for k in keys)
+
+
+def _settings(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict) and (values or not prefix):
+        for key, value in values.items():
+            yield from _settings(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values

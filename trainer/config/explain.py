@@ -1,0 +1,195 @@
+"""A mapping becomes a Config, or an error with every problem in it: where, what, what to type.
+
+pydantic finds the problems; this file says them in the user's words. Its own paths hold the tags
+of unions ("model.shape.hidden_size"), which no user has typed: they are taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from trainer.config import rules
+from trainer.config.fields import example, known_settings, sections_with, takes_number, type_in_words
+from trainer.config.names import nearest, nearest_setting, or_list
+from trainer.config.schema import Config
+from trainer.errors import ConfigError, Problem
+
+
+def validate(values: dict[str, Any]) -> Config:
+    """Types and names, ranges, then the rules between sections.
+
+    Raises: ConfigError with every problem of the first of these that has any.
+    """
+    found = list(_truths(values))
+    config: Config | None = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as e:
+        found += _explained(e, values)
+    if config is not None and not found:
+        found += rules.problems(config)
+        if not found:
+            return config
+    raise ConfigError(found)
+
+
+def problems(values: dict[str, Any]) -> list[Problem]:
+    """What `validate` would raise, as a list."""
+    try:
+        validate(values)
+    except ConfigError as e:
+        return list(e.problems)
+    return []
+
+
+def _truths(values: dict[str, Any]) -> Iterator[Problem]:
+    """true and false where a number belongs: pydantic would count them as 1 and 0."""
+    for key, value in _leaves("", values):
+        path = key.split(".")
+        if isinstance(value, bool) and takes_number(path, values):
+            words = type_in_words(path, values)
+            fix = f"{key}={_as_override(example(path, values))}"
+            yield Problem(key, f"must be {words}, not {_as_override(value)}", fix)
+
+
+def _explained(error: ValidationError, values: dict[str, Any]) -> list[Problem]:
+    found: list[Problem] = []
+    for detail in error.errors(include_url=False):
+        for problem in _problems_of(detail, values):
+            if problem not in found:
+                found.append(problem)
+    return found
+
+
+def _problems_of(detail: ErrorDetails, values: dict[str, Any]) -> Iterator[Problem]:
+    path = _typed_path(detail["loc"], values)
+    where = ".".join(path)
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        for key, value in _leaves(where, detail["input"]):
+            yield _unknown(key, value, values)
+    elif kind == "missing":
+        yield Problem(where, "has no value and needs one", f"{where}={example(path, values)}")
+    elif kind in ("union_tag_invalid", "literal_error"):
+        yield _wrong_word(where, detail)
+    elif kind == "union_tag_not_found":
+        yield _without_kind(where, path, values)
+    else:
+        yield _wrong_value(where, path, detail, values)
+
+
+def _typed_path(loc: tuple[int | str, ...], values: Any) -> list[str]:
+    """`loc` without the tags of discriminated unions."""
+    path: list[str] = []
+    here = values
+    for i, part in enumerate(loc):
+        is_last = i == len(loc) - 1
+        if isinstance(here, dict):
+            if part not in here and here.get("kind") == part and not is_last:
+                continue
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        path.append(str(part))
+    return path
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), below)
+    else:
+        yield prefix, value
+
+
+def _unknown(key: str, value: Any, values: dict[str, Any]) -> Problem:
+    owners = sections_with(key, values)
+    if owners:
+        section = key.rpartition(".")[0]
+        kind = _at(values, section)["kind"]
+        what = f"{section}.kind={kind} has no such setting; {or_list(owners)} has"
+        return Problem(key, what, f"{section}.kind={owners[0]}, or leave {key} out")
+    near = nearest_setting(key, known_settings(values))
+    if near is None:
+        return Problem(key, "unknown setting", "longhaul train --cfg job lists every setting")
+    fix = f"{near}={_as_override(value)}"
+    return Problem(key, f"unknown setting; did you mean {near}?", fix)
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        values = values[part]
+    return values
+
+
+def _wrong_word(where: str, detail: ErrorDetails) -> Problem:
+    context = detail.get("ctx", {})
+    if detail["type"] == "union_tag_invalid":
+        where = f"{where}.kind"
+        given = str(context["tag"])
+        raw = str(context["expected_tags"])
+    else:
+        given = str(detail["input"])
+        raw = str(context["expected"]).replace(" or ", ", ")
+    allowed = [word.strip().strip("'") for word in raw.split(",")]
+    near = nearest(given, allowed) or allowed[0]
+    return Problem(where, f"must be {or_list(allowed)}, not {given!r}", f"{where}={near}")
+
+
+def _without_kind(where: str, path: list[str], values: dict[str, Any]) -> Problem:
+    kinds = or_list(sections_with(f"{where}.kind", values))
+    if "." not in where:
+        return Problem(where, "no file of this group is chosen", f"{where}=...")
+    return Problem(f"{where}.kind", f"has no value and needs one: {kinds}", f"{where}.kind=...")
+
+
+def _wrong_value(
+    where: str, path: list[str], detail: ErrorDetails, values: dict[str, Any]
+) -> Problem:
+    given = detail["input"]
+    reason = _reason(detail) or f"must be {type_in_words(path, values)}"
+    fix = f"{where}={_as_override(example(path, values, given=given))}"
+    return Problem(where, f"{reason}, not {_shown(given)}", fix)
+
+
+def _reason(detail: ErrorDetails) -> str:
+    """The rule in words, for the rules that the type alone does not say."""
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "greater_than":
+            return f"must be more than {context['gt']:g}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:,}"
+        case "less_than":
+            return f"must be less than {context['lt']:,}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:,}"
+        case "too_short":
+            return f"needs at least {context['min_length']} entry"
+        case "string_pattern_mismatch" if "._-" in str(context["pattern"]):
+            return "may hold letters, digits, '.', '_' and '-' only, 64 at most, and not start with '.'"
+        case "string_pattern_mismatch":
+            return "must look like package.module:Class"
+        case "finite_number":
+            return "must be a finite number"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, BaseModel | dict):
+        return "a mapping"
+    return repr(value)
+
+
+def _as_override(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_as_override(v) for v in value)}]"
+    return str(value)

@@ -1,0 +1,153 @@
+"""What the schema knows about a dotted setting: its names, its type in words, a value that works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+from types import UnionType
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trainer.config.schema import Config
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def known_settings(values: dict[str, Any]) -> list[str]:
+    """Every dotted setting there is, given the kinds chosen in `values`; sections themselves not."""
+    return list(_settings(Config, values, ""))
+
+
+def sections_with(key: str, values: dict[str, Any]) -> list[str]:
+    """Kinds whose section has the last name of `key`, where the chosen kind of `key` has not."""
+    section, _, own = key.rpartition(".")
+    field = _field(section.split("."), values) if section else None
+    if field is None:
+        return []
+    return [_kind_of(s) for s in _branches(field.annotation) if own in s.model_fields and _kind_of(s)]
+
+
+def type_in_words(path: list[str], values: dict[str, Any]) -> str:
+    field = _field(path, values)
+    if field is None:
+        return "a valid value"
+    annotation, optional = _without_none(field.annotation)
+    words = WORDS.get(annotation, "") if isinstance(annotation, type) else ""
+    if not words:
+        words = "a list" if get_origin(annotation) is tuple else "a section of settings"
+    return f"{words} or null" if optional else words
+
+
+def takes_number(path: list[str], values: dict[str, Any]) -> bool:
+    field = _field(path, values)
+    return field is not None and _without_none(field.annotation)[0] in (int, float)
+
+
+def example(path: list[str], values: dict[str, Any], *, given: Any = None) -> Any:
+    """A value of the right type and in range; near `given` where that can be."""
+    field = _field(path, values)
+    if field is None:
+        return "..."
+    annotation, _ = _without_none(field.annotation)
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)[0]
+    if annotation is bool:
+        return True
+    if annotation in (int, float):
+        return _number(field, given, whole=annotation is int)
+    if get_origin(annotation) is tuple:
+        return [given] if isinstance(given, str) and given else ["..."]
+    if annotation is str and isinstance(given, str) and given:
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", given).lstrip(".-")[:64] or "first-run"
+    return "..."
+
+
+def _number(field: FieldInfo, given: Any, *, whole: bool) -> Any:
+    low, high = _bounds(field, whole=whole)
+    number = given if isinstance(given, int | float) and not isinstance(given, bool) else None
+    if isinstance(given, str):
+        digits = re.match(r"^[\d_,]+", given)
+        number = float(digits[0].replace(",", "").replace("_", "")) if digits else None
+    if number is None or number != number or abs(number) == float("inf"):
+        number = 1
+    number = abs(number)
+    value = min(max(number, low), high)
+    return int(value) if whole or value == int(value) else value
+
+
+def _bounds(field: FieldInfo, *, whole: bool) -> tuple[float, float]:
+    """The least and the largest value worth proposing."""
+    low, high = 0.0, float("inf")
+    for rule in field.metadata:
+        low = getattr(rule, "ge", low)
+        if getattr(rule, "gt", None) is not None:
+            low = rule.gt + (1 if whole else 0.001)
+        high = getattr(rule, "le", high)
+        if getattr(rule, "lt", None) is not None:
+            high = rule.lt - 1 if whole else rule.lt * 0.9
+    return low, high
+
+
+def _settings(section: type[BaseModel], values: Any, prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        dotted = f"{prefix}{name}"
+        below = values.get(name) if isinstance(values, dict) else None
+        branches = list(_branches(field.annotation))
+        if get_origin(field.annotation) is dict and branches:
+            for key, value in (below or {}).items():
+                yield from _settings(_chosen(branches, value), value, f"{dotted}.{key}.")
+        elif branches:
+            yield from _settings(_chosen(branches, below), below, f"{dotted}.")
+        else:
+            yield dotted
+
+
+def _field(path: list[str], values: Any) -> FieldInfo | None:
+    """The field behind a dotted path, through unions (by the kind in `values`), dicts and lists."""
+    section: type[BaseModel] = Config
+    field: FieldInfo | None = None
+    parts = iter(path)
+    for part in parts:
+        field = section.model_fields.get(part)
+        if field is None:
+            return None
+        values = values.get(part) if isinstance(values, dict) else None
+        branches = list(_branches(field.annotation))
+        if get_origin(field.annotation) is dict and branches:
+            key = next(parts, None)
+            values = values.get(key) if isinstance(values, dict) and key else None
+        elif not branches:
+            return field
+        section = _chosen(branches, values)
+    return field
+
+
+def _chosen(branches: list[type[BaseModel]], values: Any) -> type[BaseModel]:
+    kind = values.get("kind") if isinstance(values, dict) else None
+    return next((b for b in branches if _kind_of(b) == kind), branches[0])
+
+
+def _kind_of(section: type[BaseModel]) -> str:
+    field = section.model_fields.get("kind")
+    options = get_args(field.annotation) if field is not None else ()
+    return str(options[0]) if len(options) == 1 else ""
+
+
+def _branches(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections an annotation may be: one, those of a union, or those of a dict's values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not tuple:
+        for argument in get_args(annotation):
+            if get_origin(annotation) is not Literal:
+                yield from _branches(argument)
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    if get_origin(annotation) in (Union, UnionType):
+        options = [a for a in get_args(annotation) if a is not type(None)]
+        if len(options) == 1:
+            return options[0], True
+    return annotation, False
