@@ -4,7 +4,7 @@
     owner                   the attempt that may write
     attempts.jsonl          one line an attempt: when, how, why it ended
     attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
-                            error.json  rank-00003.log
+                            error.json  ended.json  agent.json  rank-00003.log
     metrics.jsonl           one line a logged step
     checkpoints/step-00000100/
     tensorboard/  wandb/  profile/  export/
@@ -33,6 +33,16 @@ class AttemptFiles:
     @property
     def submission(self) -> Path:
         return self.root / "submission"
+
+    @property
+    def agent(self) -> Path:
+        """Which process carries the attempt on this host; see launch/liveness.py."""
+        return self.root / "agent.json"
+
+    @property
+    def ended(self) -> Path:
+        """How every rank ended, by the agent; see launch/outcome.py."""
+        return self.root / "ended.json"
 
     @property
     def started(self) -> Path:

@@ -1,0 +1,47 @@
+"""This machine, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.base import JobState, Submission, spec_of
+from launch.liveness import is_alive, is_elsewhere, read_mark
+from launch.machine import check_devices, free_port
+from launch.ranks_spec import RANKS_FILE, spec_text
+from trainer.errors import Refused
+from trainer.plan import RunPlan
+from trainer.records.run_files import RunFiles
+
+
+class LocalBackend:
+    name = "local"
+
+    def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
+        argv = ("python", "-m", "launch.agent", run_folder, "--attempt", str(plan.attempt))
+        return Submission(argv=argv, files={RANKS_FILE: spec_text(spec_of(plan))})
+
+    def preflight(self, plan: RunPlan) -> None:
+        """Raises: Refused for more nodes than one, more ranks than devices, a port taken."""
+        resources = plan.config.resources
+        if resources.nodes != 1:
+            raise Refused(
+                f"resources.nodes: launch=local has one node, {resources.nodes} were asked for\n"
+                "     try: resources.nodes=1"
+            )
+        check_devices(plan.device, ranks_per_node=resources.ranks_per_node)
+        free_port(resources.rendezvous_port)
+
+    def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
+        """Run to the end, in this process: argv says the same as a command of its own."""
+        from launch.agent import run_attempt
+
+        del submission  # its files are in the attempt's folder; the agent reads them there
+        return run_attempt(RunFiles(run_folder), attempt).exit_code
+
+    def state(self, run_folder: Path, *, attempt: int) -> JobState:
+        mark = read_mark(RunFiles(run_folder).attempt(attempt).agent)
+        if mark is None:
+            return JobState.ENDED
+        if is_elsewhere(mark):
+            return JobState.UNKNOWN
+        return JobState.RUNNING if is_alive(mark) else JobState.ENDED

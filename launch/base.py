@@ -1,0 +1,55 @@
+"""What a backend is: a pure rendering of a plan, and a small act of handing it over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from launch.ranks_spec import WORKER, RanksSpec
+from trainer.plan import RunPlan
+
+
+class JobState(Enum):
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"  # on another host, or nobody said how it ended
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Everything a backend would write and run, as data. Printed by `--dry-run`, golden-tested."""
+
+    argv: tuple[str, ...]  # "python" stands for the interpreter that runs the command
+    files: Mapping[str, str] = field(default_factory=dict)  # path under the attempt -> contents
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def spec_of(plan: RunPlan, *, module: str = WORKER) -> RanksSpec:
+    resources = plan.config.resources
+    return RanksSpec(
+        module=module,
+        nodes=resources.nodes,
+        ranks_per_node=resources.ranks_per_node,
+        device=plan.device,
+        threads_per_rank=plan.threads_per_rank,
+        rendezvous_port=resources.rendezvous_port,
+        grace_s=plan.config.launch.grace_s,
+    )
+
+
+class Backend(Protocol):
+    name: str
+
+    def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
+        """Pure: no clock, no environment, no file system, no network."""
+
+    def preflight(self, plan: RunPlan) -> None:
+        """Raises: Refused if this place cannot run the plan. Before anything is written."""
+
+    def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
+        """Hand it over; the exit code of the command (local: of the run)."""
+
+    def state(self, run_folder: Path, *, attempt: int) -> JobState: ...

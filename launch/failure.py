@@ -1,0 +1,106 @@
+"""The first failing rank's own error, as one message."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+from trainer.errors import Exit
+from trainer.records.attempt import ErrorRecord, read_error, write_first, write_record
+from trainer.records.run_files import AttemptFiles
+
+_TAIL_LINES = 15
+
+
+def record_death(files: AttemptFiles, rank: int, code: int) -> None:
+    """Make error.json speak for the first rank that died, if it could not speak for itself.
+
+    A rank that was killed wrote nothing; what another rank wrote meanwhile ("connection reset")
+    is only the echo, and is kept as such.
+    """
+    known = _read_error(files.error)
+    if code >= 0:
+        write_first(files.error, _exited(files, rank, code))
+        return
+    if known is not None and known.rank == rank:
+        return
+    echo = f"rank {known.rank} then said: {known.kind}: {known.message}" if known else ""
+    write_record(files.error, _killed(rank, -code, echo))
+
+
+def _killed(rank: int, number: int, echo: str) -> ErrorRecord:
+    message = f"killed by signal {number} ({_signal_name(number)})"
+    if number == signal.SIGKILL:
+        message += "; the kernel does that when memory runs out"
+    return _record(rank, kind="Killed", message=message, exit_code=Exit.FAILED, traceback=echo)
+
+
+def _exited(files: AttemptFiles, rank: int, code: int) -> ErrorRecord:
+    tail = log_tail(files.rank_log(rank))
+    message = f"exited with code {code} and left no error.json"
+    if tail:
+        message += "; its log ends with\n" + "\n".join(f"    {line}" for line in tail)
+    stops = code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS)
+    exit_code = Exit(code) if stops else Exit.FAILED
+    return _record(rank, kind="Exited", message=message, exit_code=exit_code)
+
+
+def _record(
+    rank: int, *, kind: str, message: str, exit_code: Exit, traceback: str = ""
+) -> ErrorRecord:
+    return ErrorRecord(
+        time=time.time(),
+        rank=rank,
+        host=socket.gethostname(),
+        kind=kind,
+        message=message,
+        exit_code=int(exit_code),
+        traceback=traceback,
+    )
+
+
+def failure_text(files: AttemptFiles) -> str:
+    """What a person is told; empty if no rank failed."""
+    error = _read_error(files.error)
+    if error is None:
+        return ""
+    if error.kind in ("Killed", "Exited"):
+        lines = [f"rank {error.rank} {_was(error)}{error.message}"]
+    else:
+        lines = [f"rank {error.rank} failed: {error.kind}: {error.message}"]
+    if error.step is not None:
+        lines.append(f"  at step {error.step} on {error.host}")
+    if error.kind == "Killed" and error.traceback:
+        lines.append(f"  {error.traceback}")
+    lines.append(f"  its log: {files.rank_log(error.rank)}")
+    return "\n".join(lines)
+
+
+def _was(error: ErrorRecord) -> str:
+    return "was " if error.kind == "Killed" else ""
+
+
+def log_tail(log: Path, *, lines: int = _TAIL_LINES) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 64 * 1024))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _read_error(path: Path) -> ErrorRecord | None:
+    try:
+        return read_error(path)
+    except (ValueError, TypeError):
+        return None

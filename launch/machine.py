@@ -1,0 +1,52 @@
+"""What this machine can give to ranks: ports and devices. No vendor library is asked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from trainer.errors import Refused
+
+LOOPBACK = "127.0.0.1"
+
+
+def free_port(wanted: int, *, host: str = LOOPBACK) -> int:
+    """`wanted` if it is free, or any free one for 0.
+
+    Raises: Refused if `wanted` is taken or not ours to take.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, wanted))
+        except OSError as e:
+            why = "is taken" if e.errno == errno.EADDRINUSE else f"cannot be used ({e.strerror})"
+            raise Refused(
+                f"resources.rendezvous_port: port {wanted} on {host} {why}\n"
+                "     try: resources.rendezvous_port=0"
+            ) from e
+        return int(probe.getsockname()[1])
+
+
+def num_gpus() -> int:
+    """CUDA devices the ranks would see; 0 without an NVIDIA driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len([one for one in Path("/dev").glob("nvidia*") if one.name[6:].isdigit()])
+
+
+def check_devices(device: str, *, ranks_per_node: int) -> None:
+    """Raises: Refused if there are more ranks than CUDA devices."""
+    if device != "cuda":
+        return
+    found = num_gpus()
+    if ranks_per_node > found:
+        fix = f"resources.ranks_per_node={found}" if found else "resources.device=cpu"
+        noun = "CUDA device" if found == 1 else "CUDA devices"
+        raise Refused(
+            f"resources.ranks_per_node: {ranks_per_node} ranks a node, but this machine has "
+            f"{found} {noun}\n     try: {fix}"
+        )

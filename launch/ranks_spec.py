@@ -1,0 +1,39 @@
+"""ranks.json: what an agent must know to start the ranks of its node. Standard library only.
+
+Plain numbers out of the plan, because reading the plan itself needs pydantic (0.2 s of CPU).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.records.json_file import read_json
+
+RANKS_FILE = "submission/ranks.json"  # under the attempt's folder
+WORKER = "trainer.worker"
+
+
+@dataclass(frozen=True)
+class RanksSpec:
+    module: str  # what the ranks run: python -m MODULE RUN_FOLDER --attempt N
+    nodes: int
+    ranks_per_node: int
+    device: str  # cpu, cuda
+    threads_per_rank: int
+    rendezvous_port: int  # 0: a free one
+    grace_s: float  # from "save and stop" to SIGKILL
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+def spec_text(spec: RanksSpec) -> str:
+    return json.dumps(asdict(spec), indent=2) + "\n"
+
+
+def read_spec(path: Path) -> RanksSpec:
+    """Raises: FileNotFoundError, ValueError, TypeError (another version's file)."""
+    return RanksSpec(**read_json(path))

@@ -1,0 +1,95 @@
+"""A rank without torch that keeps the worker's contract, so that agents are tested in milliseconds.
+
+Run as `python -m tests.helpers.fake_worker RUN_FOLDER --attempt N`; what each rank does stands in
+behaviour.json of the run folder: {"0": ["wait"], "1": ["raise", "bad row"]}.
+
+    finish           write done.json (rank 0) and leave
+    wait             until told to stop; then save (rank 0 writes a checkpoint), leave with 75
+    hang             ignore every stop signal
+    raise TEXT       write error.json and leave with 76
+    refuse TEXT      write error.json and leave with 78
+    exit CODE        leave without a word
+    children         start a child and a grandchild in a session of its own, then wait
+    say TEXT         print, then finish
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from trainer.errors import Exit
+from trainer.records.attempt import Done, ErrorRecord, Started, write_first, write_record
+from trainer.records.run_files import RunFiles
+
+_FOREVER_S = 60.0
+
+
+def main() -> int:
+    run = RunFiles(Path(sys.argv[1]))
+    files = run.attempt(int(sys.argv[3]))
+    rank = int(os.environ["RANK"])
+    what, *rest = json.loads((run.root / "behaviour.json").read_text())[str(rank)]
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda n, _: None if what == "hang" else told.append(n))
+    if rank == 0:
+        started = Started(
+            time=time.time(),
+            step=0,
+            world_size=int(os.environ["WORLD_SIZE"]),
+            host=socket.gethostname(),
+        )
+        write_record(files.started, started)
+    if what == "children":
+        _start_children(files.root)
+    (files.root / f"up-{rank}").write_text(str(os.getpid()))
+    if what in ("finish", "say"):
+        print(*rest, flush=True)
+        if rank == 0:
+            write_record(files.done, Done(time=time.time(), step=7, loss=1.5))
+        return Exit.DONE
+    if what == "exit":
+        print("about to leave", file=sys.stderr, flush=True)
+        return int(rest[0])
+    if what in ("raise", "refuse"):
+        code = Exit.FAILED if what == "raise" else Exit.STOP
+        error = ErrorRecord(
+            time=time.time(),
+            rank=rank,
+            host=socket.gethostname(),
+            kind="DataError",
+            message=rest[0],
+            exit_code=code,
+            step=3,
+        )
+        write_first(files.error, error)
+        return code
+    deadline = time.monotonic() + _FOREVER_S
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (files.root / f"told-{rank}").write_text(" ".join(map(str, told)))
+    if rank == 0:
+        folder = run.checkpoints / "step-00000005"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    return Exit.SAVED
+
+
+def _start_children(folder: Path) -> None:
+    """One plain child, and one that leaves our session and ignores SIGTERM."""
+    sleep = f"import time; time.sleep({_FOREVER_S})"
+    stubborn = f"import signal; signal.signal(15, signal.SIG_IGN); {sleep}"
+    one = subprocess.Popen([sys.executable, "-S", "-c", sleep])
+    two = subprocess.Popen([sys.executable, "-S", "-c", stubborn], start_new_session=True)
+    (folder / "children").write_text(f"{one.pid} {two.pid}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
