@@ -1,0 +1,90 @@
+# Every target sets up the virtual environment first (milliseconds when it is there).
+SHELL := /bin/bash
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+CODE := $(wildcard trainer launch tests benchmarks)
+
+# A folder without tests is left out: pytest calls an empty collection a failure.
+tested = $(foreach folder,$(1),$(if $(wildcard tests/$(folder)/test_*.py),tests/$(folder)))
+
+# run-tests FOLDERS: one pytest, so that all of them share one pool of warm ranks.
+define run-tests
+@$(if $(call tested,$(1)),$(PYTEST) $(call tested,$(1)) $(ARGS),echo "no tests yet in: $(1)")
+endef
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: setup
+setup: ## The virtual environment, by constraints.txt
+	@.ci/setup
+
+# --- runs ------------------------------------------------------------------------------------
+
+.PHONY: train
+train: setup ## Train: make train ARGS="model=llama_debug steps.total=50"
+	$(BIN)/longhaul train $(ARGS)
+
+.PHONY: plan
+plan: setup ## The numbers of a run, nothing started: make plan EXP=name ARGS="..."
+	$(BIN)/longhaul plan $(if $(EXP),+experiment=$(EXP)) $(ARGS)
+
+.PHONY: smoke
+smoke: setup ## Two CPU ranks: five steps, then the same run continued to ten
+	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
+	run="run.name=smoke run.root=$$root model=llama_debug resources.ranks_per_node=2 steps.save_every=5" && \
+	$(BIN)/longhaul train $$run steps.total=5 $(ARGS) && \
+	$(BIN)/longhaul train $$run steps.total=10 resume=must $(ARGS)
+
+.PHONY: bench
+bench: setup ## Every benchmark in benchmarks/, one after the other
+	@for file in $(sort $(wildcard benchmarks/bench_*.py)); do \
+	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; \
+	done
+
+# --- checks ----------------------------------------------------------------------------------
+
+.PHONY: test
+test: check ## Everything CI runs: check, then contract, distributed, cluster
+	$(call run-tests,contract distributed cluster)
+
+.PHONY: check
+check: format lint types arch ## Under a minute, changes nothing: format, lint, types, architecture, unit, golden
+	$(call run-tests,unit golden)
+
+.PHONY: fix
+fix: setup ## Format and repair what ruff can repair
+	$(BIN)/ruff check --fix-only $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+.PHONY: format
+format: setup ## Is everything formatted
+	@$(BIN)/ruff format --check $(CODE)
+
+.PHONY: lint
+lint: setup ## Ruff's rules and spelling
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/codespell $(CODE) docs conf slurm .ci *.md *.toml Makefile
+
+.PHONY: types
+types: setup ## mypy --strict on trainer, launch and the tests' helpers
+	@$(BIN)/mypy
+
+.PHONY: arch
+arch: setup ## Who may import whom
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: unit golden contract distributed cluster
+unit: setup ## Pure functions and small files; seconds
+	$(call run-tests,unit)
+golden: setup ## Everything rendered or resolved, as text; ARGS=--update rewrites it
+	$(call run-tests,golden)
+contract: setup ## The same tests for every implementation
+	$(call run-tests,contract)
+distributed: setup ## Several real processes
+	$(call run-tests,distributed)
+cluster: setup ## Real schedulers, where they are installed
+	$(call run-tests,cluster)
