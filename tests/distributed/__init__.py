@@ -1,0 +1,1 @@
+"""Several real processes, joined over gloo; each world ends before the next begins."""

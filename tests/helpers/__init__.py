@@ -1,0 +1,1 @@
+"""What several tests share. Nothing here knows what the trainer should do."""
