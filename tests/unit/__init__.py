@@ -1,0 +1,1 @@
+"""Pure functions and small files: no other process but a bare interpreter, seconds in all."""

@@ -1,0 +1,147 @@
+"""The rules of the tree that the import contracts in pyproject.toml cannot say."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[2]
+_FILES = sorted(
+    path.relative_to(_ROOT)
+    for room in ("trainer", "launch")
+    for path in (_ROOT / room).rglob("*.py")
+)
+
+_BUDGET = 400
+_BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
+
+# Who may read or write os.environ outside launch/, and why.
+_ENVIRONMENT = {"trainer/dist/world.py": "Place.from_env: who this process is"}
+
+_TORCH_DISTRIBUTED = ("trainer/dist/", "trainer/engine/")
+
+_HEAVY = {"torch", "deepspeed", "transformers", "datasets", "ray", "wandb"}
+_HYDRA = {"hydra", "omegaconf"}
+
+# All that the launcher may know of the trainer.
+_LAUNCH_KNOWS = {"errors", "faultpoints", "records", "config", "capacity", "plan", "changes"}
+
+
+def test_the_launcher_imports_no_vendor_that_is_slow_to_load() -> None:
+    modules = [_module(path) for path in _FILES if path.parts[0] == "launch"]
+    light = [name for name in modules if name != "launch.compose"]
+    program = (
+        "import importlib, json, sys\n"
+        "loaded = []\n"
+        f"for names in ({light!r}, {modules!r}):\n"
+        "    for name in names: importlib.import_module(name)\n"
+        "    loaded.append(sorted(name for name in sys.modules if '.' not in name))\n"
+        "print(json.dumps(loaded))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    without_compose, everything = map(set, json.loads(done.stdout))
+    assert not without_compose & (_HEAVY | _HYDRA)
+    assert not everything & _HEAVY
+
+
+def test_the_launcher_knows_only_the_light_part_of_the_trainer() -> None:
+    found = {
+        f"{path}: {name}"
+        for path in _FILES
+        if path.parts[0] == "launch"
+        for name in _imported(_tree(path))
+        if name.startswith("trainer.") and name.split(".")[1] not in _LAUNCH_KNOWS
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("path", _FILES, ids=str)
+def test_a_file_stays_within_its_budget_of_lines(path: Path) -> None:
+    lines = len((_ROOT / path).read_text(encoding="utf-8").splitlines())
+    budget = _BUDGETS.get(path.as_posix(), _BUDGET)
+    assert lines <= budget, f"{path} has {lines} lines of {budget}: split it along a seam"
+
+
+def test_no_file_is_named_for_being_left_over() -> None:
+    left_over = {"utils.py", "helpers.py", "common.py", "misc.py"}
+    assert not [str(path) for path in _FILES if path.name in left_over]
+
+
+def test_the_environment_is_read_in_named_files_only() -> None:
+    readers = {
+        path.as_posix()
+        for path in _FILES
+        if path.parts[0] == "trainer" and _touches_environment(_tree(path))
+    }
+    assert readers <= set(_ENVIRONMENT)
+
+
+def test_torch_distributed_is_used_by_dist_and_engine_only() -> None:
+    users = {path.as_posix() for path in _FILES if _uses_torch_distributed(_tree(path))}
+    assert not {user for user in users if not user.startswith(_TORCH_DISTRIBUTED)}
+
+
+def test_source_files_are_ascii_but_for_text_that_people_read() -> None:
+    """Names and comments; strings may greet anybody in their own script."""
+    strange = []
+    for path in _FILES:
+        text = (_ROOT / path).read_text(encoding="utf-8")
+        if text.isascii():
+            continue
+        in_strings = "".join(
+            node.value
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        if {c for c in text if not c.isascii()} - set(in_strings):
+            strange.append(str(path))
+    assert not strange
+
+
+# --- reading source --------------------------------------------------------------------------
+
+
+def _module(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse((_ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of everything imported; `from a import b` gives both a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module != "trainer":
+                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _dotted(tree: ast.Module) -> Iterator[str]:
+    """Every `a.b` in the code whose left side is a plain name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{node.value.id}.{node.attr}"
+
+
+def _touches_environment(tree: ast.Module) -> bool:
+    names = {"os.environ", "os.getenv", "os.putenv"}
+    return bool(names & {*_dotted(tree), *_imported(tree)})
+
+
+def _uses_torch_distributed(tree: ast.Module) -> bool:
+    names = (*_dotted(tree), *_imported(tree))
+    return any(f"{name}.".startswith("torch.distributed.") for name in names)
