@@ -1,0 +1,1 @@
+"""Architectures and where their values come from. Only build.py knows transformers."""

@@ -1,0 +1,1 @@
+"""Losses summed over terms: pure functions of log-probabilities, without state or collectives."""

@@ -1,0 +1,1 @@
+"""Parameter groups, optimizers, and schedules as step -> learning rate. No scheduler objects."""

@@ -1,0 +1,26 @@
+"""Next-token prediction over packed rows: pretraining."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.batch import TokenBatch
+from trainer.objectives.next_token import correct_count, next_token_loss_sum
+
+
+class CausalLm:
+    """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper."""
+
+    def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
+        log_probs_RT = model(batch.inputs_RT, batch.positions_RT, batch.labels_RT)
+        return next_token_loss_sum(log_probs_RT, batch.labels_RT)
+
+    @torch.no_grad()
+    def score(self, model: torch.nn.Module, batch: TokenBatch) -> dict[str, float]:
+        log_probs_RT, correct_RT = model(
+            batch.inputs_RT, batch.positions_RT, batch.labels_RT, want="scores"
+        )
+        loss = next_token_loss_sum(log_probs_RT, batch.labels_RT)
+        correct = correct_count(correct_RT, batch.labels_RT)
+        loss_value, correct_value = torch.stack([loss.double(), correct.double()]).tolist()
+        return {"terms": float(batch.terms), "loss": loss_value, "correct": correct_value}
