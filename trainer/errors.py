@@ -6,9 +6,11 @@ LonghaulError                 76  failed; start me again
 |- RunFolderError             78  the run folder is not what this command expects
 |- DataError                  78  a corpus, a tokenizer or a token store is not usable
 |- ModelError                 78  a model folder is not usable, or its rows leak into each other
-|- WorldError                 76  the process group is not as planned, or another rank failed
+|- WorldError                 76  the process group is not as planned
+|  `- PeerFailed              as the first failing rank's: another rank failed, this one only heard
 |- CheckpointError            76
 |  |- DamagedCheckpoint       76  a checkpoint does not match its manifest
+|  |- CheckpointMismatch      78  a whole checkpoint, but of another run, model or version
 |  |- SaveFailed              76  one save failed on some rank; the run goes on
 |  `- TooManyFailedSaves      78  `checkpoint.max_failed_saves` in a row
 `- NonFiniteStep              78  loss or gradient norm is not finite; the last checkpoint is good
@@ -82,12 +84,24 @@ class WorldError(LonghaulError):
     pass
 
 
+class PeerFailed(WorldError):
+    """An echo: the cause is another rank's error, which that rank records itself."""
+
+    def __init__(self, said: str, exit_code: Exit = Exit.FAILED) -> None:
+        super().__init__(said)
+        self.exit_code = exit_code
+
+
 class CheckpointError(LonghaulError):
     pass
 
 
 class DamagedCheckpoint(CheckpointError):
     pass
+
+
+class CheckpointMismatch(CheckpointError):
+    exit_code = Exit.STOP
 
 
 class SaveFailed(CheckpointError):

@@ -1,0 +1,16 @@
+"""What an observer is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from trainer.reports import EvalReport, SaveReport, StepReport
+
+
+class Observer(Protocol):
+    """Told what happened; cannot change it. Runs on rank 0 only and calls no collectives."""
+
+    def on_step(self, report: StepReport) -> None: ...
+    def on_eval(self, report: EvalReport) -> None: ...
+    def on_save(self, report: SaveReport) -> None: ...
+    def close(self) -> None: ...

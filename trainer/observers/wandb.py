@@ -1,0 +1,100 @@
+"""Weights & Biases; the only importer of wandb. Meant to run under observers/aside.py.
+
+Online if it can be, else offline (`wandb sync` later), else nothing: a tracker never ends a run.
+The id is the run's for life, so every attempt continues one W&B run; the step is an ordinary
+metric, because W&B drops points whose own step is not above the last (a resumed run repeats some).
+Keys are W&B's business: they come from its own login and are never read or written here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+
+from trainer.reports import EvalReport, SaveReport, StepReport
+
+_log = logging.getLogger(__name__)
+_INIT_S = 10.0  # wandb's own default of 90 s is long for a server that is not there
+_FINISH_S = 20.0
+_FLUSH_S = 1  # of the local file; wandb's 15 s are lost when the process is killed
+
+
+class Wandb:
+    """Raises: whatever wandb.init raises, if not even an offline run can be made."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Literal["offline", "online"],
+        run_id: str,
+        name: str,
+        project: str,
+        entity: str | None,
+        tags: Sequence[str],
+        attempt: int,
+        config: Mapping[str, Any],
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._attempt = attempt
+        arguments = {
+            "id": run_id,
+            "name": name,
+            "project": project,
+            "entity": entity,
+            "tags": list(tags),
+            "config": dict(config),
+            "dir": str(folder.parent),  # wandb adds the folder "wandb" itself
+            "resume": "allow",
+        }
+        self._run = _begin(mode, arguments)
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def on_step(self, report: StepReport) -> None:
+        values = asdict(report)
+        del values["step"]
+        self._record(report.step, "train", values)
+
+    def on_eval(self, report: EvalReport) -> None:
+        self._record(report.step, "eval", report.values)
+
+    def on_save(self, report: SaveReport) -> None:
+        values = {"stall_s": report.stall_s, "bytes": report.bytes, "succeeded": report.succeeded}
+        self._record(report.step, "save", values)
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _record(self, step: int, group: str, values: Mapping[str, Any]) -> None:
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        self._run.log({"step": step, "attempt": self._attempt} | named)
+
+
+def _begin(mode: Literal["offline", "online"], arguments: dict[str, Any]) -> Any:
+    if mode == "online":
+        try:
+            return wandb.init(mode="online", settings=_settings(), **arguments)
+        except Exception as e:  # no network, no login, a server that does not answer
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            _log.warning("W&B cannot be reached (%s); logging offline into the run folder", reason)
+            # wandb 0.31: its service keeps the id "in use" after a failed init.
+            wandb.teardown()
+    return wandb.init(mode="offline", settings=_settings(), **arguments)
+
+
+def _settings() -> Any:
+    return wandb.Settings(
+        init_timeout=_INIT_S,
+        finish_timeout=_FINISH_S,
+        console="off",  # the rank's own log has it
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        x_transaction_log_flush_interval=_FLUSH_S,
+    )
