@@ -1,0 +1,1 @@
+"""Corpus -> tokenizer -> token store -> pure order -> rows -> a rank's stream of micro-batches."""
