@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,12 +31,12 @@ def test_worlds_of_different_sizes_follow_each_other(ranks: RankPool) -> None:
         seen |= pids
 
 
-def _three_steps_of_zero(world: World, stage: int, folder: Path) -> list[float]:
+def _three_steps_of_zero(world: World, stage: int) -> list[float]:
     import deepspeed
 
     if world.place.world_size == 1:  # DeepSpeed wants a group for one rank too
-        file = folder / f"alone-{stage}-{os.getpid()}"
-        torch.distributed.init_process_group("gloo", f"file://{file}", rank=0, world_size=1)
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
     engine, *_ = deepspeed.initialize(
@@ -61,9 +60,9 @@ def _three_steps_of_zero(world: World, stage: int, folder: Path) -> list[float]:
     return losses
 
 
-def test_deepspeed_runs_in_one_world_after_another(ranks: RankPool, tmp_path: Path) -> None:
+def test_deepspeed_runs_in_one_world_after_another(ranks: RankPool) -> None:
     runs = [
-        ranks.run(world_size, _three_steps_of_zero, stage, tmp_path, timeout_s=90)
+        ranks.run(world_size, _three_steps_of_zero, stage, timeout_s=90)
         for world_size, stage in ((2, 3), (3, 1), (1, 3), (2, 2))
     ]
     alone = runs[2][0]

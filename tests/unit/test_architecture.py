@@ -22,7 +22,10 @@ _BUDGET = 400
 _BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
 
 # Who may read or write os.environ outside launch/, and why.
-_ENVIRONMENT = {"trainer/dist/world.py": "Place.from_env: who this process is"}
+_ENVIRONMENT = {
+    "trainer/dist/world.py": "Place.from_env: who this process is",
+    "trainer/engine/bootstrap.py": "sets what DeepSpeed reads, before it is imported",
+}
 
 _TORCH_DISTRIBUTED = ("trainer/dist/", "trainer/engine/")
 
