@@ -20,7 +20,7 @@ def record_death(files: AttemptFiles, rank: int, code: int) -> None:
     A rank that was killed wrote nothing; what another rank wrote meanwhile ("connection reset")
     is only the echo, and is kept as such.
     """
-    known = _read_error(files.error)
+    known = read_failure(files)
     if code >= 0:
         write_first(files.error, _exited(files, rank, code))
         return
@@ -63,7 +63,7 @@ def _record(
 
 def failure_text(files: AttemptFiles) -> str:
     """What a person is told; empty if no rank failed."""
-    error = _read_error(files.error)
+    error = read_failure(files)
     if error is None:
         return ""
     if error.kind in ("Killed", "Exited"):
@@ -82,14 +82,15 @@ def _was(error: ErrorRecord) -> str:
     return "was " if error.kind == "Killed" else ""
 
 
-def log_tail(log: Path, *, lines: int = _TAIL_LINES) -> list[str]:
+def log_tail(log: Path, *, lines: int = _TAIL_LINES, blank: bool = False) -> list[str]:
+    """The last lines of a log, as far as its last 64 KiB hold them; `blank`: with empty ones."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 64 * 1024))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    return [line for line in text.splitlines() if line.strip()][-lines:]
+    return [line for line in text.splitlines() if blank or line.strip()][-lines:]
 
 
 def _signal_name(number: int) -> str:
@@ -99,8 +100,9 @@ def _signal_name(number: int) -> str:
         return "unknown"
 
 
-def _read_error(path: Path) -> ErrorRecord | None:
+def read_failure(files: AttemptFiles) -> ErrorRecord | None:
+    """The first failure of an attempt, as far as it can be read."""
     try:
-        return read_error(path)
+        return read_error(files.error)
     except (ValueError, TypeError):
         return None

@@ -1,0 +1,93 @@
+"""The command `longhaul`. Knows the verbs and loads the file of the one that was asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from trainer.errors import Exit, LonghaulError
+
+# verb -> (module under launch/commands, what it does). A verb is listed when it works.
+VERBS = {
+    "train": ("train", "compose the settings, plan, and run"),
+    "plan": ("plan", "the numbers of a run: batch, memory, checkpoint size; starts nothing"),
+    "status": ("status", "how runs stand"),
+    "logs": ("logs", "what a rank printed; --why: the first failure"),
+    "stop": ("stop", "save and stop a running run"),
+    "resume": ("resume", "go on with a run, with other settings where that is possible"),
+    "runs": ("runs", "list, rename, move, gc: run folders and their disk"),
+    "data": ("data", "prepare, audit, show: from corpus to token store to rows"),
+    "checkpoint": ("checkpoint", "list, verify, diff: what is saved, is it whole, what differs"),
+    "evaluate": ("evaluate", "loss and accuracy on the held-out split"),
+    "generate": ("generate", "continue a prompt"),
+    "export": ("export", "a Hugging Face folder, checked against the trained model"),
+    "verify": ("verify", "layouts, resume: proofs on your own settings"),
+}
+_EXAMPLES = """\
+examples
+  longhaul train                                     a small model on this machine's Python sources
+  longhaul train model=llama_125m engine=zero3       other choices; every setting is key=value
+  longhaul train --dry-run steps.total=50            what would be written and run
+  longhaul status                                    how the runs under runs/ stand
+  longhaul VERB --help                               one verb, with an example
+"""
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    listing = "\n".join(f"  {verb.ljust(width)}  {about}" for verb, (_, about) in VERBS.items())
+    return f"usage: longhaul VERB [...]\n\nverbs\n{listing}\n\n{_EXAMPLES}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; the exit codes are those of trainer.errors.Exit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except LonghaulError as e:
+        _complain(str(e))
+        return e.exit_code
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:  # `longhaul runs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return Exit.DONE
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return Exit.DONE
+    verb, *rest = arguments
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"longhaul {version('longhaul')}")
+        return Exit.DONE
+    if verb in ("--shell-completion", "-sc"):  # as Hydra's users install it
+        verb, rest = "train", arguments
+    if verb not in VERBS:
+        _complain(_unknown(verb))
+        return Exit.REFUSED
+    command: Callable[[list[str]], int] = import_module(f"launch.commands.{VERBS[verb][0]}").main
+    return command(rest)
+
+
+def _unknown(verb: str) -> str:
+    from trainer.config.names import nearest
+
+    near = nearest(verb, list(VERBS))
+    if near is None and "=" in verb:
+        return f"{verb} is a setting and needs a verb before it: longhaul train {verb}"
+    hint = f"did you mean {near}?" if near else f"there is {', '.join(VERBS)}"
+    return f"longhaul has no verb {verb!r}; {hint}"
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

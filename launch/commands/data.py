@@ -1,0 +1,47 @@
+"""longhaul data prepare|audit|show: from settings to token store; processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+
+from launch.compute import compute, config_file
+from launch.settings import resolved, split
+from trainer.errors import Exit, Refused
+
+_VERBS = {
+    "prepare": "trainer.commands.prepare",
+    "audit": "trainer.commands.data_audit",
+    "show": "trainer.commands.data_show",
+}
+_HELP = """\
+usage: longhaul data prepare|audit|show [key=value ...] [RUN] [--config-dir DIR] [options]
+
+  prepare    tokenize the sources into token stores; what is current is left as it is
+  audit      what the stores hold, and whether every byte of them is as written
+  show       a row as the model sees it: tokens, labels, positions, documents
+
+Settings are those of `longhaul train`; a run's name stands for the settings of that run.
+
+examples
+  longhaul data prepare data=text_files 'data.sources.corpus.paths=[corpus/*.txt]'
+  longhaul data show first-run --row 3
+"""
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return Exit.DONE
+    verb, *rest = argv
+    if verb not in _VERBS:
+        raise Refused(f"longhaul data has no verb {verb!r}; there is {', '.join(_VERBS)}")
+    if {"-h", "--help"} & set(rest):
+        return compute(_VERBS[verb], ["--help"])
+    parser = argparse.ArgumentParser(prog=f"longhaul data {verb}", add_help=False)
+    parser.add_argument("--config-dir", action="append", default=[])
+    parser.add_argument("--root", default=None)
+    given, others = parser.parse_known_args(rest)
+    settings, options = split(others)
+    config = resolved(settings, config_dirs=given.config_dir, root=given.root)
+    with config_file(config.model_dump(mode="json")) as path:
+        return compute(_VERBS[verb], [str(path), *options])

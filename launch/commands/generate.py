@@ -1,0 +1,9 @@
+"""longhaul generate RUN: a process of its own (trainer/commands/generate.py)."""
+
+from __future__ import annotations
+
+from launch.compute import compute, with_targets
+
+
+def main(argv: list[str]) -> int:
+    return compute("trainer.commands.generate", with_targets(argv, count=1))

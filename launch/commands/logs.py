@@ -1,0 +1,82 @@
+"""longhaul logs RUN: what a rank printed, or why the run failed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from launch.failure import failure_text, log_tail, read_failure
+from launch.run_folder import DEFAULT_ROOT, attempts, find, running
+from launch.status import status_of
+from trainer.errors import Refused
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+_EPILOG = "examples: longhaul logs first-run --rank 1 --follow; longhaul logs first-run --why"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="longhaul logs", description="What a rank printed.", epilog=_EPILOG
+    )
+    parser.add_argument("run", help="name or path")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--attempt", type=int, help="default: the newest")
+    parser.add_argument("--why", action="store_true", help="the first failure of the attempt")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on until the attempt ends")
+    parser.add_argument("--lines", "-n", type=int, help="only the last N lines")
+    parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
+    given = parser.parse_args(argv)
+    run = find(given.run, root=Path(given.root))
+    files = _attempt(run, given.attempt)
+    if given.why:
+        print(_why(run, files))
+        return 0
+    log = files.rank_log(given.rank)
+    if not log.exists():
+        raise Refused(_no_log(files, given.rank))
+    _print(run, log, lines=given.lines, follow=given.follow)
+    return 0
+
+
+def _attempt(run: RunFiles, number: int | None) -> AttemptFiles:
+    known = {files.number: files for files in attempts(run)}
+    if not known:
+        raise Refused(f"run {run.name} has not been started yet")
+    wanted = max(known) if number is None else number
+    if wanted not in known:
+        have = ", ".join(map(str, known))
+        raise Refused(f"run {run.name} has no attempt {wanted}; it has {have}")
+    return known[wanted]
+
+
+def _why(run: RunFiles, files: AttemptFiles) -> str:
+    error = read_failure(files)
+    if error is None:
+        status = status_of(run)
+        return f"no rank of attempt {files.number} failed: {status.why or status.state}"
+    trace = f"\n\n{error.traceback.rstrip()}" if error.traceback else ""
+    return f"attempt {files.number}: {failure_text(files)}{trace}"
+
+
+def _no_log(files: AttemptFiles, rank: int) -> str:
+    found = sorted(int(p.stem.removeprefix("rank-")) for p in files.root.glob("rank-*.log"))
+    if not found:
+        return f"attempt {files.number} has no logs: no rank was started"
+    return f"attempt {files.number} has no rank {rank}; it has ranks {found[0]} to {found[-1]}"
+
+
+def _print(run: RunFiles, log: Path, *, lines: int | None, follow: bool) -> None:
+    with log.open("rb") as file:
+        if lines is not None:
+            print("\n".join(log_tail(log, lines=lines, blank=True)), flush=True)
+            file.seek(0, 2)
+        while True:
+            is_running = follow and running(run) is not None  # asked first: no last line is lost
+            while data := file.read(1 << 16):
+                sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            if not is_running:
+                return
+            time.sleep(0.2)

@@ -1,0 +1,46 @@
+"""longhaul status [RUN ...]: how runs stand, from their folders."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from launch.run_folder import DEFAULT_ROOT, find, list_runs
+from launch.status import RunStatus, status_of
+from launch.table import show
+
+_EPILOG = "example: longhaul status first-run --json"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="longhaul status", description="How runs stand.", epilog=_EPILOG
+    )
+    parser.add_argument("run", nargs="*", help="name or path; all under --root if none is given")
+    parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(argv)
+    root = Path(given.root)
+    runs = [find(name, root=root) for name in given.run] or list_runs(root)
+    found = [status_of(run) for run in runs]
+    if given.json:
+        show([asdict(one) for one in found], as_json=True)
+    else:
+        show([_row(one) for one in found], as_json=False, empty=f"no runs under {root}/")
+        for one in found:
+            if one.why and one.state not in ("running", "finished"):
+                print(f"\n{one.run}: {one.why}")
+    return 0
+
+
+def _row(one: RunStatus) -> dict[str, object]:
+    return {
+        "run": one.run,
+        "state": one.state,
+        "step": f"{one.step}/{one.total}" if one.total else one.step,
+        "loss": one.loss,
+        "tokens/s": one.tokens_per_second,
+        "checkpoint": one.checkpoint or None,
+        "attempt": one.attempt or None,
+    }

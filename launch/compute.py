@@ -1,0 +1,87 @@
+"""The door to the verbs that compute: each is a process of its own, `python -m trainer...`.
+
+The command itself never imports torch. The child has our terminal, and its exit code is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launch.processes import die_with_parent
+from launch.run_folder import DEFAULT_ROOT, find
+from trainer.errors import Exit
+
+
+def compute(module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m MODULE ARGUMENTS` in the foreground; its exit code.
+
+    Ctrl-C reaches the child from the terminal and is its business; other stop signals are passed
+    on. The child dies with us.
+    """
+    argv = [sys.executable, "-m", module, *arguments]
+    child = subprocess.Popen(argv, env=_environment(), preexec_fn=die_with_parent())
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before[number] = signal.signal(number, lambda n, _: child.send_signal(n))
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == -signal.SIGINT:
+        return Exit.INTERRUPTED
+    if code < 0:
+        name = signal.Signals(-code).name
+        print(f"{module} was killed by signal {-code} ({name})", file=sys.stderr)
+        return Exit.FAILED
+    return code
+
+
+@contextmanager
+def config_file(config: Mapping[str, Any]) -> Iterator[Path]:
+    """A resolved configuration as a file for a child; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="longhaul-") as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        yield path
+
+
+def target(given: str, *, root: str = DEFAULT_ROOT) -> str:
+    """A path that exists as it is; else the folder of the run of that name.
+
+    Raises: Refused with the nearest names if there is neither.
+    """
+    if ("/" in given or given in (".", "..")) and Path(given).exists():
+        return given
+    if not (Path(root) / given).exists() and Path(given).exists():
+        return given
+    return str(find(given, root=Path(root)).root)
+
+
+def with_targets(arguments: Sequence[str], *, count: int) -> list[str]:
+    """The first `count` arguments name runs, checkpoints or folders: names become paths."""
+    found: list[str] = []
+    rest = list(arguments)
+    root = DEFAULT_ROOT
+    if "--root" in rest[:-1]:
+        at = rest.index("--root")
+        root = rest[at + 1]
+        del rest[at : at + 2]
+    while rest and len(found) < count and not rest[0].startswith("-"):
+        found.append(target(rest.pop(0), root=root))
+    return [*found, *rest]
+
+
+def _environment() -> dict[str, str]:
+    env = dict(os.environ)
+    env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # DeepSpeed 0.19.8 on torch 2.13
+    return env

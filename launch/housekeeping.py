@@ -1,0 +1,144 @@
+"""Renaming, moving and cleaning run folders. Never a running one, never the newest checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.run_folder import attempts, read_record, refuse_if_running, running
+from launch.status import finished_step
+from trainer.errors import Refused, RunFolderError
+from trainer.records.json_file import fsync_folder, read_json
+from trainer.records.run_files import RunFiles
+
+
+@dataclass(frozen=True)
+class Rubbish:
+    """Something that can go. Units: bytes."""
+
+    run: str
+    path: Path
+    size: int
+    why: str
+
+
+def rename(run: RunFiles, name: str) -> RunFiles:
+    """Raises: Refused if the run is running, the name is taken or cannot be a name."""
+    from trainer.config.sections.run import NAME_PATTERN
+
+    refuse_if_running(run)
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise Refused(
+            f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64, "
+            "not beginning with '.' or '-'"
+        )
+    return _put(run, run.root.with_name(name))
+
+
+def move(run: RunFiles, folder: Path) -> RunFiles:
+    """Into another folder of runs, also on another file system. Raises: as rename."""
+    refuse_if_running(run)
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"{folder} is not a folder")
+    if (folder / "run.json").exists():
+        raise Refused(f"{folder} is a run itself; name the folder that holds runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    return _put(run, folder / run.name)
+
+
+def _put(run: RunFiles, place: Path) -> RunFiles:
+    if os.path.lexists(place):
+        raise Refused(f"{place} exists already")
+    try:
+        run.root.rename(place)
+    except OSError as e:
+        if e.errno != errno.EXDEV:
+            raise RunFolderError(f"cannot move {run.root} to {place}: {e.strerror}") from e
+        staging = place.with_name(f".{place.name}.incoming-{secrets.token_hex(4)}")
+        try:
+            shutil.copytree(run.root, staging, symlinks=True)
+            staging.rename(place)
+        except OSError as failed:
+            shutil.rmtree(staging, ignore_errors=True)
+            what = failed.strerror or "not everything could be copied"
+            raise RunFolderError(f"cannot move {run.root} to {place}: {what}") from failed
+        shutil.rmtree(run.root)
+    fsync_folder(place.parent)
+    return RunFiles(place)
+
+
+def rubbish(runs: list[RunFiles], *, keep: int, failed: bool) -> list[Rubbish]:
+    """What can go: superseded checkpoints, what dead saves left, and (`failed`) whole failed runs.
+
+    The newest `keep` complete checkpoints of a run stay, and those its `checkpoint.keep_every`
+    keeps for ever. A run has failed when nothing runs, no attempt finished and none saved.
+    """
+    found: list[Rubbish] = []
+    for run in runs:
+        if running(run) is not None:
+            continue
+        complete = _complete(run)
+        if failed and not complete and attempts(run) and not finished_step(run):
+            found.append(_item(run, run.root, "failed, and has no checkpoint"))
+            continue
+        forever = _keep_every(run)
+        for step, path in complete[: -keep or None]:
+            if not forever or step % forever:
+                found.append(_item(run, path, f"superseded by step {complete[-1][0]}"))
+        for path in sorted(run.checkpoints.glob("*.incoming-*")):
+            found.append(_item(run, path, "left by a save that did not end"))
+        for path in sorted(run.attempts.glob("*/torch_extensions")):
+            found.append(_item(run, path, "ops built for one attempt"))
+    return found
+
+
+def remove(one: Rubbish, run: RunFiles) -> None:
+    """Raises: Refused if the run was started meanwhile; RunFolderError if it cannot be removed."""
+    read_record(run)
+    refuse_if_running(run)
+    # Renamed first, so that half a deletion is never taken for a checkpoint or a run.
+    going = one.path.with_name(f".{one.path.name}.going-{secrets.token_hex(4)}")
+    try:
+        one.path.rename(going)
+        shutil.rmtree(going)
+    except OSError as e:
+        raise RunFolderError(f"cannot remove {one.path}: {e.strerror}") from e
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files below take, links not followed."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(Path(path) / name).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _item(run: RunFiles, path: Path, why: str) -> Rubbish:
+    return Rubbish(run=run.name, path=path, size=disk_bytes(path), why=why)
+
+
+def _complete(run: RunFiles) -> list[tuple[int, Path]]:
+    """Complete checkpoints, oldest first."""
+    folders = (p.parent for p in run.checkpoints.glob("step-*/manifest.json"))
+    steps = ((p.name.removeprefix("step-"), p) for p in folders)
+    return sorted((int(step), p) for step, p in steps if step.isdigit())
+
+
+def _keep_every(run: RunFiles) -> int:
+    for path in (*(files.plan for files in reversed(attempts(run))), run.run_json):
+        try:
+            config: dict[str, Any] = read_json(path)["config"]
+            return int(config["checkpoint"]["keep_every"])
+        except (FileNotFoundError, ValueError, KeyError):
+            continue
+    return 0

@@ -1,0 +1,189 @@
+"""Run folders: create, find, own, list. Nothing in one names where it is, so it can be moved."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from launch.liveness import ProcessMark, is_alive, is_elsewhere, read_mark
+from trainer.config.names import nearest
+from trainer.errors import Refused, RunFolderError
+from trainer.records.json_file import fsync_folder, read_json, write_json
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+FORMAT = 1
+DEFAULT_ROOT = "runs"
+_VERSIONS_OF = ("longhaul", "torch", "deepspeed", "transformers")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """run.json: who the run is, for life. `name` is the one it was created under."""
+
+    run_id: str
+    name: str
+    created: float  # seconds since the epoch
+    frozen_hash: str  # over the settings that may never change
+    config: dict[str, Any]  # as resolved when the run was created
+    versions: dict[str, str]
+
+
+def create(root: Path, *, config: dict[str, Any], frozen_hash: str) -> RunFiles:
+    """A new run folder, readable by its owner alone; complete from its first moment.
+
+    Raises: RunFolderError if something that is no empty folder has its name.
+    """
+    name = str(config["run"]["name"])
+    run = RunFiles(root / name)
+    record = RunRecord(
+        run_id=secrets.token_hex(8),
+        name=name,
+        created=time.time(),
+        frozen_hash=frozen_hash,
+        config=config,
+        versions=_versions(),
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    staging = root / f".{name}.incoming-{record.run_id}"
+    staging.mkdir(mode=0o700)
+    try:
+        write_json(RunFiles(staging).run_json, {"format": FORMAT, **asdict(record)})
+        staging.rename(run.root)
+    except OSError as e:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunFolderError(f"cannot create the run folder {run.root}: {e.strerror}") from e
+    fsync_folder(root)
+    return run
+
+
+def read_record(run: RunFiles) -> RunRecord:
+    """Raises: RunFolderError if this is no run folder, or one of another version."""
+    if not run.root.is_dir():
+        raise RunFolderError(f"{run.root} is not a run folder: it is not a folder")
+    try:
+        value: dict[str, Any] = read_json(run.run_json)
+        found = value.pop("format", None)
+        if found == FORMAT:
+            return RunRecord(**value)
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{run.root} is not a run folder (it has no run.json); choose another run.name"
+        ) from None
+    except (ValueError, TypeError, AttributeError) as e:
+        raise RunFolderError(f"{run.run_json} is damaged: {e}") from e
+    raise RunFolderError(f"{run.run_json} has format {found}, this version reads {FORMAT}")
+
+
+def existing(root: Path, name: str) -> RunFiles | None:
+    """The run of that name; None if its place is free (missing, or an empty folder).
+
+    Raises: RunFolderError if something else is there.
+    """
+    run = RunFiles(root / name)
+    if not os.path.lexists(run.root) or (run.root.is_dir() and not any(run.root.iterdir())):
+        return None
+    read_record(run)
+    return run
+
+
+def find(name: str, *, root: Path = Path(DEFAULT_ROOT)) -> RunFiles:
+    """The run with that name under `root`, or at that path.
+
+    Raises: Refused with the nearest names if there is none; RunFolderError if it is no run folder.
+    """
+    by_name = root / name
+    for candidate in (by_name, Path(name)):
+        if candidate.is_dir() and (candidate / "run.json").exists():
+            run = RunFiles(candidate)
+            read_record(run)
+            return run
+    if "/" in name and Path(name).exists():
+        read_record(RunFiles(Path(name)))  # says what it is instead
+    names = [run.name for run in list_runs(root)]
+    near = nearest(name, names)
+    if near is not None:
+        hint = f"; did you mean {near}?"
+    else:
+        hint = f"; there is {', '.join(sorted(names)[:8])}" if names else f"; {root}/ has no runs"
+    raise Refused(f"there is no run {name!r} under {root}/{hint}")
+
+
+def list_runs(root: Path) -> list[RunFiles]:
+    """Run folders under `root` by name; what is no run folder is left out."""
+    if not root.is_dir():
+        return []
+    found = (p for p in root.iterdir() if not p.name.startswith(".") and (p / "run.json").exists())
+    return [RunFiles(p) for p in sorted(found)]
+
+
+def attempts(run: RunFiles) -> list[AttemptFiles]:
+    """Oldest first."""
+    if not run.attempts.is_dir():
+        return []
+    numbers = sorted(int(p.name) for p in run.attempts.iterdir() if p.name.isdigit())
+    return [run.attempt(number) for number in numbers]
+
+
+def new_attempt(run: RunFiles) -> AttemptFiles:
+    """The folder of the next attempt, taken atomically, and the run's ownership with it."""
+    run.attempts.mkdir(mode=0o700, exist_ok=True)
+    while True:
+        known = attempts(run)
+        files = run.attempt(known[-1].number + 1 if known else 1)
+        try:
+            files.root.mkdir(mode=0o700)
+        except FileExistsError:  # somebody else was faster; the next number is ours
+            continue
+        own(run, files.number)
+        return files
+
+
+def own(run: RunFiles, attempt: int) -> None:
+    """From here on only this attempt may write checkpoints; older ones see it and leave."""
+    partial = run.owner.with_name(f".owner.{os.getpid()}.partial")
+    partial.write_text(f"{attempt}\n", encoding="ascii")
+    partial.replace(run.owner)
+
+
+def owner(run: RunFiles) -> int | None:
+    try:
+        return int(run.owner.read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def running(run: RunFiles) -> ProcessMark | None:
+    """The agent that carries the newest attempt, if it lives, or if another host would know."""
+    known = attempts(run)
+    mark = read_mark(known[-1].agent) if known else None
+    if mark is None or known[-1].ended.exists():
+        return None
+    return mark if is_elsewhere(mark) or is_alive(mark) else None
+
+
+def refuse_if_running(run: RunFiles) -> None:
+    """Raises: Refused if an agent carries the run already."""
+    mark = running(run)
+    if mark is not None:
+        raise Refused(
+            f"run {run.name} is running already (attempt {attempts(run)[-1].number}, process "
+            f"{mark.pid} on {mark.host}); see `longhaul status {run.name}`, "
+            f"end it with `longhaul stop {run.name}`"
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,114 @@
+"""How a run stands, from its folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.attempts import close_attempt, read_lines_of
+from launch.outcome import decide, newest_checkpoint, observe
+from launch.run_folder import attempts, running
+from trainer.errors import Exit
+from trainer.records.json_file import read_json
+from trainer.records.run_files import RunFiles
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """`state`: new, running, finished, stopped, failed (start again), gave up (look first)."""
+
+    run: str
+    state: str
+    step: int
+    total: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    checkpoint: int
+    attempt: int
+    why: str
+    folder: str
+
+
+def status_of(run: RunFiles) -> RunStatus:
+    known = attempts(run)
+    metrics = last_metrics(run.metrics)
+    state, why = _state(run)
+    return RunStatus(
+        run=run.name,
+        state=state,
+        step=int(metrics.get("step", 0)),
+        total=_total(run),
+        loss=metrics.get("loss"),
+        tokens_per_second=metrics.get("tokens_per_second"),
+        checkpoint=newest_checkpoint(run),
+        attempt=known[-1].number if known else 0,
+        why=why,
+        folder=str(run.root),
+    )
+
+
+def _state(run: RunFiles) -> tuple[str, str]:
+    known = attempts(run)
+    if not known:
+        return "new", ""
+    mark = running(run)
+    if mark is not None:
+        return "running", f"process {mark.pid} on {mark.host}"
+    outcome = decide(observe(run, known[-1].number), earlier=_earlier(run, known[-1].number))
+    words = {
+        Exit.DONE: "finished",
+        Exit.SAVED: "stopped",
+        Exit.INTERRUPTED: "stopped",
+        Exit.FAILED: "failed",
+    }
+    return words.get(outcome.exit_code, "gave up"), outcome.why
+
+
+def close_old_attempts(run: RunFiles) -> None:
+    """Give every attempt that died without its agent's last word its line. Nothing may run."""
+    for files in attempts(run):
+        outcome = decide(observe(run, files.number), earlier=_earlier(run, files.number))
+        close_attempt(run, files.number, outcome)
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The newest line of a step; empty if there is none. Reads the end of the file only."""
+    import json
+
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 256 * 1024))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # cut off at the start, or torn at the end
+        if isinstance(value, dict) and value.get("kind", "step") == "step" and "loss" in value:
+            return value
+    return {}
+
+
+def finished_step(run: RunFiles) -> int:
+    """The furthest step at which an attempt said done; 0: none did."""
+    seen = (observe(run, files.number).done for files in attempts(run))
+    return max((done.step for done in seen if done is not None), default=0)
+
+
+def _earlier(run: RunFiles, attempt: int) -> list[dict[str, Any]]:
+    return [line for line in read_lines_of(run) if line.get("attempt", 0) < attempt]
+
+
+def _total(run: RunFiles) -> int | None:
+    for files in reversed(attempts(run)):
+        try:
+            return int(read_json(files.plan)["config"]["steps"]["total"])
+        except (FileNotFoundError, ValueError, KeyError):
+            continue
+    try:
+        return int(read_json(run.run_json)["config"]["steps"]["total"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
