@@ -17,7 +17,7 @@ import torch
 
 from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.errors import ConfigError, ModelError, Problem
-from trainer.models.language_model import LanguageModel
+from trainer.models.language_model import LanguageModel, materialize
 
 
 @dataclass(frozen=True)
@@ -63,38 +63,77 @@ def build_model(
     vocab_size: int,
     dtype: torch.dtype,
     device: torch.device | None = None,
-    zero_partition: bool = False,
 ) -> LanguageModel:
     """The model with parameters of `dtype` on the meta device and exact buffers on the CPU.
 
-    `materialize` gives it storage; nothing random happens here. With `zero_partition` the caller
-    stands inside `deepspeed.zero.Init`, which partitions every parameter as it is made: parameters
-    are then plain (uninitialised) tensors and no rank holds more than one of them whole.
-    `device` (where it will run) is only asked whether the attention kernel exists there.
+    Takes milliseconds and no memory whatever the size; the engine gives it storage piece by piece.
+    `device` (where it will run; default the CPU) is only asked whether the attention runs there.
 
     Raises: as `hf_config`; ConfigError for flash attention where it cannot run.
     """
     _check_attention(section.attention, device or torch.device("cpu"))
     config = hf_config(section, vocab_size)
-    hf = _construct(config, dtype, section.attention, zero_partition=zero_partition)
+    with torch.device("meta"):
+        hf = _construct(config, dtype, section.attention)
     if section.activation_checkpointing:
         hf.activation_checkpointing_enable({"use_reentrant": False})
     model = LanguageModel(hf, loss_chunk_tokens=section.loss_chunk_tokens)
-    if not zero_partition:
-        model.restore_buffers()
     model.train()
     return model
 
 
-def _construct(
-    config: Any, dtype: torch.dtype, attention: str, *, zero_partition: bool = False
-) -> Any:
-    model_class = _load(config.model_type, "model_class")
-    if zero_partition:
-        with importlib.import_module("transformers.initialization").no_init_weights():
-            return model_class._from_config(config, dtype=dtype, attn_implementation=attention)
+def small_model(section: ShapeModel | FolderModel, *, device: torch.device) -> LanguageModel:
+    """A model of the same family and attention, small enough to run in milliseconds.
+
+    Two layers; a sliding window shrinks to 4 positions. Parameters are real and uninitialised.
+    """
+    config = hf_config(section, _vocab_size(section))
+    heads = config.num_attention_heads
+    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    width = min(getattr(config, "head_dim", None) or config.hidden_size // heads, 128)
+    small = {
+        "vocab_size": SMALL_VOCAB,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_size": 2 * width,
+        "pad_token_id": None,
+    }
+    for name, value in {
+        "intermediate_size": 64,
+        "num_key_value_heads": 1 if groups > 1 else 2,
+        "sliding_window": 4,
+        "n_positions": 64,
+        "n_inner": 64,
+        "layer_types": (getattr(config, "layer_types", None) or [])[:2],
+    }.items():
+        if getattr(config, name, None):
+            small[name] = value
+    for name, value in small.items():
+        setattr(config, name, value)
+    config.tie_word_embeddings = False
+    attention = section.attention
+    if device.type == "cpu" and attention == "flash_attention_2":
+        attention = "sdpa"
     with torch.device("meta"):
-        return model_class._from_config(config, dtype=dtype, attn_implementation=attention)
+        hf = _construct(config, torch.float32, attention)
+    model = LanguageModel(hf, loss_chunk_tokens=0)
+    materialize(model, device=device)
+    model.eval()
+    return model
+
+
+SMALL_VOCAB = 64
+
+
+def _vocab_size(section: ShapeModel | FolderModel) -> int:
+    if isinstance(section, ShapeModel):
+        return section.vocab_size or SMALL_VOCAB
+    return int(_read_config(Path(section.path)).get("vocab_size", 0))
+
+
+def _construct(config: Any, dtype: torch.dtype, attention: str) -> Any:
+    model_class = _load(config.model_type, "model_class")
+    return model_class._from_config(config, dtype=dtype, attn_implementation=attention)
 
 
 def _load(family: str, what: str) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ModelError
-from trainer.models.language_model import LanguageModel, hf_name
+from trainer.models.language_model import LanguageModel
 from trainer.records.fragment import MASTER, Fragment
 
 # Elements made together. Blocks start at multiples of it, so that how a range is cut never changes
@@ -82,7 +82,7 @@ def standard_normal(seed: int, name: str, start: int, stop: int) -> Iterator[tor
 
 
 def initial_rules(model: LanguageModel) -> dict[str, Rule]:
-    """Hugging Face's conventions, by kind of module; works on a meta or a partitioned model.
+    """Hugging Face's conventions, by kind of module; a meta model will do.
 
     normal(0, initializer_range) for linear layers and embeddings, ones for norm weights, zeros for
     biases; GPT-2 scales its residual projections by 1/sqrt(2 x layers).
@@ -95,7 +95,7 @@ def initial_rules(model: LanguageModel) -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
     for path, module in model.named_modules():
         for leaf, _ in module.named_parameters(recurse=False):
-            name = hf_name(f"{path}.{leaf}")
+            name = f"{path}.{leaf}"
             if leaf == "bias":
                 rules[name] = Rule("zeros")
             elif "Norm" in type(module).__name__:
@@ -104,5 +104,5 @@ def initial_rules(model: LanguageModel) -> dict[str, Rule]:
                 rules[name] = Rule("normal", residual if path.endswith("c_proj") else std)
             else:
                 raise ModelError(f"no rule for initial values of {name} ({type(module).__name__})")
-    logical = {name for name, _ in model.hf_parameters()}
+    logical = {name for name, _ in model.named_parameters()}
     return {name: rule for name, rule in rules.items() if name in logical}

@@ -1,11 +1,11 @@
-"""A causal language model: Hugging Face's decoder below our head.
+"""A causal language model: Hugging Face's decoder below our head, parameters under their names.
 
 Shapes: R rows, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,28 +13,26 @@ from torch import nn
 
 from trainer.models.head import Head
 
-_PREFIX = "hf."
-
-
-def hf_name(name: str) -> str:
-    """A parameter's name as Hugging Face's own model has it, without our and torch's wrappers."""
-    name = name.replace("_orig_mod.", "").removeprefix("module.")
-    return name.removeprefix(_PREFIX)
-
 
 class LanguageModel(nn.Module):
     """`hf`: a Hugging Face causal model, whose `lm_head` this replaces by ours.
 
-    A tied head is one logical tensor: it appears once, under the embedding's name.
+    Its children become ours, so that every parameter keeps Hugging Face's name without a prefix. A
+    tied head is one logical tensor: it appears once, under the embedding's name.
     """
+
+    hf: Any  # kept beside nn.Module's registry, or every name would appear twice
 
     def __init__(self, hf: Any, *, loss_chunk_tokens: int) -> None:
         super().__init__()
         old = hf.lm_head
         bias = getattr(old, "bias", None)
         hf.lm_head = Head(old.weight, bias, chunk_tokens=loss_chunk_tokens)
-        self.hf = hf
-        self._exact_buffers: dict[str, torch.Tensor] | None = None
+        for name, child in hf.named_children():
+            self.add_module(name, child)
+        self.__dict__["hf"] = hf
+        self._exact_buffers = self._compute_buffers()
+        self.restore_buffers()
 
     def forward(
         self,
@@ -52,8 +50,6 @@ class LanguageModel(nn.Module):
         Documents packed in a row are kept apart by `positions_RT` alone, which restart at 0: no
         mask and no cache, or Hugging Face would let rows leak (see attention.py).
         """
-        if self._exact_buffers is None:
-            self.restore_buffers()
         decoded = self.hf.base_model(
             input_ids=inputs_RT, position_ids=positions_RT, use_cache=False
         )
@@ -69,10 +65,6 @@ class LanguageModel(nn.Module):
         logits: torch.Tensor = self(inputs_RT, positions_RT, want="logits")
         return logits
 
-    def hf_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every logical parameter once, by Hugging Face's name."""
-        return ((hf_name(name), p) for name, p in self.named_parameters())
-
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder layers: what activation checkpointing and compilation work on."""
@@ -80,36 +72,29 @@ class LanguageModel(nn.Module):
         return list(lists[0])
 
     def restore_buffers(self) -> None:
-        """Give every rotary buffer its exact fp32 value again.
+        """Give every rotary buffer its exact fp32 value again, on the device it is on.
 
-        `module.bfloat16()`, which DeepSpeed calls, and `zero.Init`, which rounds what torch.arange
-        makes, leave frequencies in bf16: angles wrong by radians at far positions, without a word.
+        `module.bfloat16()`, which DeepSpeed calls, would leave rotary frequencies in bf16: angles
+        wrong by radians at far positions, without a word. So casting this model never casts them.
         """
-        if self._exact_buffers is None:
-            self._exact_buffers = self._compute_buffers()
         for name, value in self._exact_buffers.items():
             owner, _, leaf = name.rpartition(".")
             module = self.get_submodule(owner)
-            held = module._buffers[leaf]
-            if held is not None and held.is_meta:
-                module._buffers[leaf] = value.clone()
-            elif held is not None:
-                module._buffers[leaf] = value.to(held.device, copy=True)
+            held = module.get_buffer(leaf)
+            device = value.device if held.is_meta else held.device
+            module._buffers[leaf] = value.to(device, copy=True)
 
     def _compute_buffers(self) -> dict[str, torch.Tensor]:
+        """By Hugging Face's own rule, on the CPU, for every buffer (none of theirs is trained)."""
         found: dict[str, torch.Tensor] = {}
         for path, module in self.named_modules():
-            names = [n for n, b in module._buffers.items() if b is not None]
-            if not names:
-                continue
-            kept = {n: module._buffers[n] for n in names}
-            for n in names:
-                shape = kept[n].shape
-                module._buffers[n] = torch.empty(shape, dtype=torch.float32, device="cpu")
-            self.hf._init_weights(module)  # Hugging Face's own rule for this kind of buffer
-            for n in names:
-                found[f"{path}.{n}"] = module._buffers[n]
-                module._buffers[n] = kept[n]
+            kept = dict(module.named_buffers(recurse=False))
+            for leaf, buffer in kept.items():
+                empty = torch.empty(buffer.shape, dtype=torch.float32, device="cpu")
+                module._buffers[leaf] = found[f"{path}.{leaf}"] = empty
+            if kept:
+                self.hf._init_weights(module)
+                module._buffers.update(kept)
         return found
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LanguageModel:
@@ -119,21 +104,18 @@ class LanguageModel(nn.Module):
 
 
 def materialize(model: nn.Module, *, device: torch.device) -> None:
-    """Give every meta parameter empty storage on `device`; values come by `engine.load`.
+    """Give every meta parameter uninitialised storage on `device`; tied ones stay one.
 
-    Tied parameters stay one tensor. Buffers are real already.
+    For models outside an engine (tests, generation, export); an engine settles its own.
     """
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or not parameter.is_meta:
-                continue
-            if id(parameter) not in made:
-                empty = torch.empty_like(parameter, device=device)
-                made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-            module._parameters[name] = made[id(parameter)]
-    if any(b.device != device for b in model.buffers()):
-        model.to(device)
+        for name, old in list(module.named_parameters(recurse=False)):
+            if old.is_meta and id(old) not in made:
+                empty = torch.empty_like(old, device=device)
+                made[id(old)] = nn.Parameter(empty, old.requires_grad)
+            setattr(module, name, made.get(id(old), old))
+    model.to(device)
 
 
 def compile_model(model: LanguageModel) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+
+Named = tuple[str, torch.nn.Parameter]
+
+# Decoder layers, as Hugging Face names them: model.layers.3., transformer.h.3., ...
+_IN_A_LAYER = re.compile(r"\.(layers|h)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -13,7 +19,7 @@ class Group:
     """Parameters that share settings; `lr_scale` multiplies the engine's learning rate."""
 
     name: str
-    parameters: tuple[tuple[str, torch.nn.Parameter], ...]
+    parameters: tuple[Named, ...]
     weight_decay: float
     lr_scale: float = 1.0
 
@@ -31,16 +37,36 @@ def decays(shape: Sequence[int]) -> bool:
     return len(shape) >= 2
 
 
-def decay_groups(
-    named: Iterable[tuple[str, torch.nn.Parameter]], *, weight_decay: float
-) -> list[Group]:
+def decay_groups(named: Iterable[Named], *, weight_decay: float) -> list[Group]:
     """At most two groups, "decay" and "no_decay", in the model's order; empty ones are left out.
 
     Frozen parameters belong to no group.
     """
     trained = [(n, p) for n, p in named if p.requires_grad]
-    groups = [
-        Group("decay", tuple((n, p) for n, p in trained if decays(whole_shape(p))), weight_decay),
-        Group("no_decay", tuple((n, p) for n, p in trained if not decays(whole_shape(p))), 0.0),
-    ]
+    decay, no_decay = _split(trained, lambda name, shape: decays(shape))
+    groups = [Group("decay", decay, weight_decay), Group("no_decay", no_decay, 0.0)]
     return [g for g in groups if g.parameters]
+
+
+def is_muon_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Matrices of decoder layers. Embeddings and the head act on one row at a time: AdamW."""
+    return len(shape) == 2 and _IN_A_LAYER.search(name) is not None
+
+
+def muon_groups(
+    named: Iterable[Named], *, weight_decay: float, adamw_lr_scale: float
+) -> list[Group]:
+    """ "muon" (matrices of layers), and AdamW's "decay" and "no_decay" with their own rate."""
+    trained = [(n, p) for n, p in named if p.requires_grad]
+    matrices, rest = _split(trained, is_muon_matrix)
+    adamw = [
+        replace(g, lr_scale=adamw_lr_scale) for g in decay_groups(rest, weight_decay=weight_decay)
+    ]
+    return [*([Group("muon", matrices, weight_decay)] if matrices else []), *adamw]
+
+
+def _split(
+    named: Iterable[Named], first: Callable[[str, tuple[int, ...]], bool]
+) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
+    pairs = [(first(n, whole_shape(p)), (n, p)) for n, p in named]
+    return tuple(x for yes, x in pairs if yes), tuple(x for yes, x in pairs if not yes)

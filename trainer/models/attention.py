@@ -1,0 +1,72 @@
+"""Do documents packed into one row stay strangers? A probe, because it depends on the family.
+
+Positions that restart at 0 are enough for the causal families here, and silently not enough for
+others (BERT-like encoders attend across the restart: 2.7e-3 in the logits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from trainer.config.sections.model import FolderModel, ShapeModel
+from trainer.errors import ModelError
+from trainer.models.build import SMALL_VOCAB, small_model
+
+_LENGTHS = (7, 3, 12)  # longer and shorter than the probe's sliding window of 4
+_SEED = 20
+
+Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def check_packing(section: ShapeModel | FolderModel, *, device: torch.device) -> None:
+    """Refuse to pack rows for a model whose documents would see each other.
+
+    Call it only when `data.packing` is on. Draws nothing from torch's global random state.
+    Raises: ModelError.
+    """
+    model = small_model(section, device=device)
+    _fill(model)
+    flash = device.type == "cuda" and section.attention == "flash_attention_2"
+    if flash:
+        model.to(torch.bfloat16)
+    name = section.family if isinstance(section, ShapeModel) else section.path
+    refuse_leak(model.logits, name=name, device=device, tolerance=0.05 if flash else 1e-4)
+
+
+def refuse_leak(
+    logits: Logits, *, name: str, device: torch.device, tolerance: float = 1e-4
+) -> None:
+    """Raises: ModelError if `packing_leak` is above `tolerance`."""
+    leak = packing_leak(logits, device=device)
+    if not leak <= tolerance:
+        raise ModelError(
+            f"model {name}: documents packed into one row see each other (logits change by "
+            f"{leak:.1e} of their size); train it with data.packing=false"
+        )
+
+
+@torch.no_grad()
+def packing_leak(logits: Logits, *, device: torch.device) -> float:
+    """Largest change of a logit by packing, as a share of the largest logit.
+
+    `logits(inputs, positions)`: int64 (1, T) both, token ids below 64 -> (1, T, V).
+    """
+    random = torch.Generator().manual_seed(_SEED)
+    documents = [torch.randint(SMALL_VOCAB, (1, n), generator=random) for n in _LENGTHS]
+    positions = [torch.arange(n).unsqueeze(0) for n in _LENGTHS]
+    packed = logits(torch.cat(documents, 1).to(device), torch.cat(positions, 1).to(device))
+    pairs = zip(documents, positions, strict=True)
+    apart = torch.cat([logits(d.to(device), p.to(device)) for d, p in pairs], dim=1)
+    return float((packed - apart).abs().max() / apart.abs().max())
+
+
+@torch.no_grad()
+def _fill(model: torch.nn.Module) -> None:
+    """Values large enough that attention is sharp: with 0.02 a leak would hide in the noise."""
+    random = torch.Generator().manual_seed(_SEED)
+    for parameter in model.parameters():
+        scale = 1.0 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
+        values = torch.randn(parameter.shape, generator=random) * scale
+        parameter.copy_(values + 1.0 if parameter.ndim < 2 else values * 2.0)
