@@ -1,0 +1,70 @@
+"""All ranks do their part, rank 0 decides, all hear the same verdict. Nobody is left waiting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from trainer.dist.world import World
+from trainer.errors import CheckpointMismatch, DamagedCheckpoint, LonghaulError
+
+_TEXT = 400  # characters of one rank's error that travel
+
+
+class Disagreed(Exception):
+    """Some rank could not do its part. Raised on all ranks with the same text."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+    @property
+    def is_damage(self) -> bool:
+        return self.kind == DamagedCheckpoint.__name__
+
+    @property
+    def is_mismatch(self) -> bool:
+        return self.kind == CheckpointMismatch.__name__
+
+
+def agree(world: World, part: Callable[[], Any], decide: Callable[[Sequence[Any]], Any]) -> Any:
+    """Every rank runs `part`; rank 0 then runs `decide` on their values in rank order.
+
+    Values are JSON. If any part, or the decision, raises, every rank raises. Collective.
+    Raises: Disagreed.
+    """
+    said = _attempt(part)
+    texts = world.gather(json.dumps(said.answer))
+    verdict = world.lead(lambda: _decided(texts, decide))
+    if "error" in verdict:
+        raise Disagreed(verdict["kind"], verdict["error"]) from said.error
+    return verdict["value"]
+
+
+class _Said:
+    """What one rank has to say: a value, or an error that it keeps for its own traceback."""
+
+    def __init__(self, answer: dict[str, Any], error: Exception | None = None) -> None:
+        self.answer = answer
+        self.error = error
+
+
+def _attempt(act: Callable[[], Any]) -> _Said:
+    try:
+        return _Said({"value": act()})
+    except Exception as e:  # told to every rank and raised there; never swallowed
+        text = str(e) if isinstance(e, LonghaulError) else f"{type(e).__name__}: {e}"
+        return _Said({"error": text[:_TEXT], "kind": type(e).__name__}, e)
+
+
+def _decided(texts: Sequence[str], decide: Callable[[Sequence[Any]], Any]) -> dict[str, Any]:
+    answers = [json.loads(text) for text in texts]
+    failed = [(r, a) for r, a in enumerate(answers) if "error" in a]
+    if not failed:
+        return _attempt(lambda: decide([a["value"] for a in answers])).answer
+    # A failure that says nothing about the files comes first: nothing may be condemned for it.
+    failed.sort(key=lambda item: item[1]["kind"] == DamagedCheckpoint.__name__)
+    rank, first = failed[0]
+    others = f" (and {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
+    return {"error": f"rank {rank}: {first['error']}{others}", "kind": first["kind"]}

@@ -1,0 +1,140 @@
+"""What stands in a run's checkpoints folder, and the few moves that are made there.
+
+step-00000100/               real: its manifest was written last, then the folder was renamed
+step-00000200.incoming-0003  being written by attempt 3, or left over from it
+step-00000050.removing       being deleted, or left over
+quarantine/step-00000150.1/  failed a check; kept for a person, never read again
+latest.json                  a hint for people and scripts; no reader here trusts it
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import CheckpointError, DamagedCheckpoint
+from trainer.records.manifest import LIMIT_BYTES, MANIFEST_NAME, Manifest, decode, digest_of
+from trainer.storage.local import Storage, ensure_folder, read_whole, write_whole
+
+# What a broken file looks like. Other errors (no permission, too many open files) say nothing
+# about the checkpoint, and nothing is condemned for them.
+_DAMAGE = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENODATA)
+
+_STEP = re.compile(r"step-(\d{8,16})")
+_INCOMING = re.compile(r"step-\d{8,16}\.incoming-(\d+)")
+_POINTER = "latest.json"
+_POINTER_PARTIAL = ".latest.json.partial"
+_QUARANTINE = "quarantine"
+_REMOVING = ".removing"
+
+
+@dataclass(frozen=True)
+class StepFolders:
+    """The moves. Raises: OSError from the storage, nothing of its own but where said."""
+
+    storage: Storage
+    root: Path
+
+    def step(self, step: int) -> Path:
+        return self.root / f"step-{step:08d}"
+
+    def incoming(self, step: int, attempt: int) -> Path:
+        return self.root / f"step-{step:08d}.incoming-{attempt:04d}"
+
+    def steps(self) -> list[int]:
+        """Published steps, oldest first; whether they are whole is another question."""
+        return sorted(int(m[1]) for n in self._names() if (m := _STEP.fullmatch(n)))
+
+    def quarantined(self) -> list[str]:
+        folder = self.root / _QUARANTINE
+        return self.storage.list(folder) if self.storage.exists(folder) else []
+
+    def unfinished(self) -> list[str]:
+        """Leftovers of saves that never ended and of deletions that did not."""
+        return [n for n in self._names() if _INCOMING.fullmatch(n) or n.endswith(_REMOVING)]
+
+    def manifest(self, step: int) -> tuple[Manifest, str]:
+        """The step's manifest and its digest. Raises: CheckpointError and its kinds."""
+        path = self.step(step) / MANIFEST_NAME
+        try:
+            content = read_whole(self.storage, path, limit_bytes=LIMIT_BYTES)
+        except OSError as e:
+            raise read_failure(e, path) from e
+        manifest = decode(content)
+        if manifest.step != step:
+            raise DamagedCheckpoint(f"{MANIFEST_NAME}: of step {manifest.step}")
+        return manifest, digest_of(content)
+
+    def begin(self, step: int, attempt: int) -> Path:
+        """An empty incoming folder of this attempt, after removing what older saves left."""
+        ensure_folder(self.storage, self.root)
+        self.reap(attempt)
+        folder = self.incoming(step, attempt)
+        self.storage.make_folder(folder)
+        return folder
+
+    def reap(self, attempt: int) -> None:
+        """Remove what this attempt and those before it left unfinished; later ones' stays."""
+        for name in self.unfinished():
+            match = _INCOMING.fullmatch(name)
+            if match is None or int(match[1]) <= attempt:
+                self.storage.remove_tree(self.root / name)
+
+    def publish(self, incoming: Path, step: int, manifest: bytes) -> Path:
+        """Make a fully written folder the step. It is durable when this returns."""
+        final = self.step(step)
+        write_whole(self.storage, incoming / MANIFEST_NAME, manifest)
+        self.storage.fsync_folder(incoming)
+        self.storage.rename(incoming, final)
+        self.storage.fsync_folder(self.root)
+        return final
+
+    def point(self, step: int, digest: str) -> None:
+        partial = self.root / _POINTER_PARTIAL
+        if self.storage.exists(partial):
+            self.storage.remove_file(partial)
+        content = json.dumps({"step": step, "sha256": digest}) + "\n"
+        write_whole(self.storage, partial, content.encode())
+        self.storage.rename(partial, self.root / _POINTER)
+        self.storage.fsync_folder(self.root)
+
+    def quarantine(self, step: int, why: str) -> Path:
+        """Move a step out of every reader's sight, with a note saying why."""
+        folder = self.root / _QUARANTINE
+        ensure_folder(self.storage, folder)
+        taken = set(self.storage.list(folder))
+        name = self.step(step).name
+        number = next(n for n in range(1, len(taken) + 2) if f"{name}.{n}" not in taken)
+        target = folder / f"{name}.{number}"
+        self.storage.rename(self.step(step), target)
+        self.storage.fsync_folder(folder)
+        self.storage.fsync_folder(self.root)
+        if not self.storage.exists(target / "why.txt"):
+            write_whole(self.storage, target / "why.txt", f"{why}\n".encode())
+        return target
+
+    def remove(self, step: int) -> None:
+        """Delete a step. Renamed first, so that half of it is never taken for a checkpoint."""
+        doomed = self.root / f"{self.step(step).name}{_REMOVING}"
+        self.storage.rename(self.step(step), doomed)
+        self.storage.fsync_folder(self.root)
+        self.storage.remove_tree(doomed)
+
+    def _names(self) -> list[str]:
+        return self.storage.list(self.root) if self.storage.exists(self.root) else []
+
+
+def read_failure(error: OSError, path: Path) -> CheckpointError:
+    """What an error while reading a checkpoint's file means."""
+    if error.errno in (*_DAMAGE, errno.EFBIG):
+        return DamagedCheckpoint(f"{path.name}: {error.strerror}")
+    return CheckpointError(f"cannot read {path}: {error.strerror}")
+
+
+def doomed(steps: list[int], *, keep_last: int, keep_every: int) -> list[int]:
+    """The steps that retention gives up, oldest first: not among the newest, no multiple."""
+    older = sorted(steps)[:-keep_last]
+    return [s for s in older if not (keep_every and s % keep_every == 0)]

@@ -1,0 +1,194 @@
+"""The seam below every checkpoint: a handful of file operations, and the real ones.
+
+Whoever writes or reads a checkpoint holds a `Storage` and touches the disk through nothing else.
+A test wraps one to record the order of operations, to fail the n-th, or to forget what was never
+fsynced. Nothing here retries, caches or interprets: each call is one thing that can go wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]  # one-dimensional, contiguous
+_NO_PREALLOCATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_CALL_BYTES = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one read or write
+
+
+class NewFile(Protocol):
+    """A file being written. Durable only after `fsync`, and its name after `fsync_folder`."""
+
+    def write(self, offset: int, data: Bytes | bytes) -> None:
+        """Write all of `data` at `offset`; threads may write disjoint ranges at once."""
+
+    def fsync(self) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class StoredFile(Protocol):
+    """A file being read. `size` in bytes, as it was when opened."""
+
+    @property
+    def size(self) -> int: ...
+    def read_into(self, offset: int, out: Bytes) -> int:
+        """Fill `out` from `offset`; returns the bytes read, fewer only at the end of the file."""
+
+    def close(self) -> None: ...
+
+
+class Storage(Protocol):
+    """Raises: OSError and its kinds (FileNotFoundError, FileExistsError, ENOSPC ...), always."""
+
+    def make_folder(self, path: Path) -> None:
+        """Create one folder, mode 0700. Raises: FileExistsError."""
+
+    def create(self, path: Path, *, size: int) -> NewFile:
+        """Create a file that must not exist, mode 0600, with room for `size` bytes set aside."""
+
+    def open(self, path: Path) -> StoredFile: ...
+    def rename(self, source: Path, target: Path) -> None:
+        """Atomic. Replaces a file; refuses to replace a folder that is not empty."""
+
+    def fsync_folder(self, path: Path) -> None:
+        """Make creations, renames and removals in `path` survive a power loss."""
+
+    def remove_file(self, path: Path) -> None: ...
+    def remove_tree(self, path: Path) -> None: ...
+    def list(self, path: Path) -> list[str]:
+        """Names in a folder, sorted. Raises: FileNotFoundError."""
+
+    def exists(self, path: Path) -> bool: ...
+
+
+class _NewLocalFile:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, offset: int, data: Bytes | bytes) -> None:
+        left = memoryview(data) if isinstance(data, bytes) else data.data
+        while left:
+            done = os.pwrite(self._descriptor, left[:_CALL_BYTES], offset)
+            left, offset = left[done:], offset + done
+
+    def fsync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)  # may raise: some file systems report a failed write only here
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _StoredLocalFile:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+
+    def read_into(self, offset: int, out: Bytes) -> int:
+        view, done = out.data, 0
+        while done < len(view):
+            got = os.preadv(self._descriptor, [view[done : done + _CALL_BYTES]], offset + done)
+            if got == 0:
+                break
+            done += got
+        return done
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class LocalStorage:
+    """Files and folders of this machine, or of a file system mounted on it."""
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(mode=0o700)
+
+    def create(self, path: Path, *, size: int) -> NewFile:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if size:
+                os.posix_fallocate(descriptor, 0, size)  # a full disk is known before any byte
+        except OSError as e:
+            if e.errno not in _NO_PREALLOCATION:
+                os.close(descriptor)
+                raise OSError(e.errno, e.strerror, str(path)) from e
+        return _NewLocalFile(descriptor)
+
+    def open(self, path: Path) -> StoredFile:
+        return _StoredLocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def fsync_folder(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove_file(self, path: Path) -> None:
+        path.unlink()
+
+    def remove_tree(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+    def list(self, path: Path) -> list[str]:
+        return sorted(os.listdir(path))  # noqa: PTH208  (names, not paths)
+
+    def exists(self, path: Path) -> bool:
+        return os.path.lexists(path)
+
+
+def read_whole(storage: Storage, path: Path, *, limit_bytes: int) -> bytes:
+    """The content of a small file. Raises: OSError (EFBIG beyond the limit)."""
+    file = storage.open(path)
+    try:
+        if file.size > limit_bytes:
+            raise OSError(errno.EFBIG, f"larger than {limit_bytes:,} bytes", str(path))
+        out = np.empty(file.size, dtype=np.uint8)
+        return out[: file.read_into(0, out)].tobytes()
+    finally:
+        file.close()
+
+
+def write_whole(storage: Storage, path: Path, content: bytes) -> None:
+    """A small new file, its content durable (its name is so after `fsync_folder`)."""
+    with storage.create(path, size=0) as file:
+        file.write(0, content)
+        file.fsync()
+
+
+def ensure_folder(storage: Storage, path: Path) -> None:
+    """Create `path` and what is missing above it, durably; nothing if it is there."""
+    missing: list[Path] = []
+    while not storage.exists(path):
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        _if_absent(lambda folder=folder: storage.make_folder(folder))  # type: ignore[misc]
+        storage.fsync_folder(folder.parent)
+
+
+def _if_absent(make: Callable[[], None]) -> None:
+    try:
+        make()
+    except FileExistsError:
+        return  # another process of the same run was first
