@@ -21,7 +21,7 @@ def conf_folder() -> Path:
 
 @dataclass(frozen=True)
 class Folders:
-    """`main` is conf/; `extra` are the user's, in the order given. The first that has a file wins."""
+    """`main` is conf/; `extra` are the user's, in the order given. The first with a file wins."""
 
     main: Path
     extra: tuple[Path, ...] = ()

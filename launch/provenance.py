@@ -12,7 +12,7 @@ from launch.choices import Folders
 
 @dataclass(frozen=True)
 class Layer:
-    """One file as merged: its name below conf/ and the section its keys land in ('' is the root)."""
+    """One file as merged: its name below conf/, and the section its keys land in ('': the root)."""
 
     config_path: str
     package: str
@@ -42,7 +42,7 @@ def provenance(
             continue
         group = layer.config_path.rpartition("/")[0]
         chosen = f" (chosen by {choices[group]})" if group in choices else ""
-        for key, line in _lines_of(path, "" if layer.package == "_global_" else layer.package):
+        for key, line in lines_of(path, "" if layer.package == "_global_" else layer.package):
             found[key] = f"{folders.display(path)} line {line}{chosen}"
     for assignment in assignments:
         for key in _keys(assignment.key, assignment.value):
@@ -58,7 +58,7 @@ def _keys(prefix: str, value: Any) -> Iterator[str]:
         yield prefix
 
 
-def _lines_of(path: Path, package: str) -> Iterator[tuple[str, int]]:
+def lines_of(path: Path, package: str) -> Iterator[tuple[str, int]]:
     """Dotted settings of a YAML file with their line numbers, counted from 1."""
     import yaml
 

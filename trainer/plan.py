@@ -36,6 +36,7 @@ class MemoryPlan(Section):
     buffers: int  # communication buckets and prefetch
     activations: int
     logits: int
+    host: int = 0  # what offload keeps in the host's memory or on its disk; not in `total`
 
     @property
     def total(self) -> int:

@@ -33,7 +33,10 @@ _HEAVY = {"torch", "deepspeed", "transformers", "datasets", "ray", "wandb"}
 _HYDRA = {"hydra", "omegaconf"}
 
 # All that the launcher may know of the trainer.
-_LAUNCH_KNOWS = {"errors", "faultpoints", "records", "config", "capacity", "plan", "changes"}
+_LAUNCH_KNOWS = {
+    *("errors", "faultpoints", "records", "config", "capacity"),
+    *("plan", "planning", "changes", "fit"),
+}
 
 
 def test_the_launcher_imports_no_vendor_that_is_slow_to_load() -> None:

@@ -13,10 +13,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer.config import rules
-from trainer.config.fields import example, known_settings, sections_with, takes_number, type_in_words
+from trainer.config.fields import (
+    example,
+    known_settings,
+    sections_with,
+    takes_number,
+    type_in_words,
+)
 from trainer.config.names import nearest, nearest_setting, or_list
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, Problem
+
+# Kinds whose files are not called as they are: a choice that has this kind.
+_CHOICES = {"deepspeed": "zero2", "shape": "llama_debug", "folder": "hf_folder"}
 
 
 def validate(values: dict[str, Any]) -> Config:
@@ -112,7 +121,8 @@ def _unknown(key: str, value: Any, values: dict[str, Any]) -> Problem:
         section = key.rpartition(".")[0]
         kind = _at(values, section)["kind"]
         what = f"{section}.kind={kind} has no such setting; {or_list(owners)} has"
-        return Problem(key, what, f"{section}.kind={owners[0]}, or leave {key} out")
+        choice = _CHOICES.get(owners[0], owners[0]) if "." not in section else ""
+        return Problem(key, what, f"{section}={choice}" if choice else f"leave {key} out")
     near = nearest_setting(key, known_settings(values))
     if near is None:
         return Problem(key, "unknown setting", "longhaul train --cfg job lists every setting")
@@ -171,7 +181,7 @@ def _reason(detail: ErrorDetails) -> str:
         case "too_short":
             return f"needs at least {context['min_length']} entry"
         case "string_pattern_mismatch" if "._-" in str(context["pattern"]):
-            return "may hold letters, digits, '.', '_' and '-' only, 64 at most, and not start with '.'"
+            return "may hold 64 letters, digits, '.', '_' and '-', and not start with '.' or '-'"
         case "string_pattern_mismatch":
             return "must look like package.module:Class"
         case "finite_number":

@@ -1,11 +1,11 @@
-"""What the schema knows about a dotted setting: its names, its type in words, a value that works."""
+"""What the schema knows about a dotted setting: names, its type in words, a value that works."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
 from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -16,7 +16,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def known_settings(values: dict[str, Any]) -> list[str]:
-    """Every dotted setting there is, given the kinds chosen in `values`; sections themselves not."""
+    """Every dotted setting there is, given the kinds chosen in `values`; no sections."""
     return list(_settings(Config, values, ""))
 
 
@@ -26,7 +26,8 @@ def sections_with(key: str, values: dict[str, Any]) -> list[str]:
     field = _field(section.split("."), values) if section else None
     if field is None:
         return []
-    return [_kind_of(s) for s in _branches(field.annotation) if own in s.model_fields and _kind_of(s)]
+    owners = [s for s in _branches(field.annotation) if own in s.model_fields]
+    return [_kind_of(s) for s in owners if _kind_of(s)]
 
 
 def type_in_words(path: list[str], values: dict[str, Any]) -> str:

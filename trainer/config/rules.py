@@ -1,13 +1,181 @@
-"""Rules between sections: each is a few lines that yield Problems. Pure; no file is read."""
+"""Rules between sections: each yields Problems. Pure: no machine, tokenizer or folder is asked.
+
+What needs a machine's device or a tokenizer is asked again by trainer/planning.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
+from trainer.config.engine_rules import engine_problems
+from trainer.config.names import nearest_setting
 from trainer.config.schema import Config
+from trainer.config.sections.data import CustomSource, TrainedTokenizer
+from trainer.config.sections.model import FolderModel, ShapeModel
+from trainer.config.sections.training import CustomTask, Wsd
 from trainer.errors import Problem
+
+Device = Literal["cpu", "cuda"]
 
 
 def problems(config: Config) -> list[Problem]:
-    """Everything that can be said without a machine, a tokenizer or a model folder."""
-    return []
+    """Everything that can be said before a machine is known. Empty: nothing is wrong."""
+    device = config.resources.device
+    return [
+        *_model_problems(config),
+        *_batch_problems(config),
+        *_schedule_problems(config),
+        *engine_problems(config, device=None if device == "auto" else device),
+        *_data_problems(config),
+        *_trust_problems(config),
+        *_place_problems(config),
+        *_resume_problems(config),
+    ]
+
+
+def world_size(config: Config) -> int:
+    return config.resources.nodes * config.resources.ranks_per_node
+
+
+def _model_problems(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if not isinstance(model, ShapeModel):
+        return
+    heads, grouped = model.num_attention_heads, model.num_key_value_heads
+    if model.hidden_size % heads:
+        width = -(-model.hidden_size // heads) * heads
+        what = f"{model.hidden_size} is not a multiple of num_attention_heads ({heads})"
+        yield Problem("model.hidden_size", what, f"model.hidden_size={width}")
+    elif heads % grouped:
+        what = f"{grouped} does not divide num_attention_heads ({heads})"
+        yield Problem("model.num_key_value_heads", what, f"model.num_key_value_heads={heads}")
+    if model.family in ("gpt2", "gpt_neox"):
+        yield from _ungrouped_problems(model)
+    if model.family != "gpt2" and model.rope_theta is None:
+        what = f"{model.family} has rotary positions and needs their base"
+        yield Problem("model.rope_theta", what, "model.rope_theta=10000.0")
+    elif model.family != "gpt2" and model.head_dim % 2:
+        what = f"rotary positions need heads of an even width, not {model.head_dim}"
+        yield Problem("model.head_dim", what, f"model.head_dim={model.head_dim + 1}")
+    for name, families in (("sliding_window", ("mistral",)), ("rotary_fraction", ("gpt_neox",))):
+        if getattr(model, name) is not None and model.family not in families:
+            what = f"{model.family} has no such setting and would leave it unused"
+            yield Problem(f"model.{name}", what, f"model.{name}=null")
+
+
+def _ungrouped_problems(model: ShapeModel) -> Iterator[Problem]:
+    heads = model.num_attention_heads
+    if model.num_key_value_heads != heads and not heads % model.num_key_value_heads:
+        what = f"{model.family} has as many key heads as query heads ({heads})"
+        yield Problem("model.num_key_value_heads", what, f"model.num_key_value_heads={heads}")
+    if not model.hidden_size % heads and model.head_dim != model.hidden_size // heads:
+        width = model.hidden_size // heads
+        what = f"{model.family} heads are hidden_size / num_attention_heads wide: {width}"
+        yield Problem("model.head_dim", f"{what}, not {model.head_dim}", f"model.head_dim={width}")
+
+
+def _batch_problems(config: Config) -> Iterator[Problem]:
+    total, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    world = world_size(config)
+    if micro > total:
+        what = f"{micro} rows at a time are more than the {total} of a whole step"
+        yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={total}")
+        return
+    share = -(-total // world)
+    if micro > share and micro * world - total >= micro:
+        what = (
+            f"{micro} rows on each of {world} ranks are more than the {total} of a whole step, "
+            "and a rank would have none"
+        )
+        yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={share}")
+
+
+def _schedule_problems(config: Config) -> Iterator[Problem]:
+    schedule, total = config.schedule, config.steps.total
+    per_step = config.batch.global_batch_size * config.data.sequence_length
+    if schedule.warmup_steps and schedule.warmup_tokens:
+        what = f"warm-up is given twice, here and by warmup_steps={schedule.warmup_steps}"
+        yield Problem("schedule.warmup_tokens", what, "schedule.warmup_steps=0")
+        return
+    warmup = schedule.warmup_steps or -(-schedule.warmup_tokens // per_step)
+    where = "warmup_steps" if schedule.warmup_steps else "warmup_tokens"
+    if warmup > total:
+        what = f"warm-up takes {warmup:,} steps and the whole run {total:,}"
+        tenth = max(total // 10, 1) * (1 if schedule.warmup_steps else per_step)
+        yield Problem(f"schedule.{where}", what, f"schedule.{where}={tenth}")
+    elif isinstance(schedule, Wsd) and warmup + round(schedule.decay_fraction * total) > total:
+        what = (
+            f"{schedule.decay_fraction} of {total:,} steps and a warm-up of {warmup:,} are more "
+            "than the run"
+        )
+        fix = f"schedule.decay_fraction={(total - warmup) / total:.2g}"
+        yield Problem("schedule.decay_fraction", what, fix)
+
+
+def _data_problems(config: Config) -> Iterator[Problem]:
+    data, model = config.data, config.model
+    if isinstance(model, ShapeModel) and data.sequence_length > model.max_position_embeddings:
+        limit = model.max_position_embeddings
+        what = f"rows of {data.sequence_length:,} tokens, but the model has {limit:,} positions"
+        yield Problem("data.sequence_length", what, f"data.sequence_length={limit}")
+    if isinstance(data.tokenizer, TrainedTokenizer):
+        yield from _own_tokenizer_problems(model, data.tokenizer)
+    if config.evals.held_out_rows and not data.held_out_fraction:
+        what = "no text is held out, so there is nothing to evaluate on"
+        yield Problem("data.held_out_fraction", what, "data.held_out_fraction=0.01 or evals=none")
+
+
+def _own_tokenizer_problems(
+    model: ShapeModel | FolderModel, tokenizer: TrainedTokenizer
+) -> Iterator[Problem]:
+    if isinstance(model, FolderModel) and model.weights == "pretrained":
+        what = "a new tokenizer, but the model's weights know another vocabulary"
+        fix = f"data/tokenizer=pretrained data.tokenizer.path={model.path}"
+        yield Problem("data.tokenizer", what, fix)
+    elif isinstance(model, ShapeModel) and 0 < model.vocab_size < tokenizer.vocab_size:
+        what = (
+            f"{tokenizer.vocab_size:,} tokens, but the model's embedding has "
+            f"{model.vocab_size:,} entries"
+        )
+        yield Problem("data.tokenizer.vocab_size", what, "model.vocab_size=0")
+
+
+def _trust_problems(config: Config) -> Iterator[Problem]:
+    named = [
+        (f"data.sources.{name}.target", source.target)
+        for name, source in config.data.sources.items()
+        if isinstance(source, CustomSource)
+    ]
+    if isinstance(config.task, CustomTask):
+        named.append(("task.target", config.task.target))
+    for where, target in named:
+        package = target.partition(":")[0].partition(".")[0]
+        if package not in config.run.trust:
+            trusted = ",".join([*config.run.trust, package])
+            what = f"{target} would run code of the package {package}, which is not trusted"
+            yield Problem(where, what, f"run.trust=[{trusted}]")
+
+
+def _place_problems(config: Config) -> Iterator[Problem]:
+    if config.resources.nodes > 1 and config.launch.kind == "local":
+        what = f"{config.resources.nodes} machines, but launch=local starts ranks on this one only"
+        yield Problem("resources.nodes", what, "resources.nodes=1")
+
+
+def _resume_problems(config: Config) -> Iterator[Problem]:
+    known = list(_dotted(config.model_dump()))
+    for name in config.resume.allow:
+        if not any(k == name or k.startswith(f"{name}.") for k in known):
+            near = nearest_setting(name, known)
+            hint = f"; did you mean {near}?" if near else ""
+            fix = f"resume.allow=[{near}]" if near else "resume.allow=[]"
+            yield Problem("resume.allow", f"{name} is no setting{hint}", fix)
+
+
+def _dotted(values: dict[str, object], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -92,9 +92,7 @@ class InverseSqrt(_Schedule):
     kind: Literal["inverse_sqrt"]
 
 
-Schedule = Annotated[
-    Constant | Linear | Cosine | Wsd | InverseSqrt, Field(discriminator="kind")
-]
+Schedule = Annotated[Constant | Linear | Cosine | Wsd | InverseSqrt, Field(discriminator="kind")]
 
 
 class PlainEngine(Section):

@@ -54,4 +54,4 @@ class ObserversSection(Section):
     tensorboard: TensorBoardSection
     wandb: WandbSection
     profiler: ProfilerSection
-    peak_tflops: Annotated[float, Field(ge=0)]  # per rank, for MFU; 0: table (GPU) or measured (CPU)
+    peak_tflops: Annotated[float, Field(ge=0)]  # per rank, for MFU; 0: table or measured (CPU)

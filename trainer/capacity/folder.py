@@ -1,0 +1,132 @@
+"""Reading a Hugging Face folder's config.json: known families only, others refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.capacity.shape import FAMILIES, GATED, Family, Shape
+from trainer.errors import ModelError
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+
+
+def shape_of_folder(folder: Path, *, needs_weights: bool) -> Shape:
+    """The shape of the model in `folder`.
+
+    Raises: ModelError if it is no model folder, its family is not known here, its weights are
+    quantised, or weights are needed and there are none in safetensors.
+    """
+    config = _read(folder)
+    family = _family(folder, config)
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{folder} holds quantised weights, which cannot be trained; take the folder they "
+            "were made from"
+        )
+    if needs_weights:
+        _check_weights(folder)
+    try:
+        return _gated(family, config) if family in GATED else _plain(family, config)
+    except KeyError as e:
+        raise ModelError(f"{folder}/config.json has no {e.args[0]}") from None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise ModelError(f"{folder} is no model folder: it {what}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ModelError(f"{path} cannot be read: {e}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{folder} is no model folder: its config.json names no model_type")
+    return config
+
+
+def _family(folder: Path, config: dict[str, Any]) -> Family:
+    name = str(config["model_type"])
+    if any(config.get(key) for key in EXPERTS):
+        raise ModelError(
+            f"{folder} is a mixture-of-experts model ({name}), which is not supported: needed are "
+            "the routing loss and experts in the parameter counts"
+        )
+    if name not in FAMILIES:
+        raise ModelError(
+            f"{folder} is of the family {name}, which is not known here; known are "
+            f"{', '.join(FAMILIES)}. Needed are its tensors in trainer/capacity and its "
+            "initial weights in trainer/models"
+        )
+    return name
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for s in ("*.bin", "*.pt", "*.pth") for p in folder.glob(s))
+    if pickles:
+        raise ModelError(
+            f"{folder} has its weights only as pickle ({pickles[0]}), which can run code when it "
+            "is read: convert them to safetensors first"
+        )
+    raise ModelError(f"{folder} has no weights (*.safetensors); for new ones: model.weights=fresh")
+
+
+def _gated(family: Family, config: dict[str, Any]) -> Shape:
+    heads = int(config["num_attention_heads"])
+    width = int(config["hidden_size"])
+    default_dim = 128 if family == "qwen3" else width // heads
+    return Shape(
+        family=family,
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=width,
+        intermediate_size=int(config["intermediate_size"]),
+        num_hidden_layers=int(config["num_hidden_layers"]),
+        num_attention_heads=heads,
+        num_key_value_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or default_dim),
+        max_position_embeddings=int(config["max_position_embeddings"]),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        attention_bias=bool(config.get("attention_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        dropout=float(config.get("attention_dropout") or 0.0),
+    )
+
+
+def _plain(family: Family, config: dict[str, Any]) -> Shape:
+    old = family == "gpt2"  # its names are older than the others'
+    width = int(config["n_embd" if old else "hidden_size"])
+    heads = int(config["n_head" if old else "num_attention_heads"])
+    inner = config.get("n_inner") if old else config["intermediate_size"]
+    return Shape(
+        family=family,
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=width,
+        intermediate_size=int(inner or 4 * width),
+        num_hidden_layers=int(config["n_layer" if old else "num_hidden_layers"]),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        max_position_embeddings=int(config["n_positions" if old else "max_position_embeddings"]),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", old)),
+        dropout=float(config.get("resid_pdrop" if old else "hidden_dropout") or 0.0),
+    )
+
+
+def vocab_size_of_tokenizer(path: Path) -> int | None:
+    """One more than the largest id of a tokenizer.json; None where there is none to read.
+
+    The tokenizer's own reader is asked when the data is prepared; this is for plans before that.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        vocab = content["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+        ids += [token["id"] for token in content.get("added_tokens", [])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return max(ids) + 1

@@ -1,0 +1,217 @@
+"""Bytes on one rank at the peak of a step, and bytes of a checkpoint.
+
+States follow ZeRO (Rajbhandari et al. 2020, sec. 3) with what DeepSpeed 0.19.8 adds: its own fp32
+copy of the parameters also in fp32, a bucket (two with overlap) and stage 3's gathered weights.
+Activations are the tensors autograd saves, counted from transformers 5.23's layers in the way of
+Korthikanti et al. 2022, sec. 4.1; a test holds them against autograd itself. Not counted: the
+CUDA context (about 0.5 GB), communication libraries, fragmentation, gradients of activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.capacity.shape import (
+    GATED,
+    Shape,
+    num_layer_matrix_elements,
+    num_matrix_parameters,
+    num_parameters,
+    tensors,
+)
+
+Precision = Literal["fp32", "bf16", "autocast", "fp16"]
+Place = Literal["none", "cpu", "nvme"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Who holds what. `stage` None: plain PyTorch in one process. Units: elements where named."""
+
+    world_size: int
+    stage: int | None
+    precision: Precision
+    accumulate_in_fp32: bool
+    optimizer: Literal["adamw", "sgd", "muon"]
+    has_momentum: bool = True  # sgd
+    max_grad_norm: float = 1.0
+    offload_optimizer: Place = "none"
+    offload_parameters: Place = "none"
+    overlap_communication: bool = True
+    bucket_elements: int = 0
+    prefetch_elements: int = 0
+    persistence_threshold_elements: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What goes through the model at a time on one rank. `chunk_tokens` of logits; 0: all."""
+
+    rows: int
+    row_tokens: int
+    checkpointing: bool
+    chunk_tokens: int
+    eager_attention: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank's device; `host` is what offload moved to the host or its disk."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    logits: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        states = self.parameters + self.gradients + self.optimizer + self.buffers
+        return states + self.activations + self.logits
+
+
+def memory_per_rank(shape: Shape, layout: Layout, *, batch: MicroBatch) -> Memory:
+    parameters = _parameters(shape, layout)
+    gradients = _gradients(shape, layout)
+    optimizer = _optimizer(shape, layout)
+    host = 0
+    if layout.offload_optimizer != "none":
+        host += optimizer + gradients
+        optimizer = gradients = 0
+    if layout.offload_parameters != "none":
+        persistent = _persistent(shape, layout) * _weight_bytes(layout.precision)
+        host += parameters - persistent
+        parameters = persistent
+    return Memory(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=_buffers(shape, layout),
+        activations=activations(shape, layout.precision, batch=batch),
+        logits=_logits(shape, layout.precision, batch=batch),
+        host=host,
+    )
+
+
+def checkpoint_bytes(shape: Shape, layout: Layout) -> int:
+    """fp32 master weights and moments, all ranks; headers and checksums (below 0.1 %) left out."""
+    return 4 * num_parameters(shape) + 4 * moment_elements(shape, layout)
+
+
+def moment_elements(shape: Shape, layout: Layout) -> int:
+    """Elements of optimizer state: AdamW two a parameter; Muon one a layer matrix, else two."""
+    if layout.optimizer == "sgd":
+        return num_parameters(shape) if layout.has_momentum else 0
+    twice = 2 * num_parameters(shape)
+    return twice - (num_layer_matrix_elements(shape) if layout.optimizer == "muon" else 0)
+
+
+def _weight_bytes(precision: Precision) -> int:
+    return 2 if precision in ("bf16", "fp16") else 4
+
+
+def _share(elements: int, layout: Layout, *, from_stage: int) -> int:
+    """Elements of which this rank holds its part from a stage on. Parts are padded upwards."""
+    sharded = layout.stage is not None and layout.stage >= from_stage
+    return -(-elements // layout.world_size) if sharded else elements
+
+
+def _parameters(shape: Shape, layout: Layout) -> int:
+    count = num_parameters(shape)
+    held = _share(count, layout, from_stage=3)
+    if layout.stage == 3:
+        held += _persistent(shape, layout)
+    # Autocast keeps 16-bit copies of the matrices until the micro-step's backward is done.
+    copies = 2 * num_matrix_parameters(shape) if layout.precision == "autocast" else 0
+    return held * _weight_bytes(layout.precision) + copies
+
+
+def _persistent(shape: Shape, layout: Layout) -> int:
+    """Elements of parameters that stage 3 keeps whole because they are small."""
+    limit = layout.persistence_threshold_elements
+    return sum(g.elements for g in tensors(shape) if g.elements_each < limit)
+
+
+def _gradients(shape: Shape, layout: Layout) -> int:
+    """Accumulated gradients, and for the update their fp32 copy where they are 16-bit."""
+    count = num_parameters(shape)
+    each = 4 if layout.accumulate_in_fp32 else _weight_bytes(layout.precision)
+    held = _share(count, layout, from_stage=2) * each
+    if each == 4:
+        # Stage 1 accumulates in fp32 beside the 16-bit gradients that backward makes.
+        beside = layout.stage in (None, 0, 1) and _weight_bytes(layout.precision) == 2
+        return held + (2 * count if beside else 0)
+    return held + 4 * _share(count, layout, from_stage=1)
+
+
+def _optimizer(shape: Shape, layout: Layout) -> int:
+    """Moments, and the fp32 master weights where the weights themselves are not that."""
+    moments = 4 * _share(moment_elements(shape, layout), layout, from_stage=1)
+    has_own_copy = _weight_bytes(layout.precision) == 2 or (layout.stage or 0) >= 1
+    master = 4 * _share(num_parameters(shape), layout, from_stage=1) if has_own_copy else 0
+    return moments + master
+
+
+def _buffers(shape: Shape, layout: Layout) -> int:
+    """Communication buckets; for stage 3 also the weights gathered at a time."""
+    if layout.stage is None:
+        return 0
+    count = num_parameters(shape)
+    weight = _weight_bytes(layout.precision)
+    if layout.stage < 3:
+        each = 4 if layout.stage == 1 and layout.accumulate_in_fp32 else weight
+        whole = layout.bucket_elements * each  # allocated in full, however small the model
+        gathered = min(layout.bucket_elements, count) * weight if layout.stage else 0
+        return whole * (2 if layout.overlap_communication and layout.stage else 1) + gathered
+    outside = max(g.elements for g in tensors(shape) if g.copies == 1)
+    one_layer = sum(g.elements_each for g in tensors(shape) if g.copies > 1)
+    live = max(outside, one_layer) + min(layout.prefetch_elements, count)
+    return layout.bucket_elements * weight + min(live, count) * weight
+
+
+def activations(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
+    """Tensors saved for the backward, logits left out."""
+    tokens = batch.rows * batch.row_tokens
+    layer = _layer_bytes_per_token(shape, precision, batch)
+    width = shape.hidden_size
+    compute = 4 if precision == "fp32" else 2
+    residual = 4 if precision in ("fp32", "autocast") else 2
+    ends = (4 + compute + residual) * width  # final norm and the head's input
+    if batch.checkpointing:
+        kept = residual * width * shape.num_hidden_layers
+        return tokens * (kept + layer + ends)
+    return tokens * (layer * shape.num_hidden_layers + ends)
+
+
+def _layer_bytes_per_token(shape: Shape, precision: Precision, batch: MicroBatch) -> int:
+    """Bytes that one layer saves for one token, equal to what autograd was measured to save."""
+    cast = precision == "autocast"
+    a = 4 if precision == "fp32" else 2
+    d, f, heads = shape.hidden_size, shape.intermediate_size, shape.num_attention_heads
+    queries, keys = heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    scores = (4 + a) * heads * batch.row_tokens if batch.eager_attention else 4 * heads
+    masks = 2 * d if shape.dropout else 0  # the gated families drop in attention only
+    if shape.family in GATED:
+        # Norms keep their input in fp32 and the normed value; autocast casts the input of each of
+        # the five products anew.
+        norms = 2 * (8 if cast else 4 + a) * d + 8
+        inputs = (10 if cast else 2 * a) * d
+        attention = a * (2 * queries + 2 * keys) + scores
+        if shape.family == "qwen3":
+            attention += (4 + a) * (queries + keys) + 4 * (heads + shape.num_key_value_heads)
+        return norms + inputs + attention + 4 * a * f
+    # GPT-2's gelu is written out and saves five values; NeoX's is one kernel and saves two.
+    if shape.family == "gpt2":
+        return (20 if cast else 8 * a) * d + 5 * a * f + scores + (16 if cast else 4 * a) + masks
+    return (22 if cast else 10 * a) * d + 2 * a * f + scores + (16 if cast else 4 * a) + masks
+
+
+def _logits(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
+    """Logits in the compute format, their fp32 copy and its gradient."""
+    tokens = batch.rows * batch.row_tokens
+    at_a_time = min(batch.chunk_tokens or tokens, tokens)
+    compute = 4 if precision == "fp32" else 2
+    return at_a_time * shape.vocab_size * (compute + 8)

@@ -1,0 +1,142 @@
+"""A model's shape in numbers, the tensors it consists of, and the FLOPs of a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
+FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen3", "gpt2", "gpt_neox")
+GATED: tuple[Family, ...] = ("llama", "mistral", "qwen3")  # rotary, RMSNorm, gated feed-forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Names are those of Hugging Face's config.json."""
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    attention_bias: bool = False  # llama, qwen3
+    mlp_bias: bool = False  # llama
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """Equal tensors of a model: `copies` parameters of shape `dims` (one a layer, or one)."""
+
+    name: str  # Hugging Face's, the layer number left out
+    dims: tuple[int, ...]
+    copies: int
+
+    @property
+    def elements_each(self) -> int:
+        return prod(self.dims)
+
+    @property
+    def elements(self) -> int:
+        return self.elements_each * self.copies
+
+
+def tensors(shape: Shape) -> tuple[TensorGroup, ...]:
+    """Every parameter of the model, tied ones once.
+
+    Source: modeling_{llama,mistral,qwen3,gpt2,gpt_neox}.py of transformers 5.23.
+    """
+    layers = shape.num_hidden_layers
+    of_layer = _gated_layer(shape) if shape.family in GATED else _plain_layer(shape)
+    inside = (TensorGroup(name, dims, layers) for name, dims in of_layer)
+    return (*_outside(shape), *inside)
+
+
+def num_parameters(shape: Shape) -> int:
+    return sum(group.elements for group in tensors(shape))
+
+
+def num_matrix_parameters(shape: Shape) -> int:
+    """Parameters in matrix products: the layers' matrices and the head, not the embeddings."""
+    inside = sum(g.elements for g in tensors(shape) if len(g.dims) == 2 and not _is_outside(g))
+    return inside + shape.vocab_size * shape.hidden_size
+
+
+def num_layer_matrix_elements(shape: Shape) -> int:
+    """Elements of the layers' matrices: what Muon moves."""
+    return sum(g.elements for g in tensors(shape) if len(g.dims) == 2 and not _is_outside(g))
+
+
+def flops_per_token(shape: Shape, row_tokens: int) -> float:
+    """Forward and backward of one token in a row of `row_tokens`: 6 N + 12 L d T.
+
+    N counts parameters in matrix products (embedding look-ups cost none), d is heads x head_dim,
+    and attention counts in full, not its causal half. Recomputation does not count.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    width = shape.num_attention_heads * shape.head_dim
+    attention = 12 * shape.num_hidden_layers * width * row_tokens
+    return float(6 * num_matrix_parameters(shape) + attention)
+
+
+def _is_outside(group: TensorGroup) -> bool:
+    return group.name.startswith(("embed", "position", "head"))
+
+
+def _outside(shape: Shape) -> Iterator[TensorGroup]:
+    vocab, width = shape.vocab_size, shape.hidden_size
+    yield TensorGroup("embedding.weight", (vocab, width), 1)
+    if shape.family == "gpt2":
+        yield TensorGroup("position_embedding.weight", (shape.max_position_embeddings, width), 1)
+    yield TensorGroup("final_norm.weight", (width,), 1)
+    if shape.family not in GATED:
+        yield TensorGroup("final_norm.bias", (width,), 1)
+    if not shape.tie_word_embeddings:
+        yield TensorGroup("head.weight", (vocab, width), 1)
+
+
+def _gated_layer(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, inner = shape.hidden_size, shape.intermediate_size
+    queries = shape.num_attention_heads * shape.head_dim
+    keys = shape.num_key_value_heads * shape.head_dim
+    products = {"q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width)}
+    products["o_proj"] = (width, queries)
+    for name, dims in products.items():
+        yield f"self_attn.{name}.weight", dims
+        if shape.attention_bias:
+            yield f"self_attn.{name}.bias", dims[:1]
+    if shape.family == "qwen3":
+        yield "self_attn.q_norm.weight", (shape.head_dim,)
+        yield "self_attn.k_norm.weight", (shape.head_dim,)
+    for name, dims in {
+        "gate_proj": (inner, width),
+        "up_proj": (inner, width),
+        "down_proj": (width, inner),
+    }.items():
+        yield f"mlp.{name}.weight", dims
+        if shape.mlp_bias:
+            yield f"mlp.{name}.bias", dims[:1]
+    yield "input_layernorm.weight", (width,)
+    yield "post_attention_layernorm.weight", (width,)
+
+
+def _plain_layer(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, inner = shape.hidden_size, shape.intermediate_size
+    for name, out, into in (
+        ("attention.query_key_value", 3 * width, width),
+        ("attention.dense", width, width),
+        ("mlp.up", inner, width),
+        ("mlp.down", width, inner),
+    ):
+        yield f"{name}.weight", (out, into)
+        yield f"{name}.bias", (out,)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        yield f"{name}.weight", (width,)
+        yield f"{name}.bias", (width,)

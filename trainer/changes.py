@@ -1,0 +1,131 @@
+"""What differs between a stored run and what is asked now, and what that means for resuming.
+
+    frozen  the run would be another one: refused, always
+    branch  training goes on differently: refused unless `resume.allow` names the setting
+    drift   accepted; numbers may differ in their last bits or the schedule is stretched
+    free    accepted: where and how fast, not what
+A setting without a class is frozen, and a test asks for a class for every setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainer.config.schema import Config
+from trainer.errors import Problem
+
+Class = Literal["frozen", "branch", "drift", "free"]
+
+# The longest prefix of a setting decides. `*` stands for one name.
+_CLASSES: dict[str, tuple[Class, str]] = {
+    "run.name": ("free", "a run may be renamed"),
+    "run.root": ("free", "a run may be moved"),
+    "run.seed": ("frozen", "data order, dropout and initial weights follow from it"),
+    "run.trust": ("free", "says only what may be named"),
+    "resources": ("free", "any world size continues a run"),
+    "steps.total": ("drift", "the learning rate follows the new total from here on"),
+    "steps": ("free", "when things happen beside training"),
+    "batch.global_batch_size": ("branch", "another batch is another training run from here on"),
+    "batch.micro_batch_size": ("free", "how a step is cut up changes nothing"),
+    "model": ("frozen", "the weights have this shape"),
+    "model.attention": ("drift", "kernels round differently"),
+    "model.activation_checkpointing": ("free", "the same numbers, computed twice"),
+    "model.compile": ("drift", "kernels round differently"),
+    "model.loss_chunk_tokens": ("drift", "sums are taken in another order"),
+    "model.dropout": ("branch", "another regularisation from here on"),
+    "model.path": ("frozen", "the weights come from there"),
+    "task": ("frozen", "what is minimised"),
+    "data": ("frozen", "the tokens already seen would be others"),
+    "data.sources.*.weight": ("branch", "another mixture from here on"),
+    "data.store_root": ("free", "a store is known by its content"),
+    "data.shard_tokens": ("free", "how tokens lie in files changes nothing"),
+    "data.num_workers": ("free", "how fast the store is made"),
+    "data.prefetch_steps": ("free", "how early rows are read"),
+    "optimizer": ("branch", "updates are others from here on"),
+    "optimizer.kind": ("frozen", "its moments mean something else"),
+    "schedule": ("branch", "the learning rate is another from here on"),
+    "engine": ("free", "any engine loads any checkpoint"),
+    "precision": ("drift", "rounding differs; the fp32 master weights stay"),
+    "checkpoint": ("free", "what is kept"),
+    "evals": ("free", "what is measured"),
+    "observers": ("free", "what is shown"),
+    "resume": ("free", "how to resume"),
+    "launch": ("free", "where ranks are started"),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that differs. A setting that one side lacks has the value None there."""
+
+    where: str
+    old: Any
+    new: Any
+    kind: Class
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.old!r} -> {self.new!r} ({self.meaning})"
+
+
+def changes(old: Config, new: Config) -> list[Change]:
+    """What differs, in the order of the schema; `old` is the stored run."""
+    before, after = (dict(_settings(c.model_dump(mode="json"))) for c in (old, new))
+    found = []
+    for where in [*before, *(k for k in after if k not in before)]:
+        if before.get(where) != after.get(where):
+            kind, meaning = class_of(where)
+            found.append(Change(where, before.get(where), after.get(where), kind, meaning))
+    return found
+
+
+def refusals(old: Config, new: Config, allow: Sequence[str] = ()) -> list[Problem]:
+    """What forbids to continue `old` as `new`; empty: it may. `allow` as in resume.allow."""
+    found = []
+    for change in changes(old, new):
+        was = f"the run has {change.old!r}, now it is {change.new!r}: {change.meaning}"
+        if change.kind == "frozen":
+            fix = f"{change.where}={_as_override(change.old)}, or another run.name"
+            found.append(Problem(change.where, was, fix))
+        elif change.kind == "branch" and not _is_named(change.where, allow):
+            names = ",".join([*allow, change.where])
+            found.append(Problem(change.where, was, f"resume.allow=[{names}]"))
+    return found
+
+
+def class_of(where: str) -> tuple[Class, str]:
+    """Class and meaning of a dotted setting."""
+    parts = where.split(".")
+    for length in range(len(parts), 0, -1):
+        for pattern, known in _CLASSES.items():
+            if _fits(pattern.split("."), parts[:length]):
+                return known
+    return "frozen", "this setting has no class yet"
+
+
+def _fits(pattern: list[str], parts: list[str]) -> bool:
+    return len(pattern) == len(parts) and all(
+        p in ("*", part) for p, part in zip(pattern, parts, strict=True)
+    )
+
+
+def _is_named(where: str, allow: Sequence[str]) -> bool:
+    return any(where == name or where.startswith(f"{name}.") for name in allow)
+
+
+def _settings(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _as_override(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_override, value))}]"
+    return str(value)

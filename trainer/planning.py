@@ -1,0 +1,165 @@
+"""Config -> RunPlan: every number of one attempt. Pure, but for a folder model's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from trainer.capacity.folder import shape_of_folder
+from trainer.capacity.memory import (
+    Layout,
+    MicroBatch,
+    checkpoint_bytes,
+    memory_per_rank,
+)
+from trainer.capacity.shape import Shape, flops_per_token, num_parameters
+from trainer.config.engine_rules import engine_problems
+from trainer.config.rules import world_size
+from trainer.config.schema import Config
+from trainer.config.sections.data import TrainedTokenizer
+from trainer.config.sections.model import FolderModel
+from trainer.config.sections.training import DeepSpeedEngine, Sgd
+from trainer.errors import ConfigError, ModelError, Problem
+from trainer.plan import MemoryPlan, RunPlan, StorePlan
+
+VOCAB_MULTIPLE = 64  # matrix kernels want it; the entries added are never a target
+
+
+def make_plan(
+    config: Config,
+    *,
+    attempt: int,
+    run_id: str,
+    stores: Sequence[StorePlan],
+    device: Literal["cpu", "cuda"],
+    cores: int,
+    vocab_size_of_tokenizer: int | None,
+) -> RunPlan:
+    """The plan of one attempt on nodes with `cores` cores each. Allocates nothing.
+
+    `vocab_size_of_tokenizer` None: nothing is prepared yet; the setting of a tokenizer to be
+    trained stands for it.
+    Raises: ConfigError for what the device, the tokenizer or the model folder makes impossible.
+    """
+    shape, problems = _checked_shape(config, vocab_size_of_tokenizer)
+    problems += engine_problems(config, device=device)
+    if problems:
+        raise ConfigError(problems)
+    assert shape is not None
+    world = world_size(config)
+    steps, padding = micro_steps(config, world)
+    layout = layout_of(config, world)
+    memory = memory_per_rank(shape, layout, batch=micro_batch_of(config, device=device))
+    row = config.data.sequence_length
+    return RunPlan(
+        config=config,
+        attempt=attempt,
+        run_id=run_id,
+        world_size=world,
+        device=device,
+        threads_per_rank=threads_per_rank(config, cores),
+        gradient_accumulation_steps=steps,
+        padding_rows=padding,
+        tokens_per_step=config.batch.global_batch_size * row,
+        vocab_size=shape.vocab_size,
+        num_parameters=num_parameters(shape),
+        flops_per_token=flops_per_token(shape, row),
+        memory_per_rank=MemoryPlan(**asdict(memory)),
+        checkpoint_bytes=checkpoint_bytes(shape, layout),
+        stores=tuple(stores),
+    )
+
+
+def micro_steps(config: Config, world: int) -> tuple[int, int]:
+    """(micro-steps of a step, rows of weight zero in it): all ranks run equally many."""
+    per_pass = config.batch.micro_batch_size * world
+    steps = -(-config.batch.global_batch_size // per_pass)
+    return steps, steps * per_pass - config.batch.global_batch_size
+
+
+def threads_per_rank(config: Config, cores: int) -> int:
+    return config.resources.threads_per_rank or max(1, cores // config.resources.ranks_per_node)
+
+
+def shape_of(config: Config, *, vocab_size_of_tokenizer: int | None) -> Shape:
+    """The model's shape with its vocabulary decided.
+
+    Raises: ConfigError if the folder is no usable model, the tokenizer has more tokens than the
+    embedding entries, or rows are longer than the model's positions.
+    """
+    shape, problems = _checked_shape(config, vocab_size_of_tokenizer)
+    if shape is None or problems:
+        raise ConfigError(problems)
+    return shape
+
+
+def layout_of(config: Config, world: int) -> Layout:
+    engine, optimizer = config.engine, config.optimizer
+    zero = engine if isinstance(engine, DeepSpeedEngine) else None
+    return Layout(
+        world_size=world,
+        stage=zero.stage if zero else None,
+        precision=config.precision.kind,
+        accumulate_in_fp32=config.precision.accumulate_in == "fp32",
+        optimizer=optimizer.kind,
+        has_momentum=not isinstance(optimizer, Sgd) or optimizer.momentum > 0,
+        offload_optimizer=zero.offload_optimizer if zero else "none",
+        offload_parameters=zero.offload_parameters if zero else "none",
+        overlap_communication=zero.overlap_communication if zero else False,
+        bucket_elements=zero.bucket_elements if zero else 0,
+        prefetch_elements=zero.prefetch_elements if zero else 0,
+        persistence_threshold_elements=zero.persistence_threshold_elements if zero else 0,
+    )
+
+
+def micro_batch_of(config: Config, *, device: Literal["cpu", "cuda"]) -> MicroBatch:
+    model = config.model
+    dropout = 0.0 if isinstance(model, FolderModel) else model.dropout
+    return MicroBatch(
+        rows=config.batch.micro_batch_size,
+        row_tokens=config.data.sequence_length,
+        checkpointing=model.activation_checkpointing,
+        chunk_tokens=model.loss_chunk_tokens,
+        # torch has no fused attention with dropout for CPUs and falls back to whole scores.
+        eager_attention=model.attention == "eager" or (device == "cpu" and dropout > 0),
+    )
+
+
+def _checked_shape(
+    config: Config, vocab_size_of_tokenizer: int | None
+) -> tuple[Shape | None, list[Problem]]:
+    tokens = vocab_size_of_tokenizer
+    if tokens is None and isinstance(config.data.tokenizer, TrainedTokenizer):
+        tokens = config.data.tokenizer.vocab_size
+    model = config.model
+    if isinstance(model, FolderModel):
+        try:
+            shape = shape_of_folder(Path(model.path), needs_weights=model.weights == "pretrained")
+        except ModelError as e:
+            return None, [Problem("model.path", str(e), "")]
+    else:
+        padded = -(-(tokens or 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        fields = model.model_dump(include=set(Shape.__dataclass_fields__))
+        shape = Shape(**fields | {"vocab_size": model.vocab_size or padded})
+    return shape, _misfits(config, shape, tokens)
+
+
+def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
+    found = []
+    if tokens is not None and tokens > shape.vocab_size:
+        what = (
+            f"the tokenizer has {tokens:,} tokens, but the model's embedding has "
+            f"{shape.vocab_size:,} entries"
+        )
+        if isinstance(config.model, FolderModel):
+            fix = f"data/tokenizer=pretrained data.tokenizer.path={config.model.path}"
+            found.append(Problem("data.tokenizer", what, fix))
+        else:
+            found.append(Problem("model.vocab_size", what, "model.vocab_size=0"))
+    row, limit = config.data.sequence_length, shape.max_position_embeddings
+    if row > limit:
+        what = f"rows of {row:,} tokens, but the model has {limit:,} positions"
+        found.append(Problem("data.sequence_length", what, f"data.sequence_length={limit}"))
+    return found
