@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import Literal
 
 from trainer.errors import Refused
 
@@ -50,3 +51,15 @@ def check_devices(device: str, *, ranks_per_node: int) -> None:
             f"resources.ranks_per_node: {ranks_per_node} ranks a node, but this machine has "
             f"{found} {noun}\n     try: {fix}"
         )
+
+
+def device_for(wanted: str) -> Literal["cpu", "cuda"]:
+    """What `resources.device` means here: auto is cuda where this machine has it."""
+    if wanted == "auto":
+        return "cuda" if num_gpus() else "cpu"
+    return "cuda" if wanted == "cuda" else "cpu"
+
+
+def num_cores() -> int:
+    """Cores this process may use; a container or a job may have fewer than the machine."""
+    return len(os.sched_getaffinity(0))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -166,6 +169,17 @@ def running(run: RunFiles) -> ProcessMark | None:
     if mark is None or known[-1].ended.exists():
         return None
     return mark if is_elsewhere(mark) or is_alive(mark) else None
+
+
+@contextmanager
+def locked(run: RunFiles) -> Iterator[None]:
+    """Between asking whether a run is running and saying that it is, nobody else may ask."""
+    descriptor = os.open(run.root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def refuse_if_running(run: RunFiles) -> None:

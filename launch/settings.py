@@ -18,13 +18,18 @@ def resolved(
     arguments: Sequence[str], *, config_dirs: Sequence[str] = (), root: str | None = None
 ) -> Config:
     """What `[RUN] [key=value ...]` means. Raises: ConfigError; Refused for an unknown run."""
-    from launch.compose import compose
-    from trainer.config.explain import validate
-
     if arguments and "=" not in arguments[0] and not arguments[0].startswith("~"):
         run = find(arguments[0], root=Path(root or DEFAULT_ROOT))
         return of_run(run, arguments[1:], config_dirs=config_dirs)
-    return validate(compose(arguments, config_dirs=config_dirs).values)
+    return from_overrides(arguments, config_dirs=config_dirs)
+
+
+def from_overrides(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> Config:
+    """conf/ with overrides, checked in full. Raises: ConfigError."""
+    from launch.compose import compose
+    from trainer.config.explain import validate
+
+    return validate(compose(overrides, config_dirs=config_dirs).values)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:

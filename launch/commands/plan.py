@@ -1,0 +1,39 @@
+"""longhaul plan [key=value ...]: the numbers of a run; nothing is started."""
+
+from __future__ import annotations
+
+import argparse
+
+_EPILOG = """\
+examples
+  longhaul plan model=llama3_70b resources.nodes=8 resources.ranks_per_node=8 engine=zero3
+  longhaul plan model=llama3_8b --fit 80GB
+  longhaul plan engine=zero3 --why engine.stage
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="longhaul plan",
+        description="World, batch, memory of a rank, checkpoint size. Starts nothing.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "--config-dir", "-cd", action="append", default=[], help="more conf folders"
+    )
+    parser.add_argument("--cfg", "-c", metavar="job", help="print the settings and stop")
+    parser.add_argument("--why", metavar="KEY", help="which file or override set a value")
+    parser.add_argument("--fit", metavar="80GB", help="ZeRO stage and micro-batch for this memory")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_intermixed_args(argv)
+    if given.cfg is not None:
+        from launch.show_config import run as show_config
+
+        return show_config(given.overrides, given.config_dir, given.cfg)
+    from launch.plan_command import run as show_plan
+
+    return show_plan(
+        given.overrides, given.config_dir, why=given.why, fit=given.fit, json=given.json
+    )

@@ -1,0 +1,111 @@
+"""What an attempt would write and run, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from launch.base import Submission, spec_of
+from launch.table import size_text
+from trainer.plan import RunPlan
+
+
+@dataclass(frozen=True)
+class DryRun:
+    plan: RunPlan
+    submission: Submission
+    run_folder: str
+    is_new: bool
+    finished_at: int  # 0: not finished
+    needs_prepare: bool
+
+
+def as_json(what: DryRun) -> str:
+    """Every byte that would be written."""
+    return json.dumps(
+        {
+            "run_folder": what.run_folder,
+            "is_new": what.is_new,
+            "finished_at": what.finished_at,
+            "needs_prepare": what.needs_prepare,
+            "plan": what.plan.model_dump(mode="json"),
+            "submission": {
+                "argv": list(what.submission.argv),
+                "env": dict(what.submission.env),
+                "files": dict(what.submission.files),
+            },
+        },
+        indent=2,
+    )
+
+
+def as_text(what: DryRun) -> str:
+    plan = what.plan
+    if what.finished_at:
+        return f"{plan.config.run.name} is finished at step {what.finished_at}: nothing to do"
+    about = "a new run" if what.is_new else "goes on"
+    lines = [f"{plan.config.run.name}: {about}, attempt {plan.attempt}", ""]
+    lines += [f"  {name.ljust(22)}{value}" for name, value in _numbers(plan)]
+    lines += ["", "would write"]
+    lines += [f"  {path}" for path in _paths(what)]
+    for name, text in what.submission.files.items():
+        lines += ["", f"{what.run_folder}/{_attempt(plan)}/{name}"]
+        lines += [f"  {line}" for line in text.splitlines()]
+    lines += ["", "would run", *(f"  {line}" for line in _commands(what))]
+    lines += ["", "nothing was written; --json prints plan.json in full"]
+    return "\n".join(lines)
+
+
+def _numbers(plan: RunPlan) -> list[tuple[str, str]]:
+    config = plan.config
+    resources, batch = config.resources, config.batch
+    padded = f", {plan.padding_rows} rows of weight zero" if plan.padding_rows else ""
+    store = [f"{s.source}: {s.train_tokens:,} tokens in {s.path}" for s in plan.stores]
+    return [
+        (
+            "ranks",
+            f"{plan.world_size} ({resources.nodes} x {resources.ranks_per_node}), {plan.device}",
+        ),
+        ("threads a rank", str(plan.threads_per_rank)),
+        ("parameters", f"{plan.num_parameters:,}"),
+        ("steps", f"{config.steps.total:,} of {plan.tokens_per_step:,} tokens"),
+        (
+            "batch",
+            f"{batch.global_batch_size} rows = {plan.world_size} ranks x "
+            f"{batch.micro_batch_size} rows x {plan.gradient_accumulation_steps} micro-steps"
+            f"{padded}",
+        ),
+        ("memory a rank", size_text(plan.memory_per_rank.total)),
+        ("checkpoint", size_text(plan.checkpoint_bytes)),
+        ("data", "; ".join(store) or "to be prepared first"),
+    ]
+
+
+def _attempt(plan: RunPlan) -> str:
+    return f"attempts/{plan.attempt:04d}"
+
+
+def _paths(what: DryRun) -> list[str]:
+    first = ["run.json"] if what.is_new else []
+    attempt = _attempt(what.plan)
+    names = [*first, "owner", f"{attempt}/plan.json"]
+    return [f"{what.run_folder}/{name}" for name in names]
+
+
+def _commands(what: DryRun) -> list[str]:
+    spec, plan = spec_of(what.plan), what.plan
+    lines = []
+    if what.needs_prepare:
+        lines.append("python -m trainer.commands.prepare CONFIG.json --result RESULT.json")
+    lines.append(shlex.join(what.submission.argv))
+    worker = ("python", "-m", spec.module, what.run_folder, "--attempt", str(plan.attempt))
+    port = spec.rendezvous_port or "(a free one)"
+    lines.append("which starts, for each rank:")
+    lines.append(
+        f"  RANK=0..{plan.world_size - 1} WORLD_SIZE={plan.world_size} "
+        f"LOCAL_RANK=0..{spec.ranks_per_node - 1} MASTER_ADDR=127.0.0.1 MASTER_PORT={port} "
+        f"OMP_NUM_THREADS={spec.threads_per_rank}"
+    )
+    lines.append(f"  {shlex.join(worker)}")
+    return lines

@@ -1,0 +1,90 @@
+"""The last lines a person reads: how it ended, against what, and what to do next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from launch.attempts import read_lines_of
+from launch.outcome import newest_checkpoint
+from launch.status import last_metrics
+from trainer.errors import DataError, Exit
+from trainer.records.attempt import read_done
+from trainer.records.json_file import read_json
+from trainer.records.metrics import read_metrics
+from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.token_store import read_manifest
+
+
+def say_finished(run: RunFiles, step: int) -> None:
+    print(f"{run.name} is finished at step {step}")
+    print(f"  to go on: longhaul train {_name(run)} steps.total={2 * step}")
+    print("\n".join(_next(run)))
+
+
+def say_ending(run: RunFiles, files: AttemptFiles, code: int) -> None:
+    if code == Exit.DONE:
+        print("\n".join([*_result(run, files), *_sample(run), *_next(run)]))
+        return
+    why = next((x["why"] for x in read_lines_of(run) if x["attempt"] == files.number), "")
+    if code in (Exit.SAVED, Exit.INTERRUPTED):
+        print(f"\n{run.name}: {why}")
+    step = newest_checkpoint(run)
+    place = f"goes on from step {step}" if step else "starts from step 0: nothing was saved yet"
+    if code in (Exit.SAVED, Exit.FAILED, Exit.INTERRUPTED):
+        print(f"  longhaul resume {run.root}   {place}")
+    if code not in (Exit.SAVED, Exit.INTERRUPTED):
+        print(f"  longhaul logs {run.root} --why   the first failure in full")
+
+
+def _result(run: RunFiles, files: AttemptFiles) -> list[str]:
+    done = read_done(files.done)
+    if done is None:  # exit code 0 comes from done.json
+        return []
+    loss = done.loss if done.loss is not None else last_metrics(run.metrics).get("loss")
+    shown = f"loss {loss:.4f}" if loss is not None else "no loss was measured"
+    entropy = _unigram_entropy(files)
+    against = "" if entropy is None else f"; unigram entropy of the data {entropy:.4f}"
+    return ["", f"{run.name}: finished at step {done.step}, {shown}{against}"]
+
+
+def _unigram_entropy(files: AttemptFiles) -> float | None:
+    """Nats a token, the sources weighted as in training: what a model that knows only how often
+    each token occurs would reach."""
+    try:
+        stores: list[dict[str, Any]] = read_json(files.plan)["stores"]
+        known = [
+            (float(s["weight"]), read_manifest(Path(s["path"])).unigram_entropy_nats)
+            for s in stores
+        ]
+    except (OSError, ValueError, KeyError, DataError):
+        return None
+    total = sum(weight for weight, _ in known)
+    return sum(weight * nats for weight, nats in known) / total if total else None
+
+
+def _sample(run: RunFiles) -> list[str]:
+    """The newest text the model wrote, if an evaluation asked for one."""
+    for line in reversed(read_metrics(run.metrics, "eval")):
+        for prompt, text in line.get("samples", [])[:1]:
+            return ["", "a sample:", *(f"  | {row}" for row in f"{prompt}{text}".splitlines())]
+    return []
+
+
+def _next(run: RunFiles) -> list[str]:
+    name = run.root if run.root.parent != Path("runs") else run.name
+    prompt = json.dumps("def main(")
+    return [
+        "",
+        "next",
+        f"  longhaul generate {name} --prompt {prompt}",
+        f"  longhaul evaluate {name}",
+        f"  longhaul export {name}",
+        f"  longhaul status {name}",
+    ]
+
+
+def _name(run: RunFiles) -> str:
+    root = "" if run.root.parent == Path("runs") else f" run.root={run.root.parent}"
+    return f"run.name={run.name}{root}"

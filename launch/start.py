@@ -1,0 +1,244 @@
+"""From checked settings to a finished attempt: the flow of `train` and `resume`.
+
+    settings -> existing run? -> preflight -> token stores -> plan -> attempt folder -> backend
+
+Everything that can be refused is refused before the first byte is written; only then are stores
+prepared (a child process) and the run folder made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.backends.local import LocalBackend
+from launch.base import Backend, Submission
+from launch.compute import compute, config_file
+from launch.dry_run import DryRun
+from launch.ending import say_ending, say_finished
+from launch.liveness import own_mark, write_mark
+from launch.machine import device_for, num_cores
+from launch.run_folder import (
+    attempts,
+    create,
+    existing,
+    locked,
+    new_attempt,
+    read_record,
+    refuse_if_running,
+)
+from launch.settings import stored_values
+from launch.status import close_old_attempts, finished_step
+from trainer.capacity.folder import vocab_size_of_tokenizer
+from trainer.changes import class_of, refusals
+from trainer.config.schema import Config
+from trainer.config.sections.data import PretrainedTokenizer
+from trainer.errors import ConfigError, Exit, Problem, Refused, RunFolderError
+from trainer.plan import RunPlan, StorePlan, read_plan, write_plan
+from trainer.planning import make_plan
+from trainer.records.json_file import read_json
+from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.store_lookup import find_stores
+from trainer.records.token_store import read_manifest
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known before anything is done. `run` None: a new one."""
+
+    config: Config
+    run: RunFiles | None
+    stores: tuple[StorePlan, ...] | None  # None: to be prepared
+
+
+def start(config: Config) -> int:
+    """Run one attempt to its end; its exit code.
+
+    Raises: ConfigError, Refused, RunFolderError, DataError.
+    """
+    standing = stand(config)
+    if standing.run is not None and (done := _finished(standing)):
+        say_finished(standing.run, done)
+        return Exit.DONE
+    backend = _backend(config)
+    backend.preflight(plan_of(standing, attempt=1, run_id=""))
+    if standing.stores is None:
+        code = _prepare(standing.config)
+        if isinstance(code, int):
+            return code
+        standing = Standing(config, standing.run, code)
+        _refuse_other_tokens(standing)
+    run = standing.run or _create(config)
+    with locked(run):
+        refuse_if_running(run)
+        close_old_attempts(run)
+        files = new_attempt(run)
+        write_mark(files.agent, own_mark())
+    plan = plan_of(standing, attempt=files.number, run_id=read_record(run).run_id)
+    submission = backend.render(plan, run_folder=str(run.root))
+    _write(files, plan, submission)
+    code = backend.submit(submission, run.root, attempt=files.number)
+    say_ending(run, files, code)
+    return code
+
+
+def dry_run(config: Config) -> DryRun:
+    """What `start` would write and run. Raises: as `start`."""
+    standing = stand(config)
+    backend = _backend(config)
+    known = attempts(standing.run) if standing.run is not None else []
+    attempt = known[-1].number + 1 if known else 1
+    run_id = read_record(standing.run).run_id if standing.run is not None else "(new)"
+    plan = plan_of(standing, attempt=attempt, run_id=run_id)
+    backend.preflight(plan)
+    folder = Path(config.run.root) / config.run.name
+    return DryRun(
+        plan=plan,
+        submission=backend.render(plan, run_folder=str(folder)),
+        run_folder=str(folder),
+        is_new=standing.run is None,
+        finished_at=_finished(standing),
+        needs_prepare=standing.stores is None,
+    )
+
+
+def stand(config: Config) -> Standing:
+    """Raises: ConfigError, Refused or RunFolderError if the run cannot be started like this."""
+    run = existing(Path(config.run.root), config.run.name)
+    mode = config.resume.mode
+    if run is None and mode == "must":
+        folder = Path(config.run.root) / config.run.name
+        raise Refused(f"resume=must, but there is no run {folder}; start it with resume=auto")
+    if run is not None:
+        if mode == "never":
+            raise Refused(
+                f"resume=never, but the run {run.root} exists; choose another run.name, or go on "
+                "with it: resume=auto"
+            )
+        refuse_if_running(run)
+        problems = refusals(_stored(run), config, config.resume.allow)
+        if problems:
+            raise ConfigError(problems)
+    found = find_stores(config.data.model_dump(mode="json"))
+    stores = None if found is None else tuple(StorePlan(**asdict(one)) for one in found)
+    standing = Standing(config, run, stores)
+    _refuse_other_tokens(standing)
+    return standing
+
+
+def plan_of(standing: Standing, *, attempt: int, run_id: str) -> RunPlan:
+    """Raises: ConfigError for what this machine or the tokenizer makes impossible."""
+    config, stores = standing.config, standing.stores
+    if stores is not None:
+        tokens: int | None = read_manifest(Path(stores[0].path)).vocab_size
+    elif isinstance(config.data.tokenizer, PretrainedTokenizer):
+        tokens = vocab_size_of_tokenizer(Path(config.data.tokenizer.path))
+    else:
+        tokens = None
+    return make_plan(
+        config,
+        attempt=attempt,
+        run_id=run_id,
+        stores=stores or (),
+        device=device_for(config.resources.device),
+        cores=num_cores(),
+        vocab_size_of_tokenizer=tokens,
+    )
+
+
+def frozen_hash(config: Config) -> str:
+    """Over the settings that no attempt of the run may change; trainer/changes.py says which."""
+    frozen = {k: v for k, v in _leaves(config.model_dump(mode="json")) if _is_frozen(k)}
+    return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
+
+
+def _is_frozen(key: str) -> bool:
+    return class_of(key)[0] == "frozen"
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        found += _leaves(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _backend(config: Config) -> Backend:
+    return {"local": LocalBackend}[config.launch.kind]()
+
+
+def _create(config: Config) -> RunFiles:
+    values = config.model_dump(mode="json")
+    return create(Path(config.run.root), config=values, frozen_hash=frozen_hash(config))
+
+
+def _stored(run: RunFiles) -> Config:
+    try:
+        return Config.model_validate(stored_values(run))
+    except ValueError as e:
+        raise RunFolderError(
+            f"{run.root} was written by another version of Longhaul: "
+            f"its settings cannot be read here ({str(e).splitlines()[0]})"
+        ) from e
+
+
+def _finished(standing: Standing) -> int:
+    """The step at which the run is finished for what is asked; 0: there is something to do."""
+    if standing.run is None:
+        return 0
+    done = finished_step(standing.run)
+    return done if done >= standing.config.steps.total else 0
+
+
+def _refuse_other_tokens(standing: Standing) -> None:
+    """Raises: ConfigError if a store differs from the one the run was trained on so far."""
+    if standing.run is None or standing.stores is None:
+        return
+    before = _last_stores(standing.run)
+    problems = []
+    for store in standing.stores:
+        known = before.get(store.source)
+        where = f"data.sources.{store.source}"
+        if known in (None, store.manifest_digest) or where in standing.config.resume.allow:
+            continue
+        what = "its text or its tokenizer has changed since the run was started"
+        fix = f"another run.name, or resume.allow=[{where}]"
+        problems.append(Problem(where, what, fix))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _last_stores(run: RunFiles) -> dict[str, str]:
+    for files in reversed(attempts(run)):
+        if files.plan.exists():
+            return {s.source: s.manifest_digest for s in read_plan(files.plan).stores}
+    return {}
+
+
+def _prepare(config: Config) -> tuple[StorePlan, ...] | int:
+    """The stores, or the exit code of a preparation that failed."""
+    print("preparing the data", file=sys.stderr, flush=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="longhaul-") as folder,
+        config_file(config.model_dump(mode="json")) as path,
+    ):
+        result = Path(folder) / "result.json"
+        code = compute("trainer.commands.prepare", [str(path), "--result", str(result)])
+        if code != Exit.DONE:
+            return code
+        answer = read_json(result)
+    return tuple(StorePlan.model_validate(one) for one in answer["stores"])
+
+
+def _write(files: AttemptFiles, plan: RunPlan, submission: Submission) -> None:
+    write_plan(files.plan, plan)
+    for name, text in submission.files.items():
+        path = files.root / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
