@@ -1,0 +1,192 @@
+"""DeepSpeed ZeRO behind the engine's verbs: the only importer of deepspeed.
+
+What DeepSpeed averages is summed again here; what it hides is read in `fragments.py`. Comments
+name quirks of DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config.sections.training import DeepSpeedEngine as EngineSection
+from trainer.config.sections.training import Optimizer as OptimizerSection
+from trainer.config.sections.training import PrecisionSection
+from trainer.dist.world import World
+from trainer.engine import fragments
+from trainer.engine.base import FragmentSource, HeldFragment, StepStats
+from trainer.engine.bootstrap import new_groups_time_out, prepare_process, quiet
+from trainer.engine.fragments import Region
+from trainer.engine.model_setup import (
+    MakeModel,
+    MakeOptimizer,
+    compute_in_bf16,
+    settle,
+    trained,
+    weight_dtype,
+    whole_shapes,
+)
+from trainer.engine.zero_config import zero_config
+
+
+class DeepSpeedEngine:
+    """Stages 0 to 3. Collective: building one needs all ranks of the world."""
+
+    def __init__(
+        self,
+        make_model: MakeModel,
+        make_optimizer: MakeOptimizer,
+        *,
+        world: World,
+        engine: EngineSection,
+        precision: PrecisionSection,
+        optimizer: OptimizerSection,
+        micro_batch_size: int,
+        gradient_accumulation_steps: int,
+        timeout_s: float = 600.0,
+        name_of: Callable[[str], str] = str,
+    ) -> None:
+        """`name_of`: a parameter's path in the model -> its logical name.
+
+        Raises: ConfigError for combinations that DeepSpeed cannot do.
+        """
+        self.device = world.device
+        self._world = world
+        self._stage = engine.stage
+        self._scales_loss = precision.kind == "fp16"
+        self._max_grad_norm = optimizer.max_grad_norm or math.inf
+        config = zero_config(
+            engine,
+            precision,
+            optimizer=optimizer,
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            device="cuda" if self.device.type == "cuda" else "cpu",
+        )
+        prepare_process(world.place, self.device)
+        import deepspeed  # reads the environment that prepare_process sets
+
+        quiet(deepspeed)
+        with new_groups_time_out(timeout_s):
+            model = make_model()
+            self._settle(deepspeed, model, config, weight_dtype(precision.kind))
+            if precision.kind == "autocast":
+                compute_in_bf16(model, self.device)
+            self._trained = trained(model, name_of)
+            with whole_shapes(self._trained):
+                self._base = make_optimizer(self._trained)
+            made = deepspeed.initialize(model=model, optimizer=self._base, config=config)
+            self._ds: Any = made[0]
+        fragments.create_moments(self._base, self._owners())
+
+    @property
+    def model(self) -> nn.Module:
+        model: nn.Module = self._ds
+        return model
+
+    def accumulate(self, loss: torch.Tensor, *, last: bool) -> None:
+        self._ds.set_gradient_accumulation_boundary(last)
+        # Our losses add up to the step's loss: nothing is divided by the number of micro-steps.
+        self._ds.backward(self._undo_average(loss), scale_wrt_gas=False)
+
+    def step(self, *, lr: float) -> StepStats:
+        for group in self._base.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        if self._stage == 0:
+            return self._step_unsharded()
+        self._ds.step()
+        norm = float(self._ds.get_global_grad_norm())
+        if norm < 0:  # how DeepSpeed writes a norm that is not finite
+            norm = math.inf
+        # It skips such a step in every precision; only for a loss scale is that part of the plan.
+        return StepStats(norm, applied=self._ds.was_step_applied() or not self._scales_loss)
+
+    def fragments(self) -> Iterator[HeldFragment]:
+        if self._stage == 0:
+            place = self._world.place
+            regions = fragments.balanced(
+                self._trained, rank=place.rank, world_size=place.world_size
+            )
+        else:
+            regions = self._owned_regions()
+        return fragments.held(regions, self._base)
+
+    def load(self, source: FragmentSource, *, step: int) -> None:
+        fragments.fill(self._owned_regions(), self._base, source, step=step)
+        self._refresh_weights()
+
+    def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        return [(n, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._trained]
+
+    def close(self) -> None:
+        import deepspeed
+
+        self._ds.destroy()
+        # Building for stage 3 replaced this function for the whole process.
+        original = getattr(deepspeed.zero.Init, "linear_bk", None)
+        if original is not None:
+            nn.functional.linear = original
+
+    def _undo_average(self, loss: torch.Tensor) -> torch.Tensor:
+        """DeepSpeed averages gradients over the ranks; we sum."""
+        return loss * self._world.place.world_size
+
+    def _settle(
+        self, deepspeed: Any, model: nn.Module, config: dict[str, Any], dtype: torch.dtype
+    ) -> None:
+        if self._stage < 3:
+            settle(model, dtype=dtype, device=self.device)
+            return
+        # Not `with zero.Init(): make_model()`: that replaces constructors all over torch and
+        # broadcasts each whole parameter, only to have its values replaced by `load`.
+        init = deepspeed.zero.Init(config_dict_or_path=config)
+        init._enable_mem_efficient_linear()  # else gathered weights live until the backward
+
+        def partition(parameter: Any) -> None:
+            init._convert_to_deepspeed_param(parameter)
+            parameter.partition()
+
+        settle(model, dtype=dtype, device=self.device, each=partition)
+
+    def _step_unsharded(self) -> StepStats:
+        """DeepSpeed has no gradient norm at stage 0, so the clipping is done here as well."""
+        parameters = [p for _, p in self._trained]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
+        if math.isfinite(norm):
+            self._ds.step()
+        else:  # the caller stops the run; the weights stay good
+            self._ds.zero_grad()
+        return StepStats(norm, applied=True)
+
+    def _owned_regions(self) -> list[Region]:
+        if self._stage == 0:
+            return fragments.whole(self._trained)
+        if self._stage == 3:
+            return fragments.of_stage_3(self._trained, self._ds.optimizer)
+        return fragments.of_stage_1_or_2(self._trained, self._ds.optimizer)
+
+    def _owners(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+        groups = self._base.param_groups
+        if self._stage == 3:  # between steps the groups of the optimizer are empty
+            zero = self._ds.optimizer
+            for i, flat in enumerate(zero.fp32_partitioned_groups_flat):
+                yield flat, groups[zero.sub_group_to_group_id[i]]
+            return
+        for group in groups:
+            yield from ((owner, group) for owner in group["params"])
+
+    @torch.no_grad()
+    def _refresh_weights(self) -> None:
+        """What DeepSpeed does after its update: 16-bit weights from masters, on all ranks."""
+        zero = self._ds.optimizer
+        if self._stage in (1, 2):
+            zero.update_lp_params()
+        if self._stage == 3:
+            zero.checkpoint_event_prologue()  # gives up what is gathered
+            for i in range(len(zero.fp16_groups)):
+                zero._reassign_or_swap_out_partitioned_parameters(i)
+            zero.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
