@@ -68,7 +68,10 @@ def target(given: str, *, root: str = DEFAULT_ROOT) -> str:
 
 
 def with_targets(arguments: Sequence[str], *, count: int) -> list[str]:
-    """The first `count` arguments name runs, checkpoints or folders: names become paths."""
+    """The first `count` arguments name runs, checkpoints or folders: names become paths.
+
+    A number after the first of them is a step and stays one.
+    """
     found: list[str] = []
     rest = list(arguments)
     root = DEFAULT_ROOT
@@ -77,7 +80,8 @@ def with_targets(arguments: Sequence[str], *, count: int) -> list[str]:
         root = rest[at + 1]
         del rest[at : at + 2]
     while rest and len(found) < count and not rest[0].startswith("-"):
-        found.append(target(rest.pop(0), root=root))
+        given = rest.pop(0)
+        found.append(given if found and given.isdecimal() else target(given, root=root))
     return [*found, *rest]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from launch.compute import compute, with_targets
 from trainer.errors import Exit, Refused
 
-_TARGETS = {"list": 1, "verify": 1, "diff": 2}
+_VERBS = ("list", "verify", "diff")
 _HELP = """\
-usage: longhaul checkpoint list|verify|diff RUN [...]
+usage: longhaul checkpoint list|verify|diff RUN [STEP ...] [--json]
 
   list RUN              what is saved: step, size, whether it is complete
-  verify RUN            read every byte and compare it with its checksum
-  diff RUN OTHER        what differs between the newest checkpoints of two runs or folders
+  verify RUN [STEP]     read every byte and compare it with its checksum
+  diff RUN STEP [STEP]  what differs between two steps, or a step and the newest
 
 example: longhaul checkpoint verify first-run
 """
@@ -22,6 +22,6 @@ def main(argv: list[str]) -> int:
         print(_HELP, end="")
         return Exit.DONE
     verb, *rest = argv
-    if verb not in _TARGETS:
-        raise Refused(f"longhaul checkpoint has no verb {verb!r}; there is {', '.join(_TARGETS)}")
-    return compute("trainer.commands.checkpoint", [verb, *with_targets(rest, count=_TARGETS[verb])])
+    if verb not in _VERBS:
+        raise Refused(f"longhaul checkpoint has no verb {verb!r}; there is {', '.join(_VERBS)}")
+    return compute("trainer.commands.checkpoint", [verb, *with_targets(rest, count=1)])

@@ -15,7 +15,7 @@ from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.format import ELEMENT_BYTES, Piece
 from trainer.checkpoint.layout import FileIndex
 from trainer.checkpoint.rank_file import ChunkCache, OpenRankFile
-from trainer.errors import CheckpointMismatch, DamagedCheckpoint
+from trainer.errors import CheckpointMismatch, DamagedCheckpoint, Refused
 from trainer.records.fragment import Fragment
 from trainer.records.manifest import LogicalTensor, Manifest
 from trainer.storage.local import Bytes, Storage
@@ -127,14 +127,14 @@ class StoredTensors:
 def open_step(storage: Storage, root: Path, step: int | None = None) -> StoredTensors:
     """The step's tensors, or the newest step's, from a checkpoints folder.
 
-    Raises: CheckpointMismatch if there is none, DamagedCheckpoint.
+    Raises: Refused if there is none; DamagedCheckpoint, CheckpointMismatch.
     """
     folders = StepFolders(storage, root)
     steps = folders.steps()
     if not steps or (step is not None and step not in steps):
         there = ", ".join(str(s) for s in steps) or "none"
         asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise CheckpointMismatch(f"{root}: {asked}; there are: {there}")
+        raise Refused(f"{root}: {asked}; there are: {there}")
     chosen = steps[-1] if step is None else step
     manifest, _ = folders.manifest(chosen)
     return StoredTensors(storage, folders.step(chosen), manifest)
