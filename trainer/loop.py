@@ -12,10 +12,12 @@ import torch
 
 from trainer.batch import TokenBatch
 from trainer.checkpoint.store import CheckpointStore
+from trainer.dist.device import Peak
 from trainer.dist.world import World
 from trainer.engine.base import Engine, StepStats
-from trainer.errors import NonFiniteStep
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.errors import NonFiniteStep, SaveFailed
+from trainer.observers.base import Observer
+from trainer.reports import EvalReport, StepReport
 from trainer.tasks.base import Task
 
 Outcome = Literal["finished", "stopped"]
@@ -25,25 +27,16 @@ class Stream(Protocol):
     """This rank's endless source of micro-batches; a pure function of the step."""
 
     def step(self, step: int) -> Sequence[TokenBatch]: ...
+
     def cursor(self, step: int) -> dict[str, Any]:
         """Where the data stands after `step` steps; small, equal on all ranks."""
 
 
-class Observer(Protocol):
-    """Told what happened; cannot change it. Runs on rank 0 only and calls no collectives.
-
-    Hears every step; `observers.sampled` thins that out to `steps.log_every`.
-    """
-
-    def on_step(self, report: StepReport) -> None: ...
-    def on_eval(self, report: EvalReport) -> None: ...
-    def on_save(self, report: SaveReport) -> None: ...
-    def close(self) -> None: ...
-
-
 class Eval(Protocol):
-    def run(self, world: World, engine: Engine, step: int) -> EvalReport:
-        """Collective."""
+    """At steps of its own and at the last one. `run` is collective."""
+
+    def due(self, step: int) -> bool: ...
+    def run(self, world: World, engine: Engine, step: int) -> EvalReport: ...
 
 
 class StopFlag(Protocol):
@@ -62,10 +55,10 @@ class Every:
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """The constants that turn seconds into rates. Source of the FLOPs: trainer/capacity.py."""
+    """The constants that turn seconds into rates."""
 
     flops_per_token: float
-    peak_flops_per_rank: float
+    peak: Peak  # of one rank; 0 FLOP/s where it is not known
     row_tokens_per_step: int
     memory_bytes: Callable[[], int]
 
@@ -82,11 +75,10 @@ class Job:
     stop: StopFlag  # set by the signal handlers of worker.py
     total_steps: int
     save: Every
-    evaluate: Every
     evals: Sequence[Eval]
-    observers: Sequence[Observer]
+    observers: Sequence[Observer]  # rank 0 only; empty elsewhere
     learning_rate: Callable[[int], float]  # step -> rate; pure, so there is nothing to resume
-    seed_step: Callable[[int, int], None]  # (step, micro-step) -> reseed dropout and friends
+    seed_step: Callable[[int, int], None]  # (step, first sample of the micro-batch) -> reseed
     meter: Meter
 
 
@@ -111,16 +103,13 @@ def fit(job: Job, state: TrainState) -> Outcome:
         last = report.step == job.total_steps
         for observer in job.observers:
             observer.on_step(report)
-        if job.evaluate.due(report.step) or last:
-            for evaluation in job.evals:
-                _tell_eval(job, evaluation.run(job.world, job.engine, report.step))
         if last or stopping or job.save.due(report.step):
-            saved = job.checkpoints.save(
-                job.world, job.engine, step=report.step, training=_training(job, state)
-            )
-            _tell_save(job, saved)
+            _save(job, state, must=last or stopping)
         if stopping and not last:
             return "stopped"
+        for evaluation in job.evals:
+            if last or evaluation.due(report.step):
+                _evaluate(job, evaluation, report.step)
     return "finished"
 
 
@@ -130,8 +119,6 @@ def steps(job: Job, state: TrainState) -> Iterator[tuple[StepReport, bool]]:
     A step takes one small collective of our own: its loss, its counts and the stop flag travel
     with the number of terms of the NEXT step, which the stream has already read.
     """
-    if state.step >= job.total_steps:
-        return
     batches = job.stream.step(state.step + 1)
     terms, tokens = job.world.sum(_counts(batches))
     for step in range(state.step + 1, job.total_steps + 1):
@@ -165,7 +152,7 @@ def train_step(
     engine = job.engine
     local_loss = torch.zeros((), device=engine.device)
     for micro_step, batch in enumerate(batches):
-        job.seed_step(step, micro_step)
+        job.seed_step(step, batch.sample_indices[0] if batch.sample_indices else -1)
         loss = job.task.loss_sum(engine.model, batch.to(engine.device)) / max(weight, 1.0)
         clock.forward_s += clock.lap()
         engine.accumulate(loss, last=micro_step == len(batches) - 1)
@@ -207,7 +194,7 @@ def _report(
 ) -> StepReport:
     step_s = time.perf_counter() - clock.started
     rate = tokens / step_s
-    peak = job.meter.peak_flops_per_rank * job.world.place.world_size
+    peak = job.meter.peak.flops * job.world.place.world_size
     return StepReport(
         step=step,
         loss=loss,
@@ -230,7 +217,7 @@ def _report(
 
 
 def _training(job: Job, state: TrainState) -> dict[str, Any]:
-    """What a checkpoint's manifest holds of the loop; `restore` reads it back."""
+    """What a checkpoint's manifest holds of the loop; `restored` reads it back."""
     return {
         "step": state.step,
         "tokens_seen": state.tokens_seen,
@@ -239,17 +226,24 @@ def _training(job: Job, state: TrainState) -> dict[str, Any]:
     }
 
 
-def restore(state: TrainState, training: dict[str, Any]) -> None:
-    state.step = int(training["step"])
-    state.tokens_seen = int(training["tokens_seen"])
-    state.last_loss = training["last_loss"]
+def restored(training: dict[str, Any]) -> TrainState:
+    return TrainState(training["step"], training["tokens_seen"], training["last_loss"])
 
 
-def _tell_eval(job: Job, report: EvalReport) -> None:
-    for observer in job.observers:
-        observer.on_eval(report)
+def _save(job: Job, state: TrainState, *, must: bool) -> None:
+    """One save; a failed one is survived, but not where training ends. Collective.
 
-
-def _tell_save(job: Job, report: SaveReport) -> None:
+    Raises: SaveFailed if it `must` succeed, TooManyFailedSaves from the store.
+    """
+    training = _training(job, state)
+    report = job.checkpoints.save(job.world, job.engine, step=state.step, training=training)
     for observer in job.observers:
         observer.on_save(report)
+    if must and not report.succeeded:
+        raise SaveFailed(f"the save at step {report.step}, the last one, failed: {report.problem}")
+
+
+def _evaluate(job: Job, evaluation: Eval, step: int) -> None:
+    report = evaluation.run(job.world, job.engine, step)
+    for observer in job.observers:
+        observer.on_eval(report)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from trainer.capacity.peak import peak_tflops
 from trainer.dist.world import Place
 from trainer.errors import WorldError
 
@@ -65,3 +66,21 @@ def measured_gemm_flops(dtype: torch.dtype, *, seconds: float = 0.2) -> float:
         torch.mm(a, b)
         best = min(best, time.perf_counter() - started)
     return 2 * _GEMM_SIZE**3 / best
+
+
+def peak_of(device: torch.device, dtype: torch.dtype, *, given_tflops: float) -> Peak:
+    """The peak of one rank: as given, else NVIDIA's table for 16-bit GPUs, else measured on CPU.
+
+    Zero (and so no MFU) for GPUs that the table has not, and for fp32 on GPUs.
+    """
+    if given_tflops > 0:
+        return Peak(given_tflops * 1e12, "observers.peak_tflops")
+    if device.type == "cpu":
+        return Peak(
+            measured_gemm_flops(dtype), f"best {dtype} GEMM measured on this rank's threads"
+        )
+    name = torch.cuda.get_device_name(device)
+    tflops = peak_tflops(name) if dtype.itemsize == 2 else None
+    if tflops is None:
+        return Peak(0.0, f"unknown for {name} in {dtype}; set observers.peak_tflops")
+    return Peak(tflops * 1e12, f"dense 16-bit data sheet figure of {name}")

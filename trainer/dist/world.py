@@ -48,6 +48,14 @@ class Place:
             raise WorldError(f"{said}: 0 <= LOCAL_RANK <= RANK < WORLD_SIZE must hold")
         return cls(rank, world_size, local_rank)
 
+    def check(self, planned_world_size: int) -> None:
+        """Raises: WorldError if this is not a rank of a world as planned."""
+        if self.world_size != planned_world_size:
+            raise WorldError(
+                f"WORLD_SIZE is {self.world_size}, but this attempt was planned for "
+                f"{planned_world_size} ranks; start as many, or plan another attempt"
+            )
+
 
 class World(Protocol):
     """Collective: every rank calls each of these, in the same order."""

@@ -9,10 +9,14 @@ error.json    the first failure, written by the rank that failed (first writer w
 from __future__ import annotations
 
 import os
+import socket
+import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.errors import Exit, LonghaulError
 from trainer.records.json_file import read_json, write_json
 
 StopCause = Literal["user", "scheduler", "time_limit", "drain", "interrupt"]
@@ -57,6 +61,21 @@ class ErrorRecord:
     exit_code: int
     step: int | None = None
     traceback: str = ""
+
+
+def error_record(error: BaseException, *, rank: int, step: int | None) -> ErrorRecord:
+    """`step`: the last one that was done, once there is a state."""
+    code = error.exit_code if isinstance(error, LonghaulError) else Exit.FAILED
+    return ErrorRecord(
+        time=time.time(),
+        rank=rank,
+        host=socket.gethostname(),
+        kind=type(error).__name__,
+        message=str(error),
+        exit_code=int(code),
+        step=step,
+        traceback="".join(traceback.format_exception(error)),
+    )
 
 
 def write_record(path: Path, record: Started | Stop | Done | ErrorRecord) -> None:

@@ -1,0 +1,254 @@
+"""The plan -> the live parts of one rank: the only file that knows what stands behind a setting."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.sections.model import FolderModel
+from trainer.config.sections.training import CustomTask, PlainEngine
+from trainer.data.store import TokenStore
+from trainer.data.stream import RowShape, Stream, StreamSource
+from trainer.dist.device import Peak, memory_meter, peak_of
+from trainer.dist.seeds import step_seeder
+from trainer.dist.startup import StartUp
+from trainer.dist.world import World
+from trainer.engine import plain
+from trainer.engine.base import Engine, FragmentSource
+from trainer.engine.model_setup import weight_dtype
+from trainer.errors import DataError
+from trainer.evals.table import evals_of
+from trainer.loop import Every, Job, Meter, StopFlag, TrainState, restored
+from trainer.models.attention import check_packing
+from trainer.models.build import build_model
+from trainer.models.init import InitialValues, initial_rules
+from trainer.models.language_model import LanguageModel, compile_model
+from trainer.models.weights import SafetensorsFolder
+from trainer.observers.base import Observer
+from trainer.observers.table import observers_of
+from trainer.optim.optimizers import make_optimizer
+from trainer.optim.schedules import learning_rate
+from trainer.plan import RunPlan
+from trainer.records.run_files import RunFiles
+from trainer.records.token_store import MANIFEST
+from trainer.tasks.base import Task
+from trainer.tasks.causal_lm import CausalLm
+from trainer.tasks.custom import load_task
+
+# What matrix products compute in, by precision: the peak that MFU is a fraction of.
+_COMPUTE = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "autocast": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def build_job(
+    plan: RunPlan, world: World, *, run: RunFiles, stop: StopFlag, startup: StartUp
+) -> tuple[Job, TrainState]:
+    """All but the observers; the newest checkpoint, or the starting values, are loaded. Collective.
+
+    Raises: DataError, ModelError, ConfigError, CheckpointError.
+    """
+    config = plan.config
+    sources = world.each(lambda: open_sources(plan))
+    if config.data.packing:
+        world.each(lambda: check_packing(config.model, device=world.device))
+    engine = build_engine(plan, world)
+    startup.lap("build")
+    checkpoints = open_checkpoints(plan, run)
+    state, cursor = _resume(plan, world, engine=engine, checkpoints=checkpoints)
+    startup.lap("load")
+    stream = world.each(lambda: open_stream(plan, world, sources=sources, cursor=cursor))
+    task = build_task(plan)
+    evals = world.each(lambda: evals_of(plan, task, stream=stream, sources=sources))
+    startup.lap("data")
+    job = Job(
+        world=world,
+        engine=engine,
+        task=task,
+        stream=stream,
+        checkpoints=checkpoints,
+        stop=stop,
+        total_steps=config.steps.total,
+        save=Every(config.steps.save_every),
+        evals=evals,
+        observers=(),
+        learning_rate=learning_rate(
+            config.schedule,
+            config.optimizer.learning_rate,
+            total_steps=config.steps.total,
+            tokens_per_step=plan.tokens_per_step,
+        ),
+        seed_step=step_seeder(config.run.seed),
+        meter=_meter(plan, world),
+    )
+    startup.lap("peak")
+    return job, state
+
+
+# --- model, engine, checkpoints ------------------------------------------------------------------
+
+
+def build_task(plan: RunPlan) -> Task:
+    section = plan.config.task
+    if isinstance(section, CustomTask):
+        return load_task(section, trust=plan.config.run.trust)
+    return CausalLm()
+
+
+def build_engine(plan: RunPlan, world: World) -> Engine:
+    """An engine whose parameters are still to be filled by `load`. Collective."""
+    config = plan.config
+    make_model = partial(_make_model, plan, world.device)
+    make = partial(make_optimizer, config.optimizer)
+    if isinstance(config.engine, PlainEngine):
+        return plain.PlainEngine(
+            make_model,
+            make,
+            device=world.device,
+            precision=config.precision,
+            max_grad_norm=config.optimizer.max_grad_norm,
+        )
+    # Not imported for `plain`: deepspeed costs half a second.
+    from trainer.engine.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(
+        make_model,
+        make,
+        world=world,
+        engine=config.engine,
+        precision=config.precision,
+        optimizer=config.optimizer,
+        micro_batch_size=config.batch.micro_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        timeout_s=config.resources.collective_timeout_s,
+    )
+
+
+def starting_values(plan: RunPlan, engine: Engine) -> FragmentSource:
+    """What parameters are before step 1."""
+    section = plan.config.model
+    if isinstance(section, FolderModel) and section.weights == "pretrained":
+        return SafetensorsFolder(Path(section.path), engine.layout())
+    model: Any = getattr(engine.model, "module", engine.model)  # without DeepSpeed's wrapper
+    return InitialValues(initial_rules(model), plan.config.run.seed)
+
+
+def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
+    section = plan.config.checkpoint
+    return CheckpointStore(
+        run.checkpoints,
+        attempt=plan.attempt,
+        keep_last=section.keep_last,
+        keep_every=section.keep_every,
+        max_failed_saves=section.max_failed_saves,
+        origin={"engine": engine_name(plan), "precision": plan.config.precision.kind},
+    )
+
+
+def engine_name(plan: RunPlan) -> str:
+    engine = plan.config.engine
+    return "plain" if isinstance(engine, PlainEngine) else f"zero{engine.stage}"
+
+
+def _make_model(plan: RunPlan, device: torch.device) -> LanguageModel:
+    """On the meta device: the engine makes storage, `load` gives values."""
+    section, dtype = plan.config.model, weight_dtype(plan.config.precision.kind)
+    model = build_model(section, vocab_size=plan.vocab_size, dtype=dtype, device=device)
+    if section.compile:
+        compile_model(model)
+    return model
+
+
+def _resume(
+    plan: RunPlan, world: World, *, engine: Engine, checkpoints: CheckpointStore
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The loop's state and the data cursor; None for a run that begins."""
+    found = checkpoints.load_latest(world, engine)
+    if found is None:
+        engine.load(starting_values(plan, engine), step=0)
+        return TrainState(), None
+    return restored(found), found["cursor"]
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def open_sources(plan: RunPlan) -> list[StreamSource]:
+    """Raises: DataError if a store is gone, incomplete, or not the one that was planned."""
+    sources = []
+    for planned in plan.stores:
+        folder = Path(planned.path)
+        store = TokenStore.open(folder)
+        if hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() != planned.manifest_digest:
+            raise DataError(
+                f"the token store {folder} is not the one this run was planned with, so its rows "
+                "would come in another order; bring that one back or start another run"
+            )
+        sources.append(StreamSource(planned.source, store, planned.weight))
+    return sources
+
+
+def open_stream(
+    plan: RunPlan, world: World, *, sources: Sequence[StreamSource], cursor: dict[str, Any] | None
+) -> Stream:
+    config = plan.config
+    return Stream(
+        sources,
+        shape=RowShape(
+            global_batch_size=config.batch.global_batch_size,
+            micro_batch_size=config.batch.micro_batch_size,
+            sequence_length=config.data.sequence_length,
+            packing=config.data.packing,
+        ),
+        seed=config.run.seed,
+        rank=world.place.rank,
+        world_size=world.place.world_size,
+        prefetch_steps=config.data.prefetch_steps,
+        cursor=cursor,
+    )
+
+
+# --- who watches ---------------------------------------------------------------------------------
+
+
+def build_observers(
+    plan: RunPlan, run: RunFiles, *, job: Job, state: TrainState, startup: StartUp
+) -> list[Observer]:
+    """For rank 0 alone; observers/table.py has the table."""
+    meter, facts = job.meter, startup.facts()
+    facts |= {
+        "step": state.step,
+        "world_size": plan.world_size,
+        "device": str(job.world.device),
+        "engine": engine_name(plan),
+        "precision": plan.config.precision.kind,
+        "num_parameters": plan.num_parameters,
+        "tokens_per_step": plan.tokens_per_step,
+        "flops_per_token": meter.flops_per_token,
+        "peak_flops_per_rank": meter.peak.flops,
+        "peak_source": meter.peak.source,
+        "mfu_is": "flops_per_token * tokens / (step_s * peak_flops_per_rank * world_size)",
+    }
+    return observers_of(plan, run, first_step=state.step + 1, facts=facts)
+
+
+def _meter(plan: RunPlan, world: World) -> Meter:
+    config = plan.config
+    dtype = _COMPUTE[config.precision.kind]
+    mine = peak_of(world.device, dtype, given_tflops=config.observers.peak_tflops)
+    mean = world.sum([mine.flops])[0] / world.place.world_size
+    return Meter(
+        flops_per_token=plan.flops_per_token,
+        peak=Peak(mean, mine.source),
+        row_tokens_per_step=config.batch.global_batch_size * config.data.sequence_length,
+        memory_bytes=memory_meter(world.device),
+    )

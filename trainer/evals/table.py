@@ -1,0 +1,45 @@
+"""The evals section -> evaluations: which class stands behind which setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.data.stream import Stream, StreamSource
+from trainer.data.tokenizer import TextTokenizer
+from trainer.evals.held_out import HeldOut
+from trainer.evals.sample import Sample
+from trainer.plan import RunPlan
+from trainer.tasks.base import Task
+
+
+def evals_of(
+    plan: RunPlan, task: Task, *, stream: Stream, sources: Sequence[StreamSource]
+) -> list[HeldOut | Sample]:
+    """Every rank has the same ones in the same order. Not collective.
+
+    Raises: DataError if the tokenizer of the store cannot be read.
+    """
+    config = plan.config
+    found: list[HeldOut | Sample] = []
+    batches = list(stream.held_out_batches(config.evals.held_out_rows))
+    if batches:
+        reference = {"unigram_entropy": _unigram_entropy(sources)}
+        found.append(HeldOut(task, batches, every=config.steps.eval_every, reference=reference))
+    if config.evals.sample_prompt and config.evals.sample_tokens:
+        found.append(
+            Sample(
+                TextTokenizer.open(Path(plan.stores[0].path)),
+                prompt=config.evals.sample_prompt,
+                num_tokens=config.evals.sample_tokens,
+                max_positions=config.data.sequence_length,
+                seed=config.run.seed,
+            )
+        )
+    return found
+
+
+def _unigram_entropy(sources: Sequence[StreamSource]) -> float:
+    """In nats: the loss of a model that knows how often each token comes, and nothing else."""
+    whole = sum(s.weight for s in sources)
+    return sum(s.weight * s.store.manifest.unigram_entropy_nats for s in sources) / whole

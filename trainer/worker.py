@@ -1,0 +1,149 @@
+"""One rank: read the plan, meet the others, build, resume, train, write what came of it.
+
+    python -m trainer.worker RUN_FOLDER --attempt N
+    torchrun --nproc-per-node 2 -m trainer.worker RUN_FOLDER --attempt N
+
+Who this rank is comes from RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT, all else from the
+run folder. Exit codes: trainer/errors.py. Heavy imports stand inside functions: signal handlers
+must be in place before torch is imported, and the time it takes is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from trainer.dist.signals import StopSignals
+from trainer.dist.startup import StartUp
+from trainer.errors import Exit, RunFolderError
+from trainer.records import attempt as records
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+if TYPE_CHECKING:  # at run time these come with torch, after the signal handlers stand
+    from trainer.dist.world import World
+    from trainer.observers.base import Observer
+    from trainer.plan import RunPlan
+
+_ECHO_WAITS_S = 2.0  # so that the rank that knows the cause writes error.json first
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    parser = argparse.ArgumentParser(prog="python -m trainer.worker", description=__doc__)
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    given = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # torch 2.13 about names that DeepSpeed 0.19 calls; thousands of lines under ZeRO-3.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a vendor that asks a question gets no answer
+    rank = Rank(RunFiles(given.run_folder.resolve()), given.attempt)
+    code: int
+    try:
+        code = rank.run()
+    except BaseException as e:
+        code = rank.fail(e)
+    rank.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: what vendors do at exit (uploads, groups of dead peers) may wait for ever.
+    os._exit(code)
+
+
+class Rank:
+    """One rank of one attempt, from start to exit code."""
+
+    def __init__(self, run: RunFiles, attempt: int) -> None:
+        self._run = run
+        self._files = run.attempt(attempt)
+        self._startup = StartUp()
+        self._stop = StopSignals()
+        self._state: Any = None  # TrainState, once there is one; errors name its step
+        self._observers: Sequence[Observer] = ()
+
+    def run(self) -> Exit:
+        """Raises: whatever ends the attempt; every LonghaulError knows its exit code."""
+        self._startup.lap("python")
+        from trainer.build import build_job, build_observers
+        from trainer.dist.world import leave
+        from trainer.loop import fit
+
+        self._startup.lap("imports")
+        plan, world = self._meet()
+        self._startup.lap("meet")
+        job, state = build_job(plan, world, run=self._run, stop=self._stop, startup=self._startup)
+        self._state = state
+        if world.max([float(self._stop.is_set())])[0]:
+            self._stop.record(self._files.stop)
+            return Exit.SAVED  # nothing happened since the last save
+        if world.place.rank == 0:
+            watch = build_observers(plan, self._run, job=job, state=state, startup=self._startup)
+            job = replace(job, observers=watch)
+            self._observers = watch
+            size, host = world.place.world_size, socket.gethostname()
+            started = records.Started(time.time(), state.step, size, host)
+            records.write_record(self._files.started, started)
+        outcome = fit(job, state)
+        if outcome == "stopped":
+            self._stop.record(self._files.stop)
+        elif world.place.rank == 0:
+            done = records.Done(time.time(), state.step, state.last_loss)
+            records.write_record(self._files.done, done)
+        job.engine.close()
+        leave(world)
+        return Exit.DONE if outcome == "finished" else Exit.SAVED
+
+    def fail(self, error: BaseException) -> int:
+        """Say why, in the rank's log and in error.json. Returns the exit code."""
+        from trainer.dist.world import is_echo
+
+        traceback.print_exception(error)
+        if is_echo(error):
+            time.sleep(_ECHO_WAITS_S)
+        rank, step = os.environ.get("RANK", "0"), self._state.step if self._state else None
+        record = records.error_record(error, rank=int(rank) if rank.isdigit() else 0, step=step)
+        if self._files.root.is_dir():
+            records.write_first(self._files.error, record)
+        return record.exit_code
+
+    def _meet(self) -> tuple[RunPlan, World]:
+        """Raises: RunFolderError without a readable plan; WorldError if the world is another."""
+        from trainer.dist.device import choose_device, use_threads
+        from trainer.dist.world import Place, meet
+
+        plan = _read_plan(self._files)
+        place = Place.from_env()
+        place.check(plan.world_size)
+        use_threads(plan.threads_per_rank)
+        device = choose_device(plan.device, place)
+        timeout_s = plan.config.resources.collective_timeout_s
+        return plan, meet(place, device=device, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """After the records are written: an observer may take its time."""
+        for observer in self._observers:
+            observer.close()
+
+
+def _read_plan(files: AttemptFiles) -> RunPlan:
+    from trainer.plan import read_plan
+
+    try:
+        return read_plan(files.plan)
+    except FileNotFoundError:
+        raise RunFolderError(f"{files.root} is no attempt of a run: no plan.json") from None
+    except ValueError as e:
+        raise RunFolderError(f"{files.plan} cannot be read ({e}); start a new attempt") from e
+
+
+if __name__ == "__main__":
+    main()
