@@ -1,0 +1,65 @@
+"""longhaul evaluate RUN: loss, perplexity and token accuracy on the held-out split.
+
+RUN may be a run, one of its checkpoints, or a folder made by longhaul export. One process: the
+model must fit on it (during training, evaluation runs on all ranks: steps.eval_every).
+example: longhaul evaluate first-run --rows 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from trainer.commands.ending import ended
+from trainer.errors import Exit, Refused
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="longhaul evaluate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("path", type=Path, help="a run, a checkpoint or an exported folder")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+    parser.add_argument("--rows", type=int, default=256, help="held-out rows to score")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    given = parser.parse_args(argv)
+    return ended(lambda: _evaluate(given))
+
+
+def _evaluate(given: argparse.Namespace) -> Exit:
+    from trainer.build import build_task
+    from trainer.commands.rows import held_out_rows
+    from trainer.dist.device import choose_device
+    from trainer.dist.world import Place
+    from trainer.engine.model_setup import weight_dtype
+    from trainer.evals.held_out import means
+    from trainer.export.trained import load_model, open_trained
+
+    started = time.perf_counter()
+    trained = open_trained(given.path, step=given.step)
+    batches = held_out_rows(trained.plan, given.rows)
+    if not batches:
+        raise Refused("there are no held-out rows: data.held_out_fraction was 0, or --rows is")
+    device = choose_device(trained.plan.device, Place())
+    dtype = weight_dtype(trained.plan.config.precision.kind)
+    model = load_model(trained, dtype=dtype, device=device)
+    task = build_task(trained.plan)
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for name, value in task.score(model, batch.to(device)).items():
+            totals[name] = totals.get(name, 0.0) + value
+    result = {"step": trained.step, "terms": int(totals["terms"]), **means(totals)}
+    if given.json:
+        print(json.dumps(result))
+        return Exit.DONE
+    print(f"step {trained.step}, {result['terms']:,} held-out tokens")
+    for name, value in means(totals).items():
+        print(f"  {name:16} {value:.4f}")
+    print(f"  in {time.perf_counter() - started:.1f} s")
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""longhaul export RUN: the newest checkpoint (or --step N) as a Hugging Face folder, checked.
+
+example: longhaul export first-run --dtype bf16 --to exported/first-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from trainer.commands.ending import ended
+from trainer.errors import Exit
+
+_UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="longhaul export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("path", type=Path, help="a run, or one checkpoint of it")
+    parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+    parser.add_argument("--to", type=Path, help="folder to write; RUN/export/step-N if not given")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="as trained if not given")
+    parser.add_argument("--max-shard", type=_size, default=5 * 10**9, help="of one file: 5GB")
+    parser.add_argument("--rows", type=int, default=4, help="held-out rows of the check; 0: none")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    given = parser.parse_args(argv)
+    return ended(lambda: _export(given))
+
+
+def _export(given: argparse.Namespace) -> Exit:
+    from trainer.commands.rows import held_out_rows
+    from trainer.data.tokenizer import TextTokenizer
+    from trainer.export.export import export_folder
+    from trainer.export.trained import open_trained
+
+    trained = open_trained(given.path, step=given.step)
+    precision = trained.plan.config.precision.kind
+    dtype = given.dtype or {"bf16": "bf16", "fp16": "fp16"}.get(precision, "fp32")
+    folder = given.to or _run_folder(given.path) / "export" / f"step-{trained.step:08d}"
+    done = export_folder(
+        trained,
+        folder,
+        dtype=dtype,
+        max_shard_bytes=given.max_shard,
+        tokenizer=TextTokenizer.open(Path(trained.plan.stores[0].path)),
+        rows=held_out_rows(trained.plan, given.rows),
+    )
+    check = done.check
+    if given.json:
+        value = {
+            "folder": str(done.folder),
+            "step": trained.step,
+            "dtype": dtype,
+            "files": done.files,
+            "bytes": done.bytes,
+            "max_logit_difference": check.max_logit_difference if check else None,
+        }
+        print(json.dumps(value))
+        return Exit.DONE
+    print(f"exported step {trained.step} as {dtype} to {done.folder}")
+    print(f"  {done.files} weight file(s), {done.bytes / 1e6:,.1f} MB")
+    if check is not None:
+        print(
+            f"  transformers loads it; logits equal the trained model's to "
+            f"{check.max_logit_difference:.1e} on {check.rows} held-out rows"
+        )
+    print(f"  next: longhaul generate {done.folder} --prompt 'def main('")
+    return Exit.DONE
+
+
+def _run_folder(path: Path) -> Path:
+    return path.parent.parent if path.name.startswith("step-") else path
+
+
+def _size(text: str) -> int:
+    unit = text[-2:].upper()
+    try:
+        return int(float(text[:-2]) * _UNITS[unit])
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB or 5GB") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

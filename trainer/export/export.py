@@ -1,0 +1,93 @@
+"""A checkpoint -> a Hugging Face folder: streamed, checked, published by one rename.
+
+config.json  model*.safetensors  tokenizer.json  generation_config.json  README.md
+longhaul.json   the plan and the step it came from
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.batch import TokenBatch
+from trainer.data.tokenizer import TextTokenizer
+from trainer.errors import LonghaulError, Refused
+from trainer.export.check import check_export
+from trainer.export.model_card import CheckResult, model_card
+from trainer.export.safetensors_folder import TensorSpec, write_weights
+from trainer.export.trained import Trained, write_origin
+from trainer.models.exported import save_config
+from trainer.records.json_file import fsync_folder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ExportMismatch(LonghaulError):
+    """The exported model does not answer like the trained one; nothing was published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    folder: Path
+    files: int
+    bytes: int
+    check: CheckResult | None
+
+
+def export_folder(
+    trained: Trained,
+    folder: Path,
+    *,
+    dtype: str,
+    max_shard_bytes: int,
+    tokenizer: TextTokenizer,
+    rows: Sequence[TokenBatch],
+) -> Exported:
+    """Write `folder`; `rows` are what the check compares logits on (none: no check).
+
+    Raises: Refused if the folder exists; ExportMismatch if the check fails; CheckpointError.
+    """
+    if folder.exists():
+        raise Refused(f"{folder} exists already; choose another folder with --to, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    incoming = folder.with_name(f"{folder.name}.incoming-{os.getpid()}")
+    incoming.mkdir(mode=0o700)
+    try:
+        files = write_weights(
+            incoming,
+            [TensorSpec(name, shape, name) for name, shape in trained.names],
+            trained.source,
+            dtype=DTYPES[dtype],
+            max_shard_bytes=max_shard_bytes,
+        )
+        save_config(
+            trained.model,
+            incoming,
+            vocab_size=trained.plan.vocab_size,
+            dtype=DTYPES[dtype],
+            end_of_text_id=tokenizer.end_of_text_id,
+        )
+        tokenizer.write(incoming)
+        check = check_export(trained, incoming, dtype=DTYPES[dtype], rows=rows) if rows else None
+        if check is not None and not check.passed:
+            raise ExportMismatch(
+                f"the exported model's logits differ from the trained model's by up to "
+                f"{check.max_logit_difference:.3g} (allowed {check.tolerance:g}); not published"
+            )
+        card = model_card(
+            trained.plan, step=trained.step, loss=trained.loss, dtype=dtype, check=check
+        )
+        (incoming / "README.md").write_text(card, encoding="utf-8")
+        write_origin(incoming, trained)
+        size = sum(f.stat().st_size for f in files)
+        incoming.rename(folder)
+        fsync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
+    return Exported(folder=folder, files=len(files), bytes=size, check=check)

@@ -1,0 +1,56 @@
+"""The README.md of an exported folder: what it is, how it was trained, what was checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.plan import RunPlan
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Exported model against the trained one, on held-out rows."""
+
+    rows: int
+    max_logit_difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.max_logit_difference <= self.tolerance
+
+
+def model_card(
+    plan: RunPlan, *, step: int, loss: float | None, dtype: str, check: CheckResult | None
+) -> str:
+    """Markdown with the front matter that model hubs read."""
+    config = plan.config
+    tokens = step * plan.tokens_per_step
+    sources = ", ".join(f"{s.source} (weight {s.weight:g})" for s in plan.stores)
+    checked = (
+        "not checked"
+        if check is None
+        else f"logits equal the trained model's to {check.max_logit_difference:.1e} "
+        f"on {check.rows} held-out rows"
+    )
+    rows = {
+        "run": f"{config.run.name} ({plan.run_id})",
+        "parameters": f"{plan.num_parameters:,}",
+        "step": f"{step:,} of {config.steps.total:,}",
+        "tokens": f"about {tokens:,}",
+        "training loss": "unknown" if loss is None else f"{loss:.4f} nats a token",
+        "data": sources,
+        "sequence length": f"{config.data.sequence_length}",
+        "optimizer": f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}, "
+        f"schedule {config.schedule.kind}",
+        "precision": f"trained {config.precision.kind}, exported {dtype}",
+        "check": checked,
+    }
+    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [longhaul]\n---\n\n"
+        f"# {config.run.name}\n\n"
+        "A causal language model trained with Longhaul. Load it with\n"
+        "`AutoModelForCausalLM.from_pretrained(folder)`.\n\n"
+        f"| | |\n|---|---|\n{table}\n"
+    )

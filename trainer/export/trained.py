@@ -1,0 +1,152 @@
+"""A trained model wherever it lies: in a run, in one checkpoint of it, or in an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.ranges import StoredTensors
+from trainer.checkpoint.reader import CheckpointReader
+from trainer.config.sections.model import FolderModel, ShapeModel
+from trainer.engine.base import FragmentSource
+from trainer.engine.model_setup import settle
+from trainer.errors import Refused, RunFolderError
+from trainer.models.build import build_model
+from trainer.models.language_model import LanguageModel
+from trainer.models.weights import SafetensorsFolder
+from trainer.plan import RunPlan, read_plan
+from trainer.records.fragment import MASTER, Fragment
+from trainer.records.json_file import read_json, write_json
+from trainer.records.manifest import Manifest
+from trainer.records.run_files import RunFiles
+from trainer.storage.local import LocalStorage
+
+ORIGIN = "longhaul.json"  # in an exported folder: where it came from
+_PIECE_ELEMENTS = 4 << 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`source` gives any range of any parameter; `names` are Hugging Face's, with whole shapes."""
+
+    plan: RunPlan
+    step: int
+    loss: float | None
+    model: ShapeModel | FolderModel
+    source: FragmentSource
+    names: tuple[tuple[str, tuple[int, ...]], ...]
+    close: Callable[[], None]
+
+
+def open_trained(path: Path, *, step: int | None = None) -> Trained:
+    """`path`: a run folder (its newest checkpoint, or `step`), a step's folder, an exported folder.
+
+    Raises: Refused if there is nothing of the kind; CheckpointError if it cannot be read.
+    """
+    if (path / ORIGIN).is_file():
+        return _exported(path)
+    if (path / "run.json").is_file():
+        return _from_run(RunFiles(path), step)
+    name = path.name.removeprefix("step-")
+    if path.name.startswith("step-") and name.isdigit():
+        return _from_run(RunFiles(path.parent.parent), int(name))
+    raise Refused(
+        f"{path} is neither a run folder, a checkpoint (step-...), nor a folder made by "
+        "longhaul export"
+    )
+
+
+def write_origin(folder: Path, trained: Trained) -> None:
+    value = {
+        "step": trained.step,
+        "loss": trained.loss,
+        "plan": trained.plan.model_dump(mode="json"),
+    }
+    write_json(folder / ORIGIN, value)
+
+
+def load_model(trained: Trained, *, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """The whole model on this process, ready to evaluate or generate."""
+    model = build_model(
+        trained.model, vocab_size=trained.plan.vocab_size, dtype=dtype, device=device
+    )
+    settle(model, dtype=dtype, device=device)
+    for name, parameter in model.named_parameters():
+        _fill(name, parameter, trained.source)
+    model.eval()
+    return model
+
+
+@torch.no_grad()
+def _fill(name: str, parameter: torch.nn.Parameter, source: FragmentSource) -> None:
+    flat = parameter.view(-1)
+    shape = tuple(parameter.shape)
+    for start in range(0, flat.numel(), _PIECE_ELEMENTS):
+        stop = min(start + _PIECE_ELEMENTS, flat.numel())
+        values = torch.empty(stop - start, dtype=torch.float32)
+        source.read(Fragment(name, MASTER, shape, start, stop), values)
+        flat[start:stop] = values.to(flat.dtype)
+
+
+def _from_run(run: RunFiles, step: int | None) -> Trained:
+    folders = StepFolders(LocalStorage(), run.checkpoints)
+    steps = folders.steps() if run.checkpoints.is_dir() else []
+    if not steps:
+        raise Refused(f"run {run.name} has no checkpoint yet ({run.checkpoints})")
+    chosen = steps[-1] if step is None else step
+    if chosen not in steps:
+        near = ", ".join(str(s) for s in steps[-5:])
+        raise Refused(f"run {run.name} has no checkpoint of step {chosen}; there is {near}")
+    manifest, _ = folders.manifest(chosen)
+    plan = _plan_of(run, manifest)
+    stored = StoredTensors(LocalStorage(), folders.step(chosen), manifest)
+    return Trained(
+        plan=plan,
+        step=chosen,
+        loss=manifest.training.get("last_loss"),
+        model=plan.config.model,
+        source=CheckpointReader(stored),
+        names=tuple((t.name, t.shape) for t in manifest.tensors),
+        close=stored.close,
+    )
+
+
+def _plan_of(run: RunFiles, manifest: Manifest) -> RunPlan:
+    path = run.attempt(manifest.attempt).plan
+    try:
+        return read_plan(path)
+    except (OSError, ValueError) as e:
+        raise RunFolderError(
+            f"the plan of the attempt that wrote step {manifest.step} cannot be read ({path}): {e}"
+        ) from e
+
+
+def _exported(path: Path) -> Trained:
+    origin: dict[str, Any] = read_json(path / ORIGIN)
+    plan = RunPlan.model_validate(origin["plan"])
+    trained = plan.config.model
+    section = FolderModel(
+        kind="folder",
+        path=str(path),
+        weights="pretrained",
+        attention=trained.attention,
+        activation_checkpointing=False,
+        compile=False,
+        loss_chunk_tokens=trained.loss_chunk_tokens,
+    )
+    meta = build_model(section, vocab_size=plan.vocab_size, dtype=torch.float32)
+    names = tuple((n, tuple(p.shape)) for n, p in meta.named_parameters())
+    return Trained(
+        plan=plan,
+        step=int(origin["step"]),
+        loss=origin["loss"],
+        model=section,
+        source=SafetensorsFolder(path, names),
+        names=names,
+        close=lambda: None,
+    )
