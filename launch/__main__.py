@@ -32,6 +32,7 @@ examples
   longhaul train --dry-run steps.total=50            what would be written and run
   longhaul status                                    how the runs under runs/ stand
   longhaul VERB --help                               one verb, with an example
+  eval "$(longhaul --shell-completion install=bash)" completion of verbs, settings and runs
 """
 
 
@@ -66,8 +67,10 @@ def _run(arguments: list[str]) -> int:
 
         print(f"longhaul {version('longhaul')}")
         return Exit.DONE
-    if verb in ("--shell-completion", "-sc"):  # as Hydra's users install it
-        verb, rest = "train", arguments
+    if verb in ("--shell-completion", "-sc"):
+        from launch.completion import run as complete
+
+        return complete(rest)
     if verb not in VERBS:
         _complain(_unknown(verb))
         return Exit.REFUSED

@@ -41,7 +41,8 @@ def spec_of(plan: RunPlan, *, module: str = WORKER) -> RanksSpec:
 
 
 class Backend(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
         """Pure: no clock, no environment, no file system, no network."""

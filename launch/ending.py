@@ -8,6 +8,7 @@ from typing import Any
 
 from launch.attempts import read_lines_of
 from launch.outcome import newest_checkpoint
+from launch.run_folder import DEFAULT_ROOT
 from launch.status import last_metrics
 from trainer.errors import DataError, Exit
 from trainer.records.attempt import read_done
@@ -19,13 +20,13 @@ from trainer.records.token_store import read_manifest
 
 def say_finished(run: RunFiles, step: int) -> None:
     print(f"{run.name} is finished at step {step}")
-    print(f"  to go on: longhaul train {_name(run)} steps.total={2 * step}")
+    print(f"  to go on: longhaul resume {_name(run)} steps.total={2 * step}")
     print("\n".join(_next(run)))
 
 
 def say_ending(run: RunFiles, files: AttemptFiles, code: int) -> None:
     if code == Exit.DONE:
-        print("\n".join([*_result(run, files), *_sample(run), *_next(run)]))
+        print("\n".join([*_result(run, files), *_sample(run, files), *_next(run)]))
         return
     why = next((x["why"] for x in read_lines_of(run) if x["attempt"] == files.number), "")
     if code in (Exit.SAVED, Exit.INTERRUPTED):
@@ -33,9 +34,9 @@ def say_ending(run: RunFiles, files: AttemptFiles, code: int) -> None:
     step = newest_checkpoint(run)
     place = f"goes on from step {step}" if step else "starts from step 0: nothing was saved yet"
     if code in (Exit.SAVED, Exit.FAILED, Exit.INTERRUPTED):
-        print(f"  longhaul resume {run.root}   {place}")
+        print(f"  longhaul resume {_name(run)}   {place}")
     if code not in (Exit.SAVED, Exit.INTERRUPTED):
-        print(f"  longhaul logs {run.root} --why   the first failure in full")
+        print(f"  longhaul logs {_name(run)} --why   the first failure in full")
 
 
 def _result(run: RunFiles, files: AttemptFiles) -> list[str]:
@@ -64,8 +65,10 @@ def _unigram_entropy(files: AttemptFiles) -> float | None:
     return sum(weight * nats for weight, nats in known) / total if total else None
 
 
-def _sample(run: RunFiles) -> list[str]:
-    """The newest text the model wrote, if an evaluation asked for one."""
+def _sample(run: RunFiles, files: AttemptFiles) -> list[str]:
+    """The newest text the model wrote, unless the console has shown it a moment ago."""
+    if read_json(files.plan)["config"]["observers"]["console"]["enabled"]:
+        return []
     for line in reversed(read_metrics(run.metrics, "eval")):
         for prompt, text in line.get("samples", [])[:1]:
             return ["", "a sample:", *(f"  | {row}" for row in f"{prompt}{text}".splitlines())]
@@ -73,7 +76,7 @@ def _sample(run: RunFiles) -> list[str]:
 
 
 def _next(run: RunFiles) -> list[str]:
-    name = run.root if run.root.parent != Path("runs") else run.name
+    name = _name(run)
     prompt = json.dumps("def main(")
     return [
         "",
@@ -86,5 +89,5 @@ def _next(run: RunFiles) -> list[str]:
 
 
 def _name(run: RunFiles) -> str:
-    root = "" if run.root.parent == Path("runs") else f" run.root={run.root.parent}"
-    return f"run.name={run.name}{root}"
+    """What a person types to mean this run: a path where the default root would not find it."""
+    return run.name if run.root.parent == Path(DEFAULT_ROOT) else str(run.root)

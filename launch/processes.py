@@ -87,6 +87,7 @@ def start(
         stdout=stdout,
         stderr=stderr,
         start_new_session=own_session,
+        umask=0o077,  # what ranks write is their owner's alone, whatever vendor writes it
         preexec_fn=die_with_parent(),
     )
 

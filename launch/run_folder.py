@@ -151,6 +151,7 @@ def new_attempt(run: RunFiles) -> AttemptFiles:
 def own(run: RunFiles, attempt: int) -> None:
     """From here on only this attempt may write checkpoints; older ones see it and leave."""
     partial = run.owner.with_name(f".owner.{os.getpid()}.partial")
+    partial.touch(mode=0o600)
     partial.write_text(f"{attempt}\n", encoding="ascii")
     partial.replace(run.owner)
 

@@ -56,8 +56,8 @@ class Standing:
     stores: tuple[StorePlan, ...] | None  # None: to be prepared
 
 
-def start(config: Config) -> int:
-    """Run one attempt to its end; its exit code.
+def start(config: Config, *, backend: Backend | None = None) -> int:
+    """Run one attempt to its end; its exit code. `backend` None: the one that `launch` names.
 
     Raises: ConfigError, Refused, RunFolderError, DataError.
     """
@@ -65,7 +65,7 @@ def start(config: Config) -> int:
     if standing.run is not None and (done := _finished(standing)):
         say_finished(standing.run, done)
         return Exit.DONE
-    backend = _backend(config)
+    backend = backend or _backend(config)
     backend.preflight(plan_of(standing, attempt=1, run_id=""))
     if standing.stores is None:
         code = _prepare(standing.config)
@@ -121,9 +121,7 @@ def stand(config: Config) -> Standing:
                 "with it: resume=auto"
             )
         refuse_if_running(run)
-        problems = refusals(_stored(run), config, config.resume.allow)
-        if problems:
-            raise ConfigError(problems)
+        _refuse_another_run(run, config)
     found = find_stores(config.data.model_dump(mode="json"))
     stores = None if found is None else tuple(StorePlan(**asdict(one)) for one in found)
     standing = Standing(config, run, stores)
@@ -186,6 +184,15 @@ def _stored(run: RunFiles) -> Config:
             f"{run.root} was written by another version of Longhaul: "
             f"its settings cannot be read here ({str(e).splitlines()[0]})"
         ) from e
+
+
+def _refuse_another_run(run: RunFiles, config: Config) -> None:
+    """Raises: ConfigError if these settings are not those of the run, in what may not change."""
+    problems = refusals(_stored(run), config, config.resume.allow)
+    if problems:
+        what = f"{run.root} is a run with other settings; it cannot go on with these"
+        first = Problem("run.name", what, "another run.name, or what is said below")
+        raise ConfigError([first, *problems])
 
 
 def _finished(standing: Standing) -> int:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.base import JobState, Submission, spec_of
 from launch.liveness import is_alive, is_elsewhere, read_mark
 from launch.machine import check_devices, free_port
-from launch.ranks_spec import RANKS_FILE, spec_text
-from trainer.errors import Refused
+from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
 from trainer.plan import RunPlan
 from trainer.records.run_files import RunFiles
 
 
+@dataclass(frozen=True)
 class LocalBackend:
-    name = "local"
+    """`module` is what the ranks run."""
+
+    module: str = WORKER
+    name: str = "local"
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
         argv = ("python", "-m", "launch.agent", run_folder, "--attempt", str(plan.attempt))
-        return Submission(argv=argv, files={RANKS_FILE: spec_text(spec_of(plan))})
+        return Submission(
+            argv=argv, files={RANKS_FILE: spec_text(spec_of(plan, module=self.module))}
+        )
 
     def preflight(self, plan: RunPlan) -> None:
-        """Raises: Refused for more nodes than one, more ranks than devices, a port taken."""
+        """Raises: Refused for more ranks than devices, a port taken."""
         resources = plan.config.resources
-        if resources.nodes != 1:
-            raise Refused(
-                f"resources.nodes: launch=local has one node, {resources.nodes} were asked for\n"
-                "     try: resources.nodes=1"
-            )
         check_devices(plan.device, ranks_per_node=resources.ranks_per_node)
         free_port(resources.rendezvous_port)
 

@@ -32,7 +32,7 @@ class Attempt:
         self.files = self.run.attempt(1)
         (self.files.root / "submission").mkdir(parents=True)
         what = {str(rank): each for rank, each in enumerate(behaviours)}
-        (self.run.root / "behaviour.json").write_text(json.dumps(what))
+        self.env = dict(os.environ) | {"FAKE_BEHAVIOUR": json.dumps(what)}
         spec = RanksSpec(
             module="tests.helpers.fake_worker",
             nodes=1,
@@ -49,7 +49,12 @@ class Attempt:
     def start(self) -> Attempt:
         argv = [sys.executable, "-m", "launch.agent", str(self.run.root), "--attempt", "1"]
         self.process = subprocess.Popen(
-            argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            argv,
+            cwd=REPOSITORY,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         return self
 

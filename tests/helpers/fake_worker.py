@@ -1,7 +1,7 @@
 """A rank without torch that keeps the worker's contract, so that agents are tested in milliseconds.
 
 Run as `python -m tests.helpers.fake_worker RUN_FOLDER --attempt N`; what each rank does stands in
-behaviour.json of the run folder: {"0": ["wait"], "1": ["raise", "bad row"]}.
+FAKE_BEHAVIOUR of the environment: {"0": ["wait"], "1": ["raise", "bad row"]}.
 
     finish           write done.json (rank 0) and leave
     wait             until told to stop; then save (rank 0 writes a checkpoint), leave with 75
@@ -26,7 +26,8 @@ from pathlib import Path
 
 from trainer.errors import Exit
 from trainer.records.attempt import Done, ErrorRecord, Started, write_first, write_record
-from trainer.records.run_files import RunFiles
+from trainer.records.json_file import read_json
+from trainer.records.run_files import AttemptFiles, RunFiles
 
 _FOREVER_S = 60.0
 
@@ -35,7 +36,7 @@ def main() -> int:
     run = RunFiles(Path(sys.argv[1]))
     files = run.attempt(int(sys.argv[3]))
     rank = int(os.environ["RANK"])
-    what, *rest = json.loads((run.root / "behaviour.json").read_text())[str(rank)]
+    what, *rest = json.loads(os.environ["FAKE_BEHAVIOUR"])[str(rank)]
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda n, _: None if what == "hang" else told.append(n))
@@ -51,26 +52,12 @@ def main() -> int:
         _start_children(files.root)
     (files.root / f"up-{rank}").write_text(str(os.getpid()))
     if what in ("finish", "say"):
-        print(*rest, flush=True)
-        if rank == 0:
-            write_record(files.done, Done(time=time.time(), step=7, loss=1.5))
-        return Exit.DONE
+        return _finish(files, rank, rest)
     if what == "exit":
         print("about to leave", file=sys.stderr, flush=True)
         return int(rest[0])
     if what in ("raise", "refuse"):
-        code = Exit.FAILED if what == "raise" else Exit.STOP
-        error = ErrorRecord(
-            time=time.time(),
-            rank=rank,
-            host=socket.gethostname(),
-            kind="DataError",
-            message=rest[0],
-            exit_code=code,
-            step=3,
-        )
-        write_first(files.error, error)
-        return code
+        return _fail(files, rank, rest[0], Exit.FAILED if what == "raise" else Exit.STOP)
     deadline = time.monotonic() + _FOREVER_S
     while not told and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -80,6 +67,33 @@ def main() -> int:
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}")
     return Exit.SAVED
+
+
+def _finish(files: AttemptFiles, rank: int, words: list[str]) -> Exit:
+    if sys.stdout.isatty():
+        print("a terminal: True", flush=True)
+    print(*words, flush=True)
+    if rank == 0:
+        write_record(files.done, Done(time=time.time(), step=_total(files), loss=1.5))
+    return Exit.DONE
+
+
+def _fail(files: AttemptFiles, rank: int, message: str, code: Exit) -> Exit:
+    error = ErrorRecord(
+        time=time.time(),
+        rank=rank,
+        host=socket.gethostname(),
+        kind="DataError",
+        message=message,
+        exit_code=code,
+        step=3,
+    )
+    write_first(files.error, error)
+    return code
+
+
+def _total(files: AttemptFiles) -> int:
+    return int(read_json(files.plan)["config"]["steps"]["total"]) if files.plan.exists() else 7
 
 
 def _start_children(folder: Path) -> None:

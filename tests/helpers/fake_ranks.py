@@ -1,0 +1,59 @@
+"""`longhaul train` and `resume` with ranks that do not compute (tests/helpers/fake_worker.py).
+
+python -m tests.helpers.fake_ranks train|resume ARGUMENTS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.backends.local import LocalBackend
+from launch.run_folder import find
+from launch.settings import from_overrides, of_run
+from launch.start import start
+from trainer.config.schema import Config
+from trainer.errors import LonghaulError
+from trainer.records.store_lookup import store_keys
+from trainer.records.token_store import StoreManifest, write_manifest
+
+
+def main(arguments: Sequence[str]) -> int:
+    verb, *rest = arguments
+    try:
+        config = from_overrides(rest) if verb == "train" else of_run(find(rest[0]), rest[1:])
+        empty_store(config)
+        return start(config, backend=LocalBackend(module="tests.helpers.fake_worker"))
+    except LonghaulError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
+
+
+def empty_store(config: Config) -> None:
+    """A store without tokens where the preparation would put it: these ranks read none."""
+    data = json.loads(config.data.model_dump_json())
+    keys = store_keys(data, custom_digests={})
+    assert keys is not None
+    for name in data["sources"]:
+        folder = Path(keys.store_folder(name))
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = StoreManifest(
+            source=name,
+            dtype="uint16",
+            vocab_size=300,
+            end_of_text_id=0,
+            tokenizer_digest="",
+            preparation_key="",
+            code_version=1,
+            source_bytes=0,
+            skipped_documents=0,
+            unigram_entropy_nats=4.25,
+            shards=(),
+        )
+        write_manifest(folder, manifest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""The command: verbs, messages, exit codes; and that it stays light."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import VERBS, main
+from launch.liveness import own_mark, write_mark
+from launch.run_folder import create, new_attempt
+from launch.settings import overlaid, split
+from trainer.errors import ConfigError
+from trainer.records.attempt import Done, ErrorRecord, write_record
+from trainer.records.run_files import RunFiles
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in; the runs are under runs/."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+def make(root: Path, name: str) -> RunFiles:
+    config = {"run": {"name": name}, "steps": {"total": 300}, "checkpoint": {"keep_every": 0}}
+    return create(root, config=config, frozen_hash="abc")
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {verb} " in said for verb in VERBS)
+    assert "longhaul train --dry-run" in said
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"evaluate", "generate", "export"}))
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main([verb, "--help"])
+    except SystemExit as e:  # argparse leaves like this
+        code = int(e.code or 0)
+    said = capsys.readouterr().out
+    assert code == 0
+    assert "example" in said
+    assert f"longhaul {verb}" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        (["tarin"], "longhaul has no verb 'tarin'; did you mean train?"),
+        (["xyzzy"], "longhaul has no verb 'xyzzy'; there is train, plan,"),
+        (["steps.total=5"], "needs a verb before it: longhaul train steps.total=5"),
+        (["data", "prepar"], "longhaul data has no verb 'prepar'; there is prepare, audit, show"),
+        (["checkpoint", "ls"], "longhaul checkpoint has no verb 'ls'; there is list,"),
+        (["verify", "all"], "longhaul verify has no verb 'all'; there is layouts, resume"),
+        (["status", "nobody"], "there is no run 'nobody' under runs/; runs/ has no runs"),
+        (["logs", "nobody"], "there is no run 'nobody'"),
+        (["stop", "nobody"], "there is no run 'nobody'"),
+        (["resume", "nobody"], "there is no run 'nobody'"),
+        (["export", "nobody"], "there is no run 'nobody'"),
+        (["runs", "gc", "--keep", "0"], "the newest checkpoint of a run always stays"),
+    ],
+)
+def test_a_wrong_line_is_answered_in_one_sentence_and_with_2(
+    runs: Path, capsys: pytest.CaptureFixture[str], typed: list[str], answer: str
+) -> None:
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert answer in said
+    assert len(said.splitlines()) == 1
+    assert not runs.exists()
+
+
+def test_a_folder_that_is_no_run_has_code_78(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "mine").mkdir(parents=True)
+    assert main(["status", "runs/mine"]) == 78
+    assert "is not a run folder (it has no run.json)" in capsys.readouterr().err
+
+
+def test_tables_are_also_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(new_attempt(make(runs, "one")).done, Done(time=1.0, step=300, loss=2.0))
+    assert main(["status", "--json"]) == 0
+    (status,) = json.loads(capsys.readouterr().out)
+    assert (status["run"], status["state"], status["total"]) == ("one", "finished", 300)
+    assert main(["runs", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["run"], listed["state"]) == ("one", "finished")
+    assert main(["runs", "gc", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_status_for_people(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new_attempt(make(runs, "one"))
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].split() == [
+        "run", "state", "step", "loss", "tokens/s", "checkpoint", "attempt",
+    ]  # fmt: skip
+    assert "one: ended without a word" in said
+
+
+def test_logs_of_a_rank_and_why_it_failed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(runs, "one")
+    assert main(["logs", "one"]) == 2
+    assert "has not been started yet" in capsys.readouterr().err
+    files = new_attempt(run)
+    assert main(["logs", "one"]) == 2
+    assert "has no logs: no rank was started" in capsys.readouterr().err
+    files.rank_log(1).write_text("first\n\nlast\n")
+    assert main(["logs", "one", "--rank", "1", "--lines", "2"]) == 0
+    assert capsys.readouterr().out == "\nlast\n"
+    assert main(["logs", "one", "--rank", "1"]) == 0
+    assert capsys.readouterr().out == "first\n\nlast\n"
+    assert main(["logs", "one", "--rank", "7"]) == 2
+    assert "attempt 1 has no rank 7; it has ranks 1 to 1" in capsys.readouterr().err
+    assert main(["logs", "one", "--attempt", "9"]) == 2
+    assert "has no attempt 9; it has 1" in capsys.readouterr().err
+    assert main(["logs", "one", "--why"]) == 0
+    assert "no rank of attempt 1 failed: ended without a word" in capsys.readouterr().out
+    error = ErrorRecord(
+        time=1.0, rank=1, host="a", kind="DataError", message="row 3", exit_code=78,
+        step=12, traceback="Traceback: x.py line 3",
+    )  # fmt: skip
+    write_record(files.error, error)
+    assert main(["logs", "one", "--why"]) == 0
+    said = capsys.readouterr().out
+    assert "attempt 1: rank 1 failed: DataError: row 3\n  at step 12 on a" in said
+    assert "Traceback: x.py line 3" in said
+
+
+def test_stopping_what_does_not_run_says_how_it_stands(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(new_attempt(make(runs, "one")).done, Done(time=1.0, step=300, loss=2.0))
+    assert main(["stop", "one"]) == 0
+    assert capsys.readouterr().out == "one is not running (finished at step 300)\n"
+
+
+def test_a_run_of_another_host_is_not_touched(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = new_attempt(make(runs, "one"))
+    write_mark(files.agent, own_mark())
+    value = json.loads(files.agent.read_text())
+    files.agent.write_text(json.dumps(value | {"host": "elsewhere"}))
+    assert main(["stop", "one"]) == 2
+    assert "one runs on elsewhere; stop it there" in capsys.readouterr().err
+    assert not files.stop.exists()
+
+
+def test_overrides_on_stored_settings_take_only_what_they_name() -> None:
+    stored = {"engine": {"kind": "deepspeed", "stage": 2}, "steps": {"total": 300, "save_every": 7}}
+    composed = {"engine": {"kind": "plain"}, "steps": {"total": 600, "save_every": 100}}
+    found = overlaid(stored, composed, ["engine=plain", "++steps.total=600"])
+    assert found == {"engine": {"kind": "plain"}, "steps": {"total": 600, "save_every": 7}}
+    assert stored["steps"]["total"] == 300
+    with pytest.raises(ConfigError, match="experiment: cannot be put on the settings of an exist"):
+        overlaid(stored, composed, ["+experiment=x"])
+
+
+def test_settings_and_a_childs_options_are_told_apart() -> None:
+    assert split(["one", "a.b=3", "--row", "4"]) == (["one", "a.b=3"], ["--row", "4"])
+    assert split(["--row", "4", "a.b=3"]) == (["a.b=3"], ["--row", "4"])
+
+
+def test_the_command_is_light() -> None:
+    """The promise is 0.3 s of CPU for --help; benchmarks/startup.py has the figures."""
+    code = (
+        "import sys, time; from launch.__main__ import main; main(['--help']);"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'pydantic', 'rich', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy; assert time.process_time() < 0.3, time.process_time()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=30)
+
+
+def test_a_dry_run_writes_nothing_and_takes_under_a_second_of_cpu(runs: Path) -> None:
+    """Also with every error of preparation kept away: nothing is prepared by it."""
+    code = (
+        "import sys, time; from launch.__main__ import main;"
+        "code = main(['train', '--dry-run', '--json']);"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'numpy'} & set(sys.modules);"
+        "assert code == 0 and not heavy, (code, heavy);"
+        "assert time.process_time() < 1.0, time.process_time()"
+    )
+    # Compiled files of a fresh checkout are not counted: the first of two pays for them.
+    for last in (False, True):
+        began = time.monotonic()
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        )
+        if last:
+            assert ended.returncode == 0, ended.stderr
+            assert time.monotonic() - began < 30
+    assert json.loads(ended.stdout)["plan"]["world_size"] == 2
+    assert not list(runs.parent.iterdir())
