@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trainer.config.sections.model import FolderModel, ShapeModel
-from trainer.errors import ConfigError, ModelError, Problem
+from trainer.errors import ConfigError, LonghaulError, ModelError, Problem
 from trainer.models.language_model import LanguageModel, materialize
 
 
@@ -49,11 +49,8 @@ def hf_config(section: ShapeModel | FolderModel, vocab_size: int) -> Any:
             eos_token_id=None,
             **family.settings(section),
         )
-    except Exception as e:  # transformers raises many types for a shape it refuses
-        reason = str(e).strip().splitlines()[-1].strip()
-        raise ConfigError(
-            [Problem("model", f"{section.family} refuses this shape: {reason}", "")]
-        ) from e
+    except Exception as e:
+        raise _refused(section, e) from e
     return config
 
 
@@ -73,8 +70,10 @@ def build_model(
     """
     _check_attention(section.attention, device or torch.device("cpu"))
     config = hf_config(section, vocab_size)
-    with torch.device("meta"):
+    try:
         hf = _construct(config, dtype, section.attention)
+    except Exception as e:
+        raise _refused(section, e) from e
     if section.activation_checkpointing:
         hf.activation_checkpointing_enable({"use_reentrant": False})
     model = LanguageModel(hf, loss_chunk_tokens=section.loss_chunk_tokens)
@@ -90,8 +89,10 @@ def small_model(section: ShapeModel | FolderModel, *, device: torch.device) -> L
     config = hf_config(section, _vocab_size(section))
     heads = config.num_attention_heads
     groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    width = min(getattr(config, "head_dim", None) or config.hidden_size // heads, 128)
-    small = {
+    # Rotary tables may be written for one head width; learned positions do not care.
+    rotary = getattr(config, "rope_parameters", None)
+    width = (getattr(config, "head_dim", None) or config.hidden_size // heads) if rotary else 16
+    small: dict[str, Any] = {
         "vocab_size": SMALL_VOCAB,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -114,9 +115,7 @@ def small_model(section: ShapeModel | FolderModel, *, device: torch.device) -> L
     attention = section.attention
     if device.type == "cpu" and attention == "flash_attention_2":
         attention = "sdpa"
-    with torch.device("meta"):
-        hf = _construct(config, torch.float32, attention)
-    model = LanguageModel(hf, loss_chunk_tokens=0)
+    model = LanguageModel(_construct(config, torch.float32, attention), loss_chunk_tokens=0)
     materialize(model, device=device)
     model.eval()
     return model
@@ -133,7 +132,17 @@ def _vocab_size(section: ShapeModel | FolderModel) -> int:
 
 def _construct(config: Any, dtype: torch.dtype, attention: str) -> Any:
     model_class = _load(config.model_type, "model_class")
-    return model_class._from_config(config, dtype=dtype, attn_implementation=attention)
+    with torch.device("meta"):
+        return model_class._from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+def _refused(section: ShapeModel | FolderModel, e: Exception) -> LonghaulError:
+    """transformers raises errors of many types, some of many lines, for a shape it refuses."""
+    lines = str(e).strip().splitlines()
+    reason = f"{type(e).__name__}: {lines[-1].strip() if lines else ''}"
+    if isinstance(section, FolderModel):
+        return ModelError(f"{section.path}/config.json: transformers refuses it: {reason}")
+    return ConfigError([Problem("model", f"{section.family} refuses this shape: {reason}", "")])
 
 
 def _load(family: str, what: str) -> Any:
@@ -246,7 +255,7 @@ def _folder_config(section: FolderModel, vocab_size: int) -> Any:
     try:
         config = config_class.from_dict(values | {"use_cache": False})
     except Exception as e:
-        raise ModelError(f"{path}/config.json: transformers refuses it: {e}") from e
+        raise _refused(section, e) from e
     if config.vocab_size != vocab_size:
         raise ModelError(
             f"{path}: its embedding has {config.vocab_size} entries, the plan says {vocab_size}; "

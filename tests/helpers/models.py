@@ -1,0 +1,54 @@
+"""Tiny models of every family, and ways to give them values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trainer.config.sections.model import ShapeModel
+from trainer.engine.base import FragmentSource
+from trainer.models.language_model import LanguageModel, materialize
+from trainer.records.fragment import MASTER, Fragment
+
+FAMILIES = ("llama", "mistral", "qwen3", "gpt2", "gpt_neox")
+VOCAB = 97  # odd, so that nothing divides it by luck
+
+
+def tiny_shape(family: str, **changes: Any) -> ShapeModel:
+    """Two layers, 32 wide; grouped-query attention and a short window where the family has them."""
+    gpt = family.startswith("gpt")
+    values: dict[str, Any] = {
+        "kind": "shape",
+        "family": family,
+        "attention": "sdpa",
+        "activation_checkpointing": False,
+        "compile": False,
+        "loss_chunk_tokens": 0,
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4 if gpt else 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": family == "gpt2",
+        "initializer_range": 0.02,
+        "norm_eps": 1e-5,
+        "rope_theta": None if family == "gpt2" else 10000.0,
+        "rotary_fraction": 0.25 if family == "gpt_neox" else None,
+        "sliding_window": 5 if family == "mistral" else None,
+    }
+    return ShapeModel(**(values | changes))
+
+
+def filled(model: LanguageModel, source: FragmentSource) -> LanguageModel:
+    """The model on the CPU with the source's values: what an engine does on one rank."""
+    materialize(model, device=torch.device("cpu"))
+    for name, parameter in model.named_parameters():
+        values = torch.empty(parameter.numel())
+        fragment = Fragment(name, MASTER, tuple(parameter.shape), 0, parameter.numel())
+        source.read(fragment, values)
+        parameter.data.copy_(values.view_as(parameter))
+    return model
