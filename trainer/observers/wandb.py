@@ -39,6 +39,7 @@ class Wandb:
         tags: Sequence[str],
         attempt: int,
         config: Mapping[str, Any],
+        init_s: float = _INIT_S,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._attempt = attempt
@@ -52,7 +53,7 @@ class Wandb:
             "dir": str(folder.parent),  # wandb adds the folder "wandb" itself
             "resume": "allow",
         }
-        self._run = _begin(mode, arguments)
+        self._run = _begin(mode, arguments, init_s=init_s)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -76,21 +77,21 @@ class Wandb:
         self._run.log({"step": step, "attempt": self._attempt} | named)
 
 
-def _begin(mode: Literal["offline", "online"], arguments: dict[str, Any]) -> Any:
+def _begin(mode: Literal["offline", "online"], arguments: dict[str, Any], *, init_s: float) -> Any:
     if mode == "online":
         try:
-            return wandb.init(mode="online", settings=_settings(), **arguments)
+            return wandb.init(mode="online", settings=_settings(init_s), **arguments)
         except Exception as e:  # no network, no login, a server that does not answer
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             _log.warning("W&B cannot be reached (%s); logging offline into the run folder", reason)
             # wandb 0.31: its service keeps the id "in use" after a failed init.
             wandb.teardown()
-    return wandb.init(mode="offline", settings=_settings(), **arguments)
+    return wandb.init(mode="offline", settings=_settings(init_s), **arguments)
 
 
-def _settings() -> Any:
+def _settings(init_s: float) -> Any:
     return wandb.Settings(
-        init_timeout=_INIT_S,
+        init_timeout=init_s,
         finish_timeout=_FINISH_S,
         console="off",  # the rank's own log has it
         silent=True,
