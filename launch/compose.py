@@ -205,6 +205,9 @@ def _plain(config: Any) -> tuple[dict[str, Any], list[Problem]]:
     for key, value in list(_items(raw)):
         if value == "???":
             problems.append(Problem(key, "has no value and needs one", f"{key}=..."))
+        elif isinstance(value, str) and ("${now:" in value or "${hydra:" in value):
+            what = f"{value} would be another value each time; a run's settings are its identity"
+            problems.append(Problem(key, what, f"{key}=..."))
         elif isinstance(value, str) and "${" in value:
             try:
                 resolved = OmegaConf.select(config, key, throw_on_missing=True)

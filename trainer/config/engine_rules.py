@@ -6,26 +6,46 @@ from collections.abc import Iterator
 from typing import Literal
 
 from trainer.config.schema import Config
-from trainer.config.sections.training import DeepSpeedEngine
+from trainer.config.sections.training import DeepSpeedEngine, Optimizer, PrecisionSection
 from trainer.errors import Problem
 
 
 def engine_problems(config: Config, *, device: Literal["cpu", "cuda"] | None) -> list[Problem]:
     """`device` None: not known yet, so that only what is wrong anywhere is reported."""
-    found = [*_device_problems(config, device)]
+    found = [*_attention_problems(config, device)]
     if isinstance(config.engine, DeepSpeedEngine):
-        found += _precision_problems(config, config.engine)
-        found += _offload_problems(config.engine)
-        found += _muon_problems(config, config.engine)
+        found += deepspeed_problems(
+            config.engine, config.precision, optimizer=config.optimizer, device=device
+        )
     else:
+        found += _device_problems(config.precision, device)
         found += _plain_problems(config)
     return found
 
 
-def _device_problems(config: Config, device: str | None) -> Iterator[Problem]:
-    if device == "cpu" and config.precision.kind == "fp16":
+def deepspeed_problems(
+    engine: DeepSpeedEngine,
+    precision: PrecisionSection,
+    *,
+    optimizer: Optimizer,
+    device: Literal["cpu", "cuda"] | None,
+) -> list[Problem]:
+    """What DeepSpeed refuses, or does wrongly without a word."""
+    return [
+        *_device_problems(precision, device),
+        *_precision_problems(precision, engine),
+        *_offload_problems(engine),
+        *_muon_problems(optimizer, engine),
+    ]
+
+
+def _device_problems(precision: PrecisionSection, device: str | None) -> Iterator[Problem]:
+    if device == "cpu" and precision.kind == "fp16":
         what = "fp16 runs on GPUs only: neither torch nor DeepSpeed has fp16 arithmetic for CPUs"
         yield Problem("precision.kind", what, "precision=bf16")
+
+
+def _attention_problems(config: Config, device: str | None) -> Iterator[Problem]:
     if device == "cpu" and config.model.attention == "flash_attention_2":
         what = "flash_attention_2 runs on GPUs only"
         yield Problem("model.attention", what, "model.attention=sdpa")
@@ -43,11 +63,11 @@ def _plain_problems(config: Config) -> Iterator[Problem]:
         yield Problem("precision.kind", what, "precision=bf16")
 
 
-def _precision_problems(config: Config, engine: DeepSpeedEngine) -> Iterator[Problem]:
-    if engine.stage == 0 and config.precision.kind in ("bf16", "fp16"):
+def _precision_problems(precision: PrecisionSection, engine: DeepSpeedEngine) -> Iterator[Problem]:
+    if engine.stage == 0 and precision.kind in ("bf16", "fp16"):
         # Losses were off by 6e-4 after 6 steps, three times as much as with stage 1.
         what = (
-            f"stage 0 with {config.precision.kind} weights loses accuracy; stage 1 costs no more "
+            f"stage 0 with {precision.kind} weights loses accuracy; stage 1 costs no more "
             "and keeps fp32 masters"
         )
         yield Problem("engine.stage", what, "engine=zero1")
@@ -69,8 +89,8 @@ def _offload_problems(engine: DeepSpeedEngine) -> Iterator[Problem]:
         yield Problem("engine.nvme_path", what, "engine.nvme_path=/local/scratch")
 
 
-def _muon_problems(config: Config, engine: DeepSpeedEngine) -> Iterator[Problem]:
-    if config.optimizer.kind != "muon":
+def _muon_problems(optimizer: Optimizer, engine: DeepSpeedEngine) -> Iterator[Problem]:
+    if optimizer.kind != "muon":
         return
     if engine.stage == 3 and engine.reduce_scatter:
         what = "Muon needs whole gradients, which stage 3 with reduce_scatter never has"

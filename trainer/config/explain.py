@@ -33,26 +33,25 @@ def validate(values: dict[str, Any]) -> Config:
 
     Raises: ConfigError with every problem of the first of these that has any.
     """
-    found = list(_truths(values))
-    config: Config | None = None
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as e:
-        found += _explained(e, values)
+    config, found = _judged(values)
     if config is not None and not found:
-        found += rules.problems(config)
+        found = rules.problems(config)
         if not found:
             return config
     raise ConfigError(found)
 
 
 def problems(values: dict[str, Any]) -> list[Problem]:
-    """What `validate` would raise, as a list."""
+    """Types, names and ranges only, as a list: rules would judge what was not chosen yet."""
+    return _judged(values)[1]
+
+
+def _judged(values: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
+    found = list(_truths(values))
     try:
-        validate(values)
-    except ConfigError as e:
-        return list(e.problems)
-    return []
+        return Config.model_validate(values), found
+    except ValidationError as e:
+        return None, [*found, *_explained(e, values)]
 
 
 def _truths(values: dict[str, Any]) -> Iterator[Problem]:
@@ -86,7 +85,7 @@ def _problems_of(detail: ErrorDetails, values: dict[str, Any]) -> Iterator[Probl
     elif kind in ("union_tag_invalid", "literal_error"):
         yield _wrong_word(where, detail)
     elif kind == "union_tag_not_found":
-        yield _without_kind(where, path, values)
+        yield _without_kind(where, values)
     else:
         yield _wrong_value(where, path, detail, values)
 
@@ -150,11 +149,12 @@ def _wrong_word(where: str, detail: ErrorDetails) -> Problem:
     return Problem(where, f"must be {or_list(allowed)}, not {given!r}", f"{where}={near}")
 
 
-def _without_kind(where: str, path: list[str], values: dict[str, Any]) -> Problem:
-    kinds = or_list(sections_with(f"{where}.kind", values))
+def _without_kind(where: str, values: dict[str, Any]) -> Problem:
+    kinds = sections_with(f"{where}.kind", values)
+    fix = f"{where}.kind=" + kinds[0]
     if "." not in where:
-        return Problem(where, "no file of this group is chosen", f"{where}=...")
-    return Problem(f"{where}.kind", f"has no value and needs one: {kinds}", f"{where}.kind=...")
+        fix = f"{where}={_CHOICES.get(kinds[0], kinds[0])}"
+    return Problem(f"{where}.kind", f"has no value and needs one: {or_list(kinds)}", fix)
 
 
 def _wrong_value(
@@ -171,13 +171,13 @@ def _reason(detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     match detail["type"]:
         case "greater_than":
-            return f"must be more than {context['gt']:g}"
+            return f"must be more than {_limit(context['gt'])}"
         case "greater_than_equal":
-            return f"must be at least {context['ge']:,}"
+            return f"must be at least {_limit(context['ge'])}"
         case "less_than":
-            return f"must be less than {context['lt']:,}"
+            return f"must be less than {_limit(context['lt'])}"
         case "less_than_equal":
-            return f"must be at most {context['le']:,}"
+            return f"must be at most {_limit(context['le'])}"
         case "too_short":
             return f"needs at least {context['min_length']} entry"
         case "string_pattern_mismatch" if "._-" in str(context["pattern"]):
@@ -187,6 +187,10 @@ def _reason(detail: ErrorDetails) -> str:
         case "finite_number":
             return "must be a finite number"
     return ""
+
+
+def _limit(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else str(value)
 
 
 def _shown(value: Any) -> str:

@@ -47,7 +47,7 @@ def _model_problems(config: Config) -> Iterator[Problem]:
         width = -(-model.hidden_size // heads) * heads
         what = f"{model.hidden_size} is not a multiple of num_attention_heads ({heads})"
         yield Problem("model.hidden_size", what, f"model.hidden_size={width}")
-    elif heads % grouped:
+    if heads % grouped:
         what = f"{grouped} does not divide num_attention_heads ({heads})"
         yield Problem("model.num_key_value_heads", what, f"model.num_key_value_heads={heads}")
     if model.family in ("gpt2", "gpt_neox"):
@@ -78,12 +78,11 @@ def _ungrouped_problems(model: ShapeModel) -> Iterator[Problem]:
 def _batch_problems(config: Config) -> Iterator[Problem]:
     total, micro = config.batch.global_batch_size, config.batch.micro_batch_size
     world = world_size(config)
+    share = -(-total // world)
     if micro > total:
         what = f"{micro} rows at a time are more than the {total} of a whole step"
-        yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={total}")
-        return
-    share = -(-total // world)
-    if micro > share and micro * world - total >= micro:
+        yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={share}")
+    elif micro > share and micro * world - total >= micro:
         what = (
             f"{micro} rows on each of {world} ranks are more than the {total} of a whole step, "
             "and a rank would have none"

@@ -1,0 +1,236 @@
+"""conf/ and overrides -> a mapping, or every problem of the command line at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.choices import Folders
+from launch.compose import compose, why
+from trainer.errors import ConfigError, Problem, Refused
+
+
+def problems(*overrides: str, config_dirs: tuple[str, ...] = ()) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides, config_dirs=config_dirs)
+    return list(caught.value.problems)
+
+
+def test_the_default_run_is_the_one_of_the_readme() -> None:
+    values = compose([]).values
+    assert values["run"]["name"] == "first-run"
+    assert values["engine"]["stage"] == 2
+    assert values["data"]["sources"] == {"stdlib": {"kind": "stdlib", "weight": 1.0}}
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_an_experiment_may_be_added_with_or_without_a_plus(prefix: str) -> None:
+    values = compose([f"{prefix}experiment=stdlib_10m"]).values
+    assert values["run"]["name"] == "stdlib-10m"
+    assert values["data"]["tokenizer"]["vocab_size"] == 16_384
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    values = compose(["experiment=stdlib_10m", "run.name=mine", "model=llama_debug"]).values
+    assert values["run"]["name"] == "mine"
+    assert values["model"]["hidden_size"] == 256
+
+
+def test_a_wrong_choice_names_the_nearest() -> None:
+    [problem] = problems("model=llama_debgu")
+    assert problem.where == "model"
+    assert "there is no choice 'llama_debgu'; there is gpt2," in problem.what
+    assert problem.fix == "model=llama_debug"
+
+
+def test_building_blocks_are_no_choices() -> None:
+    [problem] = problems("model=_shared")
+    assert "there is no choice '_shared'" in problem.what
+
+
+def test_a_choice_must_be_a_name() -> None:
+    [problem] = problems("optimizer={learning_rate: 1}")
+    assert "takes the name of a choice, not {'learning_rate': 1}" in problem.what
+
+
+def test_a_nested_group_is_written_with_a_slash() -> None:
+    [problem] = problems("data.tokenizer=pretrained")
+    assert problem.what == "is a group of choices, written with a slash"
+    assert problem.fix == "data/tokenizer=pretrained"
+
+
+@pytest.mark.parametrize("value", ["1e-3,1e-4", "choice(1,2)", "range(1,4)", "interval(0,1)"])
+def test_a_sweep_is_refused_in_clear_words(value: str) -> None:
+    [problem] = problems(f"optimizer.learning_rate={value}")
+    assert "asks for several runs; one run takes one value" in problem.what
+    assert problem.fix.startswith("--multirun for a sweep, or one value: optimizer.learning_rate=")
+
+
+def test_a_sweep_over_a_group_is_refused_too() -> None:
+    [problem] = problems("engine=zero1,zero2")
+    assert problem.fix == "--multirun for a sweep, or one value: engine=zero1"
+
+
+def test_a_word_without_a_value_is_no_setting() -> None:
+    [problem] = problems("steps.total")
+    assert problem.what == "is no setting; settings are written key=value"
+    assert problem.fix == "steps.total=..."
+
+
+def test_an_unreadable_value_is_shown_quoted() -> None:
+    [problem] = problems("run.name=[a")
+    assert problem.where == "run.name"
+    assert "cannot read the value" in problem.what
+    assert problem.fix == "'run.name=\"[a\"'"
+
+
+def test_hydra_has_no_settings_here() -> None:
+    [problem] = problems("hydra.run.dir=/tmp/x")
+    assert "Hydra only composes the configuration here" in problem.what
+
+
+def test_a_value_that_must_be_given_is_named() -> None:
+    [problem] = problems("model=hf_folder", "data/tokenizer=bpe_4096")
+    assert problem == Problem("model.path", "has no value and needs one", "model.path=...")
+
+
+def test_a_missing_value_is_no_problem_once_it_is_given() -> None:
+    assert compose(["model=hf_folder", "model.path=m"]).values["model"]["path"] == "m"
+
+
+def test_an_interpolation_that_leads_nowhere_is_named() -> None:
+    [problem] = problems("run.name=${nope}")
+    assert problem.where == "run.name"
+    assert "${nope} cannot be resolved" in problem.what
+    assert "nope" in problem.what
+
+
+def test_an_unknown_resolver_is_named() -> None:
+    [problem] = problems("run.name=${nwo:x}")
+    assert "cannot be resolved (Unsupported interpolation type nwo" in problem.what
+
+
+def test_a_value_that_differs_each_time_is_refused() -> None:
+    [problem] = problems("run.name=run-${now:%H-%M}")
+    assert "would be another value each time" in problem.what
+
+
+def test_an_interpolation_is_resolved() -> None:
+    assert compose(["run.name=run-${run.seed}"]).values["run"]["name"] == "run-1"
+
+
+def test_everything_wrong_with_a_command_line_is_said_at_once() -> None:
+    found = problems(
+        "model=llama_debgu", "optim.lr=1", "+foo.bar=1", "++optimizer.lrr=1", "steps.total=0",
+        "steps.save_every=1,2", "run.root=${nope}",
+    )  # fmt: skip
+    assert {p.where for p in found} == {
+        "model", "optim.lr", "foo.bar", "optimizer.lrr", "steps.total", "steps.save_every",
+        "run.root",
+    }  # fmt: skip
+
+
+def test_a_folder_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refused, match=r"--config-dir nowhere: there is no such folder"):
+        compose([], config_dirs=["nowhere"])
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    folder = tmp_path / "it's mine, really"
+    for group in ("experiment", "model"):
+        (folder / group).mkdir(parents=True)
+    (folder / "model" / "mine.yaml").write_text(
+        "defaults: [llama_debug, _self_]\nnum_hidden_layers: 2\n"
+    )
+    (folder / "experiment" / "exp.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: mine\n\nsteps:\n  total: 7\n"
+    )
+    return folder
+
+
+def test_a_users_folder_adds_choices_and_experiments(own: Path) -> None:
+    values = compose(["experiment=exp"], config_dirs=[str(own)]).values
+    assert (values["steps"]["total"], values["model"]["num_hidden_layers"]) == (7, 2)
+    assert "mine" in Folders.find([str(own)]).choices("model")
+
+
+def test_a_users_file_with_a_wrong_choice_is_a_problem(own: Path) -> None:
+    (own / "experiment" / "bad.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: llama_debgu\n"
+    )
+    [problem] = problems("experiment=bad", config_dirs=(str(own),))
+    assert (problem.where, problem.fix) == ("model", "model=llama_debug")
+
+
+def test_a_users_file_that_is_no_yaml_is_a_problem(own: Path) -> None:
+    (own / "experiment" / "bad.yaml").write_text("# @package _global_\nsteps: [1\n")
+    [problem] = problems("experiment=bad", config_dirs=(str(own),))
+    assert "a YAML file cannot be read" in problem.what
+    assert "bad.yaml" in problem.what
+
+
+def test_a_misspelt_group_in_a_users_file_is_a_problem(own: Path) -> None:
+    (own / "experiment" / "bad.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /modle: llama_debug\n"
+    )
+    [problem] = problems("experiment=bad", config_dirs=(str(own),))
+    assert "modle" in problem.what
+
+
+def test_a_setting_knows_its_file_and_line() -> None:
+    composed = compose([], trace=True)
+    path = Path(__file__).parents[2] / "conf/optimizer/adamw.yaml"
+    line = path.read_text().splitlines().index(
+        next(t for t in path.read_text().splitlines() if t.startswith("learning_rate:"))
+    ) + 1  # fmt: skip
+    text = why(composed, "optimizer.learning_rate")
+    assert text == f"optimizer.learning_rate = 0.003\n    conf/optimizer/adamw.yaml line {line}"
+
+
+def test_a_setting_knows_its_override_its_choice_and_its_experiment() -> None:
+    composed = compose(
+        ["experiment=stdlib_10m", "engine=zero3", "steps.total=9", "data.sources.stdlib.weight=2"],
+        trace=True,
+    )
+    assert composed.provenance["steps.total"] == "command line: steps.total=9"
+    assert composed.provenance["engine.stage"].endswith("(chosen by engine=zero3)")
+    assert composed.provenance["run.name"].startswith("conf/experiment/stdlib_10m.yaml line ")
+    assert composed.provenance["model.kind"].startswith("conf/model/llama_10m.yaml line ")
+    weight = composed.provenance["data.sources.stdlib.weight"]
+    assert weight == "command line: data.sources.stdlib.weight=2"
+
+
+def test_every_setting_has_a_source() -> None:
+    composed = compose(["debug=tiny"], trace=True)
+    flat = why(composed, "data").splitlines()
+    assert len(flat) % 2 == 0
+    assert all(composed.provenance.values())
+
+
+def test_why_of_an_unknown_setting_names_the_nearest() -> None:
+    with pytest.raises(Refused, match=r"no setting 'optimizer.lr_rate'.* did you mean optimizer"):
+        why(compose([], trace=True), "optimizer.lr_rate")
+
+
+def test_composing_writes_no_folder_and_leaves_logging_alone(tmp_path: Path) -> None:
+    program = (
+        "import logging\n"
+        "before = list(logging.root.handlers)\n"
+        "from launch.compose import compose\n"
+        "from trainer.config.explain import validate\n"
+        "validate(compose([]).values)\n"
+        "assert logging.root.handlers == before\n"
+        "import sys\n"
+        "loaded = {'torch', 'numpy', 'transformers', 'deepspeed'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    root = str(Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": root}, check=True,
+        timeout=60,
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,100 @@
+"""Every file of conf/ composes, is valid and can be planned."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.choices import Folders
+from launch.compose import compose
+from trainer.config.explain import validate
+from trainer.planning import make_plan
+
+CONF = Path(__file__).parents[2] / "conf"
+FOLDERS = Folders.find()
+# What a choice cannot know by itself.
+NEEDS = {
+    "model=hf_folder": ["data/tokenizer=pretrained", "data.tokenizer.path=tokenizer"],
+    "engine=plain": ["resources.ranks_per_node=1"],
+    "engine=zero0": ["precision=fp32"],
+    "engine=zero3_offload_nvme": ["engine.nvme_path=/local"],
+    "precision=fp16": ["resources.device=cuda"],
+    "task=custom": ["task.target=mine:Task", "run.trust=[mine]"],
+    "data=custom": ["data.sources.custom.target=mine:Source", "run.trust=[mine]"],
+    "data=datasets": ["data.sources.dataset.path=folder"],
+    "data=mixture": ["data.sources.prose.paths=[a.txt]"],
+    "data=text_files": ["data.sources.files.paths=[a.txt]"],
+    "data=jsonl": ["data.sources.files.paths=[a.jsonl]"],
+    "data=parquet": ["data.sources.files.paths=[a.parquet]"],
+    "data/tokenizer=pretrained": ["data.tokenizer.path=tokenizer"],
+    "experiment=llama_125m_8gpu": ["data.sources.files.paths=[a.jsonl]"],
+}
+CHOICES = [f"{group}={name}" for group in FOLDERS.groups() for name in FOLDERS.choices(group)]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_is_valid_and_plans(choice: str, tmp_path: Path) -> None:
+    overrides = [choice, *NEEDS.get(choice, [])]
+    if choice == "model=hf_folder":
+        (tmp_path / "config.json").write_text(json.dumps(_llama()))
+        (tmp_path / "model.safetensors").touch()
+        overrides.append(f"model.path={tmp_path}")
+    config = validate(compose(overrides).values)
+    start = time.process_time()
+    plan = make_plan(
+        config,
+        attempt=1,
+        run_id="r",
+        stores=(),
+        device="cuda" if config.resources.device == "cuda" else "cpu",
+        cores=2,
+        vocab_size_of_tokenizer=None,
+    )
+    assert time.process_time() - start < 0.5
+    assert plan.num_parameters > 0
+
+
+def test_every_choice_says_when_to_take_it() -> None:
+    for path in CONF.rglob("*.yaml"):
+        first = next(
+            line for line in path.read_text().splitlines() if line != "# @package _global_"
+        )
+        if path.name.startswith("_"):
+            assert first.startswith("# What every "), path
+        elif path.name != "train.yaml":
+            assert first.startswith("# Take it "), path
+
+
+def test_every_setting_has_a_comment() -> None:
+    for path in CONF.rglob("*.yaml"):
+        if path.parent.name in ("experiment", "debug"):
+            continue
+        bare = [
+            line
+            for line in path.read_text().splitlines()
+            if line and "#" not in line and not line.lstrip().startswith(("-", "defaults:"))
+        ]
+        allowed = ("kind:", "split:", "weight:", "format:", "project:", "tags:")
+        wrong = [
+            line
+            for line in bare
+            if not line.lstrip().startswith(allowed) and not line.rstrip().endswith(":")
+        ]
+        assert not wrong, (path, wrong)
+
+
+def test_every_group_stands_in_the_table_of_contents() -> None:
+    listed = yaml.safe_load((CONF / "train.yaml").read_text())["defaults"]
+    groups = {next(iter(entry)) for entry in listed if isinstance(entry, dict)}
+    assert groups == {group for group in FOLDERS.groups() if "/" not in group}
+
+
+def _llama() -> dict[str, object]:
+    return {
+        "model_type": "llama", "vocab_size": 256, "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 512,
+    }  # fmt: skip

@@ -1,0 +1,124 @@
+"""Rules between sections: each message is triggered, and its override works."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.compose import compose
+from tests.helpers.configs import config
+from trainer.config.engine_rules import engine_problems
+from trainer.config.explain import validate
+from trainer.errors import ConfigError, Problem
+
+# overrides -> where, part of the text, the override proposed ("" where it is not checked)
+RULES: list[tuple[str, str, str, str]] = [
+    ("data.sequence_length=4096", "data.sequence_length",
+     "rows of 4,096 tokens, but the model has 2,048 positions", "data.sequence_length=2048"),
+    ("engine=plain", "engine.kind", "the plain engine is one process, not 2 ranks",
+     "engine=zero1, or resources.ranks_per_node=1"),
+    ("engine=plain resources.ranks_per_node=1 precision=fp16", "precision.kind",
+     "fp16 needs a loss scale", "precision=bf16"),
+    ("engine=zero0", "engine.stage", "stage 0 with bf16 weights loses accuracy", "engine=zero1"),
+    ("precision=fp16 resources.device=cpu", "precision.kind", "fp16 runs on GPUs only",
+     "precision=bf16"),
+    ("model.attention=flash_attention_2 resources.device=cpu", "model.attention",
+     "flash_attention_2 runs on GPUs only", "model.attention=sdpa"),
+    ("engine=zero0 precision=fp32 engine.offload_optimizer=cpu", "engine.offload_optimizer",
+     "offloading needs sharded optimizer states", "engine=zero2 engine.offload_optimizer=cpu"),
+    ("engine.offload_optimizer=nvme engine.nvme_path=/d", "engine.offload_optimizer",
+     "nvme needs stage 3; stage 2 can offload to cpu", "engine.offload_optimizer=cpu"),
+    ("engine.offload_parameters=cpu", "engine.offload_parameters",
+     "only stage 3 can offload parameters, not stage 2", ""),
+    ("engine=zero3_offload_nvme engine.nvme_path=null", "engine.nvme_path",
+     "offloading to nvme needs a folder", "engine.nvme_path=/local/scratch"),
+    ("optimizer=muon engine=zero3", "engine.reduce_scatter",
+     "Muon needs whole gradients", "engine.reduce_scatter=false"),
+    ("optimizer=muon engine=zero3_offload_nvme engine.nvme_path=/d engine.reduce_scatter=false",
+     "engine.offload_optimizer", "Muon does not run with its state on nvme",
+     "engine.offload_optimizer=cpu"),
+    ("schedule.warmup_tokens=4096", "schedule.warmup_tokens",
+     "warm-up is given twice, here and by warmup_steps=10", "schedule.warmup_steps=0"),
+    ("steps.total=9", "schedule.warmup_steps",
+     "warm-up takes 10 steps and the whole run 9", "schedule.warmup_steps=1"),
+    ("schedule.warmup_steps=0 schedule.warmup_tokens=99_999_999", "schedule.warmup_tokens",
+     "warm-up takes 24,415 steps and the whole run 300", "schedule.warmup_tokens=122880"),
+    ("schedule=wsd schedule.warmup_steps=200 schedule.decay_fraction=0.5",
+     "schedule.decay_fraction", "are more than the run", "schedule.decay_fraction=0.33"),
+    ("model.num_attention_heads=7 model.num_key_value_heads=7", "model.hidden_size",
+     "256 is not a multiple of num_attention_heads (7)", ""),
+    ("model.num_key_value_heads=3", "model.num_key_value_heads",
+     "3 does not divide num_attention_heads (8)", "model.num_key_value_heads=8"),
+    ("model=gpt2 model.num_key_value_heads=4", "model.num_key_value_heads",
+     "gpt2 has as many key heads as query heads (12)", "model.num_key_value_heads=12"),
+    ("model=pythia_160m model.head_dim=32", "model.head_dim",
+     "heads are hidden_size / num_attention_heads wide: 64, not 32", "model.head_dim=64"),
+    ("model.rope_theta=null", "model.rope_theta", "needs their base", "model.rope_theta=10000.0"),
+    ("model.head_dim=31", "model.head_dim", "heads of an even width, not 31", "model.head_dim=32"),
+    ("model.sliding_window=64", "model.sliding_window", "llama has no such setting",
+     "model.sliding_window=null"),
+    ("model=llama_1b model.rotary_fraction=0.5", "model.rotary_fraction",
+     "llama has no such setting", "model.rotary_fraction=null"),
+    ("batch.micro_batch_size=17", "batch.micro_batch_size",
+     "17 rows at a time are more than the 16 of a whole step", "batch.micro_batch_size=8"),
+    ("batch.micro_batch_size=16", "batch.micro_batch_size",
+     "16 rows on each of 2 ranks are more than the 16 of a whole step", "batch.micro_batch_size=8"),
+    ("model=hf_folder model.path=m", "data.tokenizer",
+     "the model's weights know another vocabulary",
+     "data/tokenizer=pretrained data.tokenizer.path=m"),
+    ("model.vocab_size=4000", "data.tokenizer.vocab_size",
+     "4,096 tokens, but the model's embedding has 4,000 entries", "model.vocab_size=0"),
+    ("data.held_out_fraction=0", "data.held_out_fraction", "no text is held out", "evals=none"),
+    ("data=custom data.sources.custom.target=mine.data:Source", "data.sources.custom.target",
+     "would run code of the package mine, which is not trusted", "run.trust=[mine]"),
+    ("task=custom task.target=mine:Task run.trust=[other]", "task.target",
+     "would run code of the package mine", "run.trust=[other,mine]"),
+    ("resources.nodes=2 batch.micro_batch_size=4", "resources.nodes",
+     "2 machines, but launch=local starts ranks on this one only", "resources.nodes=1"),
+    ("resume.allow=[optimizer.learning_rat]", "resume.allow",
+     "optimizer.learning_rat is no setting; did you mean optimizer.learning_rate?",
+     "resume.allow=[optimizer.learning_rate]"),
+]  # fmt: skip
+
+
+def problem_of(*overrides: str) -> Problem:
+    with pytest.raises(ConfigError) as caught:
+        validate(compose(list(overrides)).values)
+    [problem] = caught.value.problems
+    return problem
+
+
+@pytest.mark.parametrize(("overrides", "where", "text", "fix"), RULES, ids=[r[0] for r in RULES])
+def test_what_cannot_work_is_refused_with_an_override_that_does(
+    overrides: str, where: str, text: str, fix: str
+) -> None:
+    problem = problem_of(*overrides.split())
+    assert problem.where == where
+    assert text in problem.what
+    if fix:
+        assert fix in problem.fix
+    proposed = problem.fix.rpartition(" or ")[2].split()
+    validate(compose([*overrides.split(), *proposed]).values)
+
+
+def test_two_rules_broken_are_two_problems() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(compose(["engine=zero0", "steps.total=9"]).values)
+    assert {p.where for p in caught.value.problems} == {"engine.stage", "schedule.warmup_steps"}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 16])
+def test_any_world_that_can_share_the_batch_is_allowed(world: int) -> None:
+    made = config(f"resources.ranks_per_node={world}", "batch.micro_batch_size=1")
+    assert made.resources.ranks_per_node == world
+
+
+def test_more_ranks_than_rows_pad() -> None:
+    assert config("resources.ranks_per_node=20", "batch.micro_batch_size=1")
+
+
+def test_a_device_that_is_found_later_is_judged_then() -> None:
+    made = config("precision=fp16")
+    assert not engine_problems(made, device=None)
+    assert not engine_problems(made, device="cuda")
+    [problem] = engine_problems(made, device="cpu")
+    assert problem.where == "precision.kind"
