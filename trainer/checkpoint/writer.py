@@ -47,7 +47,7 @@ def plan_fragments(engine: Engine) -> tuple[Fragment, ...]:
         if shapes.get(f.name) != f.shape:
             raise CheckpointError(f"a fragment of {f.name!r} {f.shape} is not in the layout")
         if not reached.get((f.name, f.kind), 0) <= f.start < f.stop:
-            raise CheckpointError(f"two fragments of {f.kind} of {f.name!r} overlap")
+            raise CheckpointError(f"fragments of {f.kind} of {f.name!r} overlap or run backwards")
         reached[f.name, f.kind] = f.stop
         if f.stop > int(np.prod(f.shape, dtype=np.int64)):
             raise CheckpointError(f"a fragment of {f.name!r} ends at {f.stop}, beyond {f.shape}")
