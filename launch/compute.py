@@ -24,14 +24,14 @@ from trainer.errors import Exit
 def compute(module: str, arguments: Sequence[str]) -> int:
     """Run `python -m MODULE ARGUMENTS` in the foreground; its exit code.
 
-    Ctrl-C reaches the child from the terminal and is its business; other stop signals are passed
-    on. The child dies with us.
+    Ctrl-C reaches the child from the terminal and is its business; every other signal that stops
+    is passed on. The child dies with us.
     """
     argv = [sys.executable, "-m", module, *arguments]
     child = subprocess.Popen(argv, env=_environment(), preexec_fn=die_with_parent())
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        before[number] = signal.signal(number, lambda n, _: child.send_signal(n))
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        before[number] = signal.signal(number, lambda n, _: _pass_on(child, n))
     try:
         code = child.wait()
     finally:
@@ -83,6 +83,19 @@ def with_targets(arguments: Sequence[str], *, count: int) -> list[str]:
         given = rest.pop(0)
         found.append(given if found and given.isdecimal() else target(given, root=root))
     return [*found, *rest]
+
+
+def _pass_on(child: subprocess.Popen[bytes], number: int) -> None:
+    if number == signal.SIGINT and _in_foreground():
+        return  # the terminal has told the whole group, the child too; twice would be impatient
+    child.send_signal(number)
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # no terminal
+        return False
 
 
 def _environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from launch.base import Submission, spec_of
-from launch.table import size_text
+from launch.plan_command import as_text as numbers_of
 from trainer.plan import RunPlan
 
 
@@ -46,7 +46,7 @@ def as_text(what: DryRun) -> str:
         return f"{plan.config.run.name} is finished at step {what.finished_at}: nothing to do"
     about = "a new run" if what.is_new else "goes on"
     lines = [f"{plan.config.run.name}: {about}, attempt {plan.attempt}", ""]
-    lines += [f"  {name.ljust(22)}{value}" for name, value in _numbers(plan)]
+    lines += numbers_of(plan, ()).splitlines()
     lines += ["", "would write"]
     lines += [f"  {path}" for path in _paths(what)]
     for name, text in what.submission.files.items():
@@ -55,31 +55,6 @@ def as_text(what: DryRun) -> str:
     lines += ["", "would run", *(f"  {line}" for line in _commands(what))]
     lines += ["", "nothing was written; --json prints plan.json in full"]
     return "\n".join(lines)
-
-
-def _numbers(plan: RunPlan) -> list[tuple[str, str]]:
-    config = plan.config
-    resources, batch = config.resources, config.batch
-    padded = f", {plan.padding_rows} rows of weight zero" if plan.padding_rows else ""
-    store = [f"{s.source}: {s.train_tokens:,} tokens in {s.path}" for s in plan.stores]
-    return [
-        (
-            "ranks",
-            f"{plan.world_size} ({resources.nodes} x {resources.ranks_per_node}), {plan.device}",
-        ),
-        ("threads a rank", str(plan.threads_per_rank)),
-        ("parameters", f"{plan.num_parameters:,}"),
-        ("steps", f"{config.steps.total:,} of {plan.tokens_per_step:,} tokens"),
-        (
-            "batch",
-            f"{batch.global_batch_size} rows = {plan.world_size} ranks x "
-            f"{batch.micro_batch_size} rows x {plan.gradient_accumulation_steps} micro-steps"
-            f"{padded}",
-        ),
-        ("memory a rank", size_text(plan.memory_per_rank.total)),
-        ("checkpoint", size_text(plan.checkpoint_bytes)),
-        ("data", "; ".join(store) or "to be prepared first"),
-    ]
 
 
 def _attempt(plan: RunPlan) -> str:

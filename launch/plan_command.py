@@ -52,7 +52,7 @@ def run(
         chosen = _fitting(config, fit, overrides, config_dirs)
         config = validate(door.compose([*overrides, *chosen], config_dirs=config_dirs).values)
     plan = plan_of(config)
-    print(_as_json(plan, chosen) if json else _as_text(plan, chosen))
+    print(_as_json(plan, chosen) if json else as_text(plan, chosen))
     return Exit.DONE
 
 
@@ -140,7 +140,7 @@ def _as_json(plan: RunPlan, chosen: tuple[str, ...]) -> str:
     return json_format.dumps(values, indent=2)
 
 
-def _as_text(plan: RunPlan, chosen: tuple[str, ...]) -> str:
+def as_text(plan: RunPlan, chosen: tuple[str, ...]) -> str:
     blocks = [_run_lines(plan), _batch_lines(plan), _memory_lines(plan)]
     if chosen:
         blocks.append([f"add to the command line: {' '.join(chosen)}"])

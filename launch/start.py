@@ -68,7 +68,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     backend = backend or _backend(config)
     backend.preflight(plan_of(standing, attempt=1, run_id=""))
     if standing.stores is None:
-        code = _prepare(standing.config)
+        code = prepare(standing.config)
         if isinstance(code, int):
             return code
         standing = Standing(config, standing.run, code)
@@ -81,7 +81,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
         write_mark(files.agent, own_mark())
     plan = plan_of(standing, attempt=files.number, run_id=read_record(run).run_id)
     submission = backend.render(plan, run_folder=str(run.root))
-    _write(files, plan, submission)
+    write_attempt(files, plan, submission)
     code = backend.submit(submission, run.root, attempt=files.number)
     say_ending(run, files, code)
     return code
@@ -228,7 +228,7 @@ def _last_stores(run: RunFiles) -> dict[str, str]:
     return {}
 
 
-def _prepare(config: Config) -> tuple[StorePlan, ...] | int:
+def prepare(config: Config) -> tuple[StorePlan, ...] | int:
     """The stores, or the exit code of a preparation that failed."""
     print("preparing the data", file=sys.stderr, flush=True)
     with (
@@ -243,7 +243,7 @@ def _prepare(config: Config) -> tuple[StorePlan, ...] | int:
     return tuple(StorePlan.model_validate(one) for one in answer["stores"])
 
 
-def _write(files: AttemptFiles, plan: RunPlan, submission: Submission) -> None:
+def write_attempt(files: AttemptFiles, plan: RunPlan, submission: Submission) -> None:
     write_plan(files.plan, plan)
     for name, text in submission.files.items():
         path = files.root / name

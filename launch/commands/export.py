@@ -1,14 +1,9 @@
-"""longhaul export RUN: a process of its own (trainer/commands/export.py)."""
+"""longhaul export RUN: a process of its own (trainer/commands/export.py) with its own help."""
 
 from __future__ import annotations
 
 from launch.compute import compute, with_targets
 
-_EXAMPLE = "longhaul export first-run"
-
 
 def main(argv: list[str]) -> int:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(f"example: {_EXAMPLE}\n", flush=True)
-        return compute("trainer.commands.export", ["--help"])
     return compute("trainer.commands.export", with_targets(argv, count=1))

@@ -248,6 +248,18 @@ def test_no_grandchild_outlives_an_attempt(attempt, ending):
     wait_for(lambda: not still_alive(one.run), seconds=5)
 
 
+def test_ranks_die_with_their_agent_even_without_its_shadow(attempt):
+    """Two nets: the shadow covers grandchildren, the kernel's own signal covers the ranks."""
+    one = attempt(["hang"], ["hang"]).start().until_up()
+    agent = one.process.pid
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    (shadow,) = {int(pid) for pid in children} - {one.pid(rank) for rank in one.ranks}
+    os.kill(shadow, signal.SIGKILL)
+    one.signal(signal.SIGKILL)
+    one.end()
+    wait_for(lambda: not still_alive(one.run), seconds=5)
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
