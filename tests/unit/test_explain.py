@@ -154,8 +154,8 @@ def test_a_number_may_be_a_name_and_off_may_be_unquoted() -> None:
 
 
 FIXED_BY_ITS_FIX = {
-    "steps__total": 0, "optimizer__learning_rate": -1, "optimizer__beta1": 7, "data__packing": "no?",
-    "precision__kind": "bf61", "run__name": "a/b", "data__held_out_fraction": 1.0,
+    "steps__total": 0, "optimizer__learning_rate": -1, "optimizer__beta1": 7,
+    "data__packing": "no?", "precision__kind": "bf61", "run__name": "a/b", "data__held_out_fraction": 1.0,
     "run__seed": -3, "resources__rendezvous_port": 99999, "engine__stage": 4,
 }  # fmt: skip
 
