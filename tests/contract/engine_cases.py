@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -132,11 +134,20 @@ def make_model(case: Case) -> Net:
     """On meta, except what `load` never fills: a frozen parameter, a buffer."""
     if not case.meta:
         return Net(dropout=case.dropout, checkpointed=case.checkpointed)
-    with torch.device("meta"):
-        net = Net(dropout=case.dropout, checkpointed=case.checkpointed)
+    net = meta_net(dropout=case.dropout, checkpointed=case.checkpointed)
     net.frozen = nn.Parameter(torch.linspace(-1, 1, WIDTH), requires_grad=False)
     net.waves = torch.linspace(0, 1, WIDTH)
     return net
+
+
+def meta_net(**settings: Any) -> Net:
+    with torch.device("meta"):
+        return Net(**settings)
+
+
+def drawn_sizes() -> list[int]:
+    """Elements of each trained parameter."""
+    return [p.numel() for p in meta_net().parameters() if p.requires_grad]
 
 
 def make_optimizer(kind: str, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
@@ -155,7 +166,7 @@ def learning_rate(kind: str) -> float:
     return 1e-3 if kind == "adamw" else 0.1
 
 
-def make_engine(world: World, case: Case) -> Engine:
+def make_engine(world: World, case: Case, timeout_s: float = 60.0) -> Engine:
     precision = PrecisionSection(kind=case.precision, accumulate_in=case.accumulate_in)
     make: Callable[..., Any] = lambda named: make_optimizer(case.optimizer, named)  # noqa: E731
     clip = 1.0 if case.optimizer == "adamw" else 0.0
@@ -176,6 +187,7 @@ def make_engine(world: World, case: Case) -> Engine:
         optimizer=optimizer_section(case.optimizer, clip),
         micro_batch_size=1,
         gradient_accumulation_steps=case.micro_steps,
+        timeout_s=timeout_s,
     )
 
 
@@ -255,6 +267,79 @@ def run(world: World, case: Case, source: FragmentSource | None = None, first: i
 
 def run_all(world: World, cases: Sequence[Case]) -> list[Result]:
     return [run(world, case) for case in cases]
+
+
+def resume_all(world: World, wanted: Sequence[tuple[Case, Tensors, int]]) -> list[list[Any]]:
+    """For each case: the fragments just after loading `step`, then the result of training on."""
+    results = []
+    for case, tensors, step in wanted:
+        engine = make_engine(world, case)
+        engine.load(Held(tensors), step=step)
+        loaded = held_by(engine)
+        engine.close()
+        results.append([loaded, run(world, case, Held(tensors), step + 1)])
+    return results
+
+
+def poison_all(world: World, wanted: Sequence[Case]) -> list[tuple[float, bool]]:
+    """For each case a step whose loss is not a number: its norm, and whether the state stayed."""
+    results = []
+    for case in wanted:
+        engine = make_engine(world, case)
+        engine.load(Drawn(), step=0)
+        before = held_by(engine)
+        loss = loss_sum(engine.model(rows(1)[0]), rows(1)[1])
+        engine.accumulate(loss * torch.nan, last=True)
+        norm = engine.step(lr=0.1).grad_norm
+        after = held_by(engine)
+        same = all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
+        # and the next, good step is not disturbed by what the bad one left behind
+        good = train_step(world, engine, case, 1)[1]
+        engine.close()
+        results.append((norm, same and good == run(world, case).norms[0]))
+    return results
+
+
+def weights_held(world: World) -> tuple[int, list[tuple[int, ...]]]:
+    """Of a stage 3 engine: elements of trained weights on this rank between steps, and the shapes
+    of gathered weights that a forward keeps for its backward."""
+    engine = make_engine(world, Case(engine=3))
+    engine.load(Drawn(), step=0)
+    trained: list[Any] = [p for p in engine.model.parameters() if p.requires_grad]
+    resident = sum(p.ds_tensor.numel() + p.numel() for p in trained)
+    kept: list[tuple[int, ...]] = []
+
+    def pack(saved: torch.Tensor) -> torch.Tensor:
+        if not isinstance(saved, nn.Parameter) and isinstance(saved._base, nn.Parameter):
+            kept.append(tuple(saved.shape))
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        engine.model(rows(1)[0])
+    engine.close()
+    return resident, kept
+
+
+def has_async_io(world: World) -> bool:
+    from deepspeed.git_version_info import installed_ops
+
+    return bool(installed_ops.get("async_io"))
+
+
+def train_on_nvme(world: World, folder: str) -> int:
+    """Bytes in swap files after two steps."""
+    changes = (("offload_optimizer", "nvme"), ("nvme_path", folder))
+    run(world, Case(engine=3, steps=2, changes=changes))
+    return sum(f.stat().st_size for f in Path(folder).rglob("*.swp"))
+
+
+def group_timeouts(world: World, wanted: Case, seconds: float) -> set[float]:
+    """The time-outs of the groups that building an engine makes, in seconds."""
+    before = set(dist.distributed_c10d._world.pg_map)
+    make_engine(world, wanted, timeout_s=seconds)
+    made = set(dist.distributed_c10d._world.pg_map) - before
+    cpu = torch.device("cpu")
+    return {g._get_backend(cpu).options._timeout.total_seconds() for g in made}
 
 
 def held_by(engine: Engine) -> list[tuple[Fragment, torch.Tensor]]:

@@ -68,9 +68,9 @@ def _real(
     return new
 
 
-def trained(model: nn.Module, name_of: Callable[[str], str]) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that are trained, by their logical names, in the model's order."""
-    return [(name_of(n), p) for n, p in model.named_parameters() if p.requires_grad]
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that are trained, in the model's order."""
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -33,9 +33,8 @@ class PlainEngine:
         device: torch.device,
         precision: PrecisionSection,
         max_grad_norm: float,
-        name_of: Callable[[str], str] = str,
     ) -> None:
-        """`max_grad_norm`: 0 for no clipping. `name_of`: parameter's path -> logical name.
+        """`max_grad_norm`: 0 for no clipping.
 
         Raises: ConfigError for fp16.
         """
@@ -48,7 +47,7 @@ class PlainEngine:
         settle(self._model, dtype=weight_dtype(precision.kind), device=device)
         if precision.kind == "autocast":
             compute_in_bf16(self._model, device)
-        self._weights = trained(self._model, name_of)
+        self._weights = trained(self._model)
         self._masters = [(n, _master(p)) for n, p in self._weights]
         self._optimizer = make_optimizer(self._masters)
         owned = [(p, g) for g in self._optimizer.param_groups for p in g["params"]]
