@@ -23,16 +23,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from trainer.dist.place import Place
 from trainer.dist.signals import StopSignals
 from trainer.dist.startup import StartUp
 from trainer.errors import Exit, RunFolderError
+from trainer.plan import RunPlan, read_plan
 from trainer.records import attempt as records
 from trainer.records.run_files import AttemptFiles, RunFiles
 
-if TYPE_CHECKING:  # at run time these come with torch, after the signal handlers stand
+if TYPE_CHECKING:  # at run time they come with torch, after the signal handlers stand
     from trainer.dist.world import World
     from trainer.observers.base import Observer
-    from trainer.plan import RunPlan
 
 _ECHO_WAITS_S = 2.0  # so that the rank that knows the cause writes error.json first
 
@@ -72,13 +73,15 @@ class Rank:
 
     def run(self) -> Exit:
         """Raises: whatever ends the attempt; every LonghaulError knows its exit code."""
+        plan, place = _read_plan(self._files), Place.from_env()
+        place.check(plan.world_size)
         self._startup.lap("python")
         from trainer.build import build_job, build_observers
         from trainer.dist.world import leave
         from trainer.loop import fit
 
         self._startup.lap("imports")
-        plan, world = self._meet()
+        world = _meet(plan, place)
         self._startup.lap("meet")
         job, state = build_job(plan, world, run=self._run, stop=self._stop, startup=self._startup)
         self._state = state
@@ -115,19 +118,6 @@ class Rank:
             records.write_first(self._files.error, record)
         return record.exit_code
 
-    def _meet(self) -> tuple[RunPlan, World]:
-        """Raises: RunFolderError without a readable plan; WorldError if the world is another."""
-        from trainer.dist.device import choose_device, use_threads
-        from trainer.dist.world import Place, meet
-
-        plan = _read_plan(self._files)
-        place = Place.from_env()
-        place.check(plan.world_size)
-        use_threads(plan.threads_per_rank)
-        device = choose_device(plan.device, place)
-        timeout_s = plan.config.resources.collective_timeout_s
-        return plan, meet(place, device=device, timeout_s=timeout_s)
-
     def close(self) -> None:
         """After the records are written: an observer may take its time."""
         for observer in self._observers:
@@ -135,14 +125,22 @@ class Rank:
 
 
 def _read_plan(files: AttemptFiles) -> RunPlan:
-    from trainer.plan import read_plan
-
     try:
         return read_plan(files.plan)
     except FileNotFoundError:
         raise RunFolderError(f"{files.root} is no attempt of a run: no plan.json") from None
     except ValueError as e:
         raise RunFolderError(f"{files.plan} cannot be read ({e}); start a new attempt") from e
+
+
+def _meet(plan: RunPlan, place: Place) -> World:
+    """Raises: WorldError if there is no device for this rank, or the others do not come."""
+    from trainer.dist.device import choose_device, use_threads
+    from trainer.dist.world import meet
+
+    use_threads(plan.threads_per_rank)
+    device = choose_device(plan.device, place)
+    return meet(place, device=device, timeout_s=plan.config.resources.collective_timeout_s)
 
 
 if __name__ == "__main__":
