@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,16 @@ VERBS = {
     "generate": ("generate", "continue a prompt"),
     "export": ("export", "a Hugging Face folder, checked against the trained model"),
     "verify": ("verify", "layouts, resume: proofs on your own settings"),
+}
+# What a user can mend: a full or read-only disk, a place that is not theirs or is no folder.
+_OF_THE_PLACE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
 }
 _EXAMPLES = """\
 examples
@@ -55,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `longhaul runs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return Exit.DONE
+    except OSError as e:
+        if e.errno not in _OF_THE_PLACE:
+            raise
+        _complain(f"cannot write {e.filename or 'here'}: {e.strerror}")
+        return Exit.STOP
 
 
 def _run(arguments: list[str]) -> int:

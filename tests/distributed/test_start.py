@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,3 +229,33 @@ def test_on_a_terminal_rank_0_has_a_terminal_and_its_log_has_plain_lines(
     assert b"\x1b[32m100 %" in seen
     log = RunFiles(here / "runs" / "first-run").attempt(1).rank_log(0).read_text()
     assert log == "a terminal: True\n100 %\n"
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, 75), (2, 130)])
+def test_ctrl_c_typed_in_a_terminal(start: Start, here: Path, times: int, code: int) -> None:
+    """The terminal signals its whole foreground group; ranks must hear it from the agent only."""
+    run = RunFiles(here / "runs" / "first-run")
+    ours, theirs = pty.openpty()
+    process = start(
+        "train",
+        WAIT if times == 1 else {"0": ["hang"], "1": ["hang"]},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    wait_for((run.attempt(1).root / "up-1").exists)
+    wait_for((run.attempt(1).root / "up-0").exists)
+    for time_of in range(times):
+        os.write(ours, b"\x03")
+        if time_of == 0:
+            wait_for(run.attempt(1).stop.exists)
+    assert process.wait(timeout=20) == code
+    os.close(ours)
+    if times == 1:
+        told = [(run.attempt(1).root / f"told-{rank}").read_text() for rank in range(2)]
+        assert told == ["15", "15"]
+    (line,) = read_lines(run.attempts_log)
+    assert line["exit_code"] == code

@@ -85,6 +85,15 @@ def test_a_folder_that_is_no_run_has_code_78(
     assert "is not a run folder (it has no run.json)" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(runs, "one")
+    assert main(["runs", "move", "one", "/dev/full/archive"]) == 78
+    assert capsys.readouterr().err == "cannot write /dev/full/archive: Not a directory\n"
+    assert main(["status", "one"]) == 0
+
+
 def test_tables_are_also_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(new_attempt(make(runs, "one")).done, Done(time=1.0, step=300, loss=2.0))
     assert main(["status", "--json"]) == 0
