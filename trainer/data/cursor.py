@@ -77,9 +77,10 @@ class Cursor:
         lengths = spans[:, 1] - spans[:, 0]
         before = np.concatenate([[0], np.cumsum(lengths)])  # skipped before each range
         ranks = spans[:, 0] - before[:-1]  # unskipped samples before each range
-        position = np.searchsorted(spans[:, 0], self.next_sample, side="right") - 1
+        position = int(np.searchsorted(spans[:, 0], self.next_sample, side="right")) - 1
         here = self.next_sample - before[max(position, 0)] if position >= 0 else self.next_sample
         if position >= 0:  # inside or behind a range: what of it lies before is not counted
             here -= min(self.next_sample, int(spans[position, 1])) - int(spans[position, 0])
         wanted = here + count
-        return wanted + before[np.searchsorted(ranks, wanted, side="right")]
+        found: Indices = wanted + before[np.searchsorted(ranks, wanted, side="right")]
+        return found

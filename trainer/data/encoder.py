@@ -104,9 +104,7 @@ class _Gigatoken:
         self._parallel = parallel
         self._fast = gigatoken.Tokenizer(tokenizer.tokenizer)
 
-    def encode(
-        self, texts: Sequence[str]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
         ragged = self._fast.encode_batch(list(texts), parallel=self._parallel)
         lengths = np.asarray(self._awkward.num(ragged)).astype(np.int64)
         return lengths, np.asarray(self._awkward.flatten(ragged))

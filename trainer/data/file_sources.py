@@ -20,9 +20,7 @@ BOM = b"\xef\xbb\xbf"
 _PROBE_BYTES = 8192
 
 
-def file_documents(
-    source: FilesSource, *, files: Sequence[Path], reject: Reject
-) -> Iterator[str]:
+def file_documents(source: FilesSource, *, files: Sequence[Path], reject: Reject) -> Iterator[str]:
     """The documents of `files` in order. `reject` is told of each bad one, and may raise.
 
     Raises: DataError if a file cannot be read or is binary.
@@ -56,9 +54,7 @@ def _documents(
         yield from _whole(source, path=path, stream=stream, reject=reject)
 
 
-def _whole(
-    source: FilesSource, *, path: Path, stream: IO[bytes], reject: Reject
-) -> Iterator[str]:
+def _whole(source: FilesSource, *, path: Path, stream: IO[bytes], reject: Reject) -> Iterator[str]:
     raw = stream.read(source.max_document_bytes + 1)
     if len(raw) > source.max_document_bytes:
         reject(

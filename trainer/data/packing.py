@@ -66,23 +66,21 @@ class PackedRows:
 class PieceRows:
     """The index of pieces is made at first use: one pass over the document index."""
 
-    def __init__(
-        self, split: TokenSplit, *, sequence_length: int, padding_id: int
-    ) -> None:
+    def __init__(self, split: TokenSplit, *, sequence_length: int, padding_id: int) -> None:
         self._split = split
         self._length = sequence_length
         self._padding = padding_id
 
     @property
     def num_rows(self) -> int:
-        return int(self._piece_ends_D[-1]) if len(self._piece_ends_D) else 0
+        return int(self._piece_ends[-1]) if len(self._piece_ends) else 0
 
     def rows(self, index_R: Indices) -> Rows:
         length = self._length
-        document = np.searchsorted(self._piece_ends_D, index_R, side="right")
-        piece = index_R - (self._piece_ends_D[document] - self._pieces_D[document])
-        starts = self._starts_D[document] + piece * length
-        ends = self._starts_D[document] + self._lengths_D[document]
+        document = np.searchsorted(self._piece_ends, index_R, side="right")
+        piece = index_R - (self._piece_ends[document] - self._pieces[document])
+        starts = self._starts[document] + piece * length
+        ends = self._starts[document] + self._lengths[document]
         terms = np.minimum(length, ends - starts - 1)  # a token without successor predicts nothing
         # a window that would reach over the end of the split is moved back, and shifted after
         begins = np.minimum(starts, max(0, self._split.num_tokens - length - 1))
@@ -109,20 +107,20 @@ class PieceRows:
         return every, np.diff(every, append=before)
 
     @property
-    def _starts_D(self) -> Indices:
+    def _starts(self) -> Indices:
         return self._documents[0]
 
     @property
-    def _lengths_D(self) -> Indices:
+    def _lengths(self) -> Indices:
         return self._documents[1]
 
     @cached_property
-    def _pieces_D(self) -> Indices:
-        return -(-(self._lengths_D - 1) // self._length)  # as many as cover all the predictions
+    def _pieces(self) -> Indices:
+        return -(-(self._lengths - 1) // self._length)  # as many as cover all the predictions
 
     @cached_property
-    def _piece_ends_D(self) -> Indices:
-        return np.cumsum(self._pieces_D)
+    def _piece_ends(self) -> Indices:
+        return np.cumsum(self._pieces)
 
 
 def row_source(
@@ -150,8 +148,18 @@ def empty_rows(count: int, *, sequence_length: int, padding_id: int) -> Rows:
 def _restarting(
     row: npt.NDArray[np.intp] | Indices, offset: Indices, shape: tuple[int, int]
 ) -> Indices:
-    """Positions of (R, T) that restart at column `offset` of row `row`, and at each row's start."""
+    """Positions of (R, T) that restart at column `offset` of row `row`, and at each row's start.
+
+    `row` and `offset` are sorted together; offsets lie in [1, T).
+    """
     count, length = shape
+    if len(row) <= count:  # long documents: most rows have no restart, so mend those that have
+        positions = np.empty(shape, dtype=np.int64)
+        positions[:] = ramp = np.arange(length)
+        for r, o in zip(row.tolist(), offset.tolist(), strict=True):
+            positions[r, o:] = ramp[: length - o]  # a later restart of the row overwrites its part
+        return positions
     flat = np.arange(count * length)
     cuts = np.sort(np.concatenate([flat[::length], row * length + offset]))
-    return (flat - np.repeat(cuts, np.diff(cuts, append=len(flat)))).reshape(shape)
+    since: Indices = flat - np.repeat(cuts, np.diff(cuts, append=len(flat)))
+    return since.reshape(shape)

@@ -40,15 +40,14 @@ def parquet_documents(
             raise DataError(f"{path} cannot be read as Parquet: {e}") from e
 
 
-def _good(
-    text: object, source: FilesSource, *, where: str, reject: Callable[[str], None]
-) -> bool:
+def _good(text: object, source: FilesSource, *, where: str, reject: Callable[[str], None]) -> bool:
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
         reject(f"{where}: the column '{source.text_key}' is {kind}, not text")
         return False
-    if len(text) * 4 > source.max_document_bytes:  # only then can its UTF-8 be too long
-        if len(text.encode()) > source.max_document_bytes:
-            reject(f"{where} is longer than max_document_bytes={source.max_document_bytes:,}")
-            return False
+    limit = source.max_document_bytes
+    # a character has at most 4 bytes, so most texts need not be encoded to be judged
+    if len(text) * 4 > limit and len(text.encode()) > limit:
+        reject(f"{where} is longer than max_document_bytes={limit:,}")
+        return False
     return bool(text)

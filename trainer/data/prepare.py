@@ -210,7 +210,7 @@ def _publish(
     dtype = token_dtype(work.tokenizer.vocab_size)
     with space_named(writer.incoming):
         for name in (TOKENIZER, CONFIG):
-            shutil.copyfile(work.tokenizer_folder / name, writer.incoming / name)
+            shutil.copy(work.tokenizer_folder / name, writer.incoming / name)
     manifest = StoreManifest(
         source=work.name,
         dtype="uint16" if dtype.itemsize == 2 else "uint32",

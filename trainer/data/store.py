@@ -63,9 +63,7 @@ class TokenSplit:
     Shapes: R windows, L tokens of a window.
     """
 
-    def __init__(
-        self, path: Path, manifest: StoreManifest, *, split: Split, verify: bool
-    ) -> None:
+    def __init__(self, path: Path, manifest: StoreManifest, *, split: Split, verify: bool) -> None:
         self._path = path
         self._verify = verify
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
@@ -109,7 +107,8 @@ class TokenSplit:
             rows = np.flatnonzero(shards == number)
             inside = local[rows] + length <= self._records[number].num_tokens
             whole = rows[inside]
-            result[whole] = _windows(self.shard(int(number)).tokens_N, local[whole], length)
+            if len(whole):
+                result[whole] = _windows(self.shard(int(number)).tokens_N, local[whole], length)
             for row in rows[~inside]:
                 result[row] = self._across(int(number), int(local[row]), length)
         return result
@@ -196,10 +195,10 @@ class TokenSplit:
 
 def _checksum(array: npt.NDArray[Any]) -> str:
     """crc32c as hex; 10 GB/s from the page cache, so the disk decides."""
-    raw = memoryview(array).cast("B")
+    raw = array.view(np.uint8)
     crc = 0
     for begin in range(0, len(raw), _SLAB_BYTES):
-        crc = google_crc32c.extend(crc, bytes(raw[begin : begin + _SLAB_BYTES]))
+        crc = google_crc32c.extend(crc, raw[begin : begin + _SLAB_BYTES].tobytes())
     return f"{crc:08x}"
 
 

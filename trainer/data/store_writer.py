@@ -166,8 +166,8 @@ class StoreWriter:
             assert shard.files is not None
             raw = np.ascontiguousarray(tokens, dtype=self._dtype).tobytes()
             index = (starts + shard.num_tokens).astype("<u8").tobytes()
-            shard.files[0].write(raw)
-            shard.files[1].write(index)
+            _write_all(shard.files[0], raw)
+            _write_all(shard.files[1], index)
         shard.tokens_crc = google_crc32c.extend(shard.tokens_crc, raw)
         shard.documents_crc = google_crc32c.extend(shard.documents_crc, index)
         shard.num_tokens += len(tokens)
@@ -261,6 +261,13 @@ def _reopen(path: Path, size: int) -> IO[bytes]:
     file.truncate(size)
     file.seek(size)
     return file
+
+
+def _write_all(file: IO[bytes], raw: bytes) -> None:
+    """An unbuffered write may take a part, as it does when the disk fills; the next one fails."""
+    rest = memoryview(raw)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _flush(file: IO[bytes]) -> None:

@@ -9,13 +9,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainer.config.sections.data import PretrainedTokenizer, TrainedTokenizer
 from trainer.errors import DataError
+from trainer.records.json_file import write_json
 from trainer.records.store_lookup import tokenizer_files
 from trainer.records.token_store import TOKENIZER
 
@@ -60,21 +61,22 @@ class TextTokenizer:
         return tuple(t.content for t in self.tokenizer.get_added_tokens_decoder().values())
 
     def encode(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def write(self, folder: Path) -> None:
         """tokenizer.json, and a tokenizer_config.json that transformers reads."""
-        (folder / TOKENIZER).write_text(self.tokenizer.to_str(pretty=False), encoding="utf-8")
+        write_json(folder / TOKENIZER, json.loads(self.tokenizer.to_str()))
         end = self.tokenizer.id_to_token(self.end_of_text_id)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(
+            folder / CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+        )
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -94,7 +96,9 @@ def trained(settings: TrainedTokenizer, texts: Iterable[str]) -> TextTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return TextTokenizer(tokenizer, end_of_text_id=tokenizer.token_to_id(END_OF_TEXT))
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    assert end is not None  # it was asked for as a special token
+    return TextTokenizer(tokenizer, end_of_text_id=end)
 
 
 def pretrained(settings: PretrainedTokenizer) -> TextTokenizer:

@@ -1,0 +1,171 @@
+"""From a corpus to token stores: found when current, made once, whole after a kill."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.corpora import BPE, silent, tiny_config
+from tests.helpers.data import tiny_text_corpus
+from trainer.data.prepare import prepare
+from trainer.data.store import TokenStore
+from trainer.data.tokenizer import TextTokenizer
+from trainer.errors import DataError
+from trainer.records.store_lookup import find_stores
+from trainer.records.token_store import MANIFEST
+
+
+def test_every_document_is_in_one_split_and_reads_back(tmp_path: Path) -> None:
+    corpus = tiny_text_corpus(tmp_path, documents=60)
+    plan = prepare(tiny_config(corpus, tmp_path / "stores"), log=silent)[0]
+    store = TokenStore.open(Path(plan.path))
+    tokenizer = TextTokenizer.open(store.path)
+    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for split in (store.train, store.held_out):
+        for number in range(split.num_documents):
+            ids = split.document_tokens(number).tolist()
+            assert ids[-1] == tokenizer.end_of_text_id
+            found.append(tokenizer.decode(ids[:-1]))
+    assert sorted(found) == sorted(texts)
+    assert store.train.num_shards > 1
+    assert 4 <= store.held_out.num_documents <= 22
+    assert plan.train_tokens == store.train.num_tokens
+    assert store.manifest.source_bytes == sum(len(t.encode()) for t in texts)
+    assert 0 < store.manifest.unigram_entropy_nats < 6
+
+
+def test_a_current_store_is_found_without_work_or_heavy_imports(tmp_path: Path) -> None:
+    made = tiny_config(tiny_text_corpus(tmp_path), tmp_path / "stores")
+    plans = prepare(made, log=silent)
+    before = (Path(plans[0].path) / MANIFEST).stat()
+    said: list[str] = []
+    assert prepare(made, log=said.append) == plans
+    assert said == []
+    assert (Path(plans[0].path) / MANIFEST).stat().st_ino == before.st_ino
+    script = (
+        "import json, sys; from trainer.records.store_lookup import find_stores;"
+        "found = find_stores(json.loads(sys.argv[1]));"
+        "heavy = {'numpy', 'torch', 'tokenizers', 'datasets', 'pydantic'} & set(sys.modules);"
+        "print(json.dumps([[f.path for f in found], sorted(heavy)]))"
+    )
+    data = json.dumps(made.data.model_dump(mode="json"))
+    done = subprocess.run([sys.executable, "-c", script, data], capture_output=True, check=True)
+    assert json.loads(done.stdout) == [[plans[0].path], []]
+
+
+@pytest.mark.parametrize("change", ["corpus", "tokenizer", "held_out", "settings"])
+def test_what_changes_the_tokens_makes_another_store(tmp_path: Path, change: str) -> None:
+    corpus = tiny_text_corpus(tmp_path)
+    made = tiny_config(corpus, tmp_path / "stores")
+    first = prepare(made, log=silent)
+    again: dict[str, Any] = {}
+    if change == "corpus":
+        with corpus.open("a", encoding="utf-8") as file:
+            file.write('{"text": "one more"}\n')
+    elif change == "tokenizer":
+        again = {"tokenizer": BPE | {"vocab_size": 300}}
+    elif change == "held_out":
+        again = {"held_out_fraction": 0.3}
+    else:
+        source = made.data.sources["tiny"].model_dump() | {"on_bad_line": "skip"}
+        again = {"sources": {"tiny": source}}
+    other = tiny_config(corpus, tmp_path / "stores", **again)
+    assert find_stores(other.data.model_dump(mode="json")) is None
+    assert prepare(other, log=silent)[0].path != first[0].path
+    if change != "corpus":
+        assert prepare(made, log=silent) == first  # and the first one is still there
+
+
+def test_weights_and_rows_do_not_make_another_store(tmp_path: Path) -> None:
+    made = tiny_config(tiny_text_corpus(tmp_path), tmp_path / "stores")
+    prepare(made, log=silent)
+    other = made.data.model_copy(update={"sequence_length": 64, "packing": False})
+    assert find_stores(other.model_dump(mode="json")) is not None
+
+
+def test_a_store_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
+    made = tiny_config(tiny_text_corpus(tmp_path), tmp_path / "stores")
+    plan = prepare(made, log=silent)[0]
+    (Path(plan.path) / "train-00000.tokens").unlink()
+    said: list[str] = []
+    assert prepare(made, log=said.append)[0] == plan
+    assert any("is not whole; preparing it again" in line for line in said)
+    TokenStore.open(Path(plan.path)).verify()
+
+
+def test_text_that_spells_the_end_of_text_stays_text(tmp_path: Path) -> None:
+    corpus = tmp_path / "c.jsonl"
+    text = "before <|endoftext|> after, " * 20
+    corpus.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+    store = TokenStore.open(Path(prepare(tiny_config(corpus, tmp_path / "s"), log=silent)[0].path))
+    ids = store.train.document_tokens(0).tolist()
+    end = store.manifest.end_of_text_id
+    assert ids.count(end) == 1
+    assert TextTokenizer.open(store.path).decode(ids[:-1]) == text
+
+
+def test_left_out_documents_are_counted(tmp_path: Path) -> None:
+    corpus = tiny_text_corpus(tmp_path)
+    with corpus.open("a", encoding="utf-8") as file:
+        file.write("not json\n")
+    source = {"kind": "files", "format": "jsonl", "paths": [str(corpus)], "on_bad_line": "skip"}
+    said: list[str] = []
+    made = tiny_config(corpus, tmp_path / "s", sources={"tiny": source})
+    plan = prepare(made, log=said.append)[0]
+    assert TokenStore.open(Path(plan.path)).manifest.skipped_documents == 1
+    assert any("left out 1 bad documents, such as:" in line for line in said)
+
+
+def test_a_source_without_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": ""}\n', encoding="utf-8")
+    pretrained = _tokenizer_folder(tmp_path)
+    made = tiny_config(tmp_path / "c.jsonl", tmp_path / "s", tokenizer=pretrained)
+    with pytest.raises(DataError, match=r"data\.sources\.tiny holds no text"):
+        prepare(made, log=silent)
+
+
+def test_a_pretrained_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
+    corpus = tiny_text_corpus(tmp_path)
+    made = tiny_config(corpus, tmp_path / "s", tokenizer=_tokenizer_folder(tmp_path))
+    store = TokenStore.open(Path(prepare(made, log=silent)[0].path))
+    given = TextTokenizer.open(Path(made.data.tokenizer.path))  # type: ignore[union-attr]
+    assert store.manifest.vocab_size == given.vocab_size < 400
+    assert store.manifest.end_of_text_id == given.end_of_text_id == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "does not exist; name a Hugging Face tokenizer folder"),
+        ({}, r"has neither tokenizer\.json nor vocab\.json and merges\.txt"),
+        ({"tokenizer.json": "{}"}, "is not a Hugging Face tokenizer"),
+        (
+            {"vocab.json": '{"a": 0}', "merges.txt": "#version: 0.2\n"},
+            "this tokenizer names no end-of-text token",
+        ),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(
+    tmp_path: Path, files: dict[str, str] | None, message: str
+) -> None:
+    folder = tmp_path / "tokenizer"
+    if files is not None:
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    settings = {"kind": "pretrained", "path": str(folder)}
+    made = tiny_config(tiny_text_corpus(tmp_path), tmp_path / "s", tokenizer=settings)
+    with pytest.raises(DataError, match=message):
+        prepare(made, log=silent)
+    assert not any((tmp_path / "s").glob("tiny-*"))
+
+
+def _tokenizer_folder(tmp_path: Path) -> dict[str, str]:
+    made = tiny_config(tiny_text_corpus(tmp_path / "other"), tmp_path / "other" / "s")
+    return {"kind": "pretrained", "path": prepare(made, log=silent)[0].path}
