@@ -90,6 +90,35 @@ def test_casting_the_model_leaves_rotary_frequencies_exact(family: str) -> None:
         assert not buffer.is_meta
 
 
+@every_family
+def test_every_number_of_a_shape_reaches_the_config(family: str) -> None:
+    section = tiny_shape(family, norm_eps=3e-4, dropout=0.07, rope_theta=123.0)
+    config = hf_config(section, 77)
+    same = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "initializer_range",
+    )
+    assert {n: getattr(config, n) for n in same} == {n: getattr(section, n) for n in same}
+    assert config.vocab_size == 77
+    gpt2 = family == "gpt2"
+    assert getattr(config, "n_inner" if gpt2 else "intermediate_size") == 64
+    eps = {"gpt2": "layer_norm_epsilon", "gpt_neox": "layer_norm_eps"}.get(family, "rms_norm_eps")
+    assert getattr(config, eps) == 3e-4
+    assert getattr(config, "attn_pdrop" if gpt2 else "attention_dropout") == 0.07
+    if not gpt2:
+        assert config.rope_parameters["rope_theta"] == 123.0
+    if not family.startswith("gpt"):
+        assert (config.num_key_value_heads, config.head_dim) == (2, 8)
+    if family == "gpt_neox":
+        assert config.rope_parameters["partial_rotary_factor"] == 0.25
+    if family == "mistral":
+        assert config.sliding_window == 5
+
+
 def test_a_70b_model_is_built_in_no_time_and_no_memory() -> None:
     section = tiny_shape(
         "llama",
@@ -301,6 +330,20 @@ def test_a_folder_that_transformers_wrote_loads_with_equal_logits(
     ours, theirs = model.logits(inputs, positions), original.logits(inputs, positions)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
     check_packing(_folder(tmp_path), device=_CPU)
+
+
+def test_a_folders_padding_token_is_trained_like_any_other(tmp_path: Path) -> None:
+    original = _model(tiny_shape("llama"))
+    original.hf.config.pad_token_id = 3
+    _save(original, tmp_path)
+    model = build_model(_folder(tmp_path), vocab_size=VOCAB, dtype=torch.float32)
+    layout = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
+    filled(model, SafetensorsFolder(tmp_path, layout))
+    inputs, positions = torch.full((1, 4), 3), torch.arange(4).unsqueeze(0)
+    model(inputs, positions, inputs).sum().backward()
+    gradient = dict(model.named_parameters())["model.embed_tokens.weight"].grad
+    assert gradient is not None
+    assert gradient[3].abs().max() > 0
 
 
 def _config_only(path: Path, **values: Any) -> FolderModel:

@@ -253,7 +253,8 @@ def _folder_config(section: FolderModel, vocab_size: int) -> Any:
         )
     config_class = _load(family, "config_class")
     try:
-        config = config_class.from_dict(values | {"use_cache": False})
+        # No padding id: that embedding would get no gradient, and it may be a real token's.
+        config = config_class.from_dict(values | {"use_cache": False, "pad_token_id": None})
     except Exception as e:
         raise _refused(section, e) from e
     if config.vocab_size != vocab_size:
