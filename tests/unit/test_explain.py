@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from launch.compose import compose
+from tests.helpers import configs
 from trainer.config.explain import problems, validate
 from trainer.config.names import nearest_setting, or_list
 from trainer.config.schema import Config
@@ -155,15 +156,16 @@ def test_a_number_may_be_a_name_and_off_may_be_unquoted() -> None:
 
 FIXED_BY_ITS_FIX = {
     "steps__total": 0, "optimizer__learning_rate": -1, "optimizer__beta1": 7,
-    "data__packing": "no?", "precision__kind": "bf61", "run__name": "a/b", "data__held_out_fraction": 1.0,
-    "run__seed": -3, "resources__rendezvous_port": 99999, "engine__stage": 4,
+    "data__packing": "no?", "precision__kind": "bf61", "run__name": "a/b",
+    "data__held_out_fraction": 1.0, "run__seed": -3, "resources__rendezvous_port": 99999,
+    "engine__stage": 4,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", FIXED_BY_ITS_FIX)
 def test_the_override_that_is_proposed_works(key: str) -> None:
     problem = only(**{key: FIXED_BY_ITS_FIX[key]})
-    validate(compose([problem.fix, "schedule.warmup_steps=0"]).values)
+    validate(configs.values(problem.fix, "schedule.warmup_steps=0"))
 
 
 def test_all_problems_are_in_one_error_with_exit_code_2() -> None:

@@ -6,14 +6,13 @@ import time
 
 import pytest
 
-from launch.compose import compose
-from tests.helpers.configs import config
+from tests.helpers.configs import config, values
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import Refused
 from trainer.fit import USABLE, Fit, fit
 
 ENGINES = {
-    name: DeepSpeedEngine.model_validate(compose([f"engine={name}"]).values["engine"])
+    name: DeepSpeedEngine.model_validate(values(f"engine={name}")["engine"])
     for name in ("zero1", "zero2", "zero3", "zero3_offload_cpu")
 }
 LLAMA_8B = (

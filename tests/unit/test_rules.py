@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.compose import compose
-from tests.helpers.configs import config
+from tests.helpers.configs import config, values
 from trainer.config.engine_rules import engine_problems
 from trainer.config.explain import validate
 from trainer.errors import ConfigError, Problem
@@ -82,7 +81,7 @@ RULES: list[tuple[str, str, str, str]] = [
 
 def problem_of(*overrides: str) -> Problem:
     with pytest.raises(ConfigError) as caught:
-        validate(compose(list(overrides)).values)
+        validate(values(*overrides))
     [problem] = caught.value.problems
     return problem
 
@@ -97,12 +96,12 @@ def test_what_cannot_work_is_refused_with_an_override_that_does(
     if fix:
         assert fix in problem.fix
     proposed = problem.fix.rpartition(" or ")[2].split()
-    validate(compose([*overrides.split(), *proposed]).values)
+    validate(values(*overrides.split(), *proposed))
 
 
 def test_two_rules_broken_are_two_problems() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(compose(["engine=zero0", "steps.total=9"]).values)
+        validate(values("engine=zero0", "steps.total=9"))
     assert {p.where for p in caught.value.problems} == {"engine.stage", "schedule.warmup_steps"}
 
 
