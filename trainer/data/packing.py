@@ -39,6 +39,9 @@ class RowSource(Protocol):
     def rows(self, index_R: Indices) -> Rows:
         """The rows with these indices, each in [0, num_rows)."""
 
+    def first_document(self, row: int) -> int:
+        """The index within the split of the document that the row begins in."""
+
 
 class PackedRows:
     def __init__(self, split: TokenSplit, *, sequence_length: int) -> None:
@@ -61,6 +64,9 @@ class PackedRows:
             length - np.bincount(row, minlength=count),
             np.full(count, length, dtype=np.int64),
         )
+
+    def first_document(self, row: int) -> int:
+        return self._split.document_number(row * self._length)
 
 
 class PieceRows:
@@ -95,6 +101,9 @@ class PieceRows:
         labels[outside] = IGNORED
         positions = np.broadcast_to(columns, inputs.shape).copy()
         return Rows(inputs, labels, positions, terms, terms)
+
+    def first_document(self, row: int) -> int:
+        return int(np.searchsorted(self._piece_ends, row, side="right"))
 
     @cached_property
     def _documents(self) -> tuple[Indices, Indices]:

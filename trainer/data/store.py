@@ -5,7 +5,9 @@ Nothing is copied until a row is gathered, and no row is ever made of a shard th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,14 @@ class TokenSplit:
                 return shard.tokens_N[begin:end]
             document -= record.num_documents
         raise IndexError(document)
+
+    def documents(self) -> Iterator[npt.NDArray[Any]]:
+        """The tokens of every document, in order."""
+        for number, record in enumerate(self._records):
+            shard = self.shard(number)
+            starts = shard.document_starts_D.tolist()
+            for begin, end in pairwise([*starts, record.num_tokens]):
+                yield shard.tokens_N[begin:end]
 
     def _across(self, shard: int, begin: int, length: int) -> npt.NDArray[Any]:
         pieces = []

@@ -61,6 +61,15 @@ class StreamSource:
     weight: float
 
 
+@dataclass(frozen=True)
+class Place:
+    """A row of a source, and the document (of its train split) that the row begins in."""
+
+    source: str
+    row: int
+    first_document: int
+
+
 class Stream:
     """Units: steps count from 1. Constructed alike on all ranks but for `rank`."""
 
@@ -107,6 +116,14 @@ class Stream:
         """Where the data stands after `step` steps; equal on all ranks."""
         batch = self._shape.global_batch_size
         return self._cursor.advanced(step, global_batch_size=batch).as_dict()
+
+    def places(self, first: int, count: int) -> list[Place]:
+        """Where the samples first, first + 1, ... come from, to show and to count."""
+        sources, rows = self._order.locate(np.arange(first, first + count, dtype=np.int64))
+        return [
+            Place(self._sources[s].name, r, self._order.rows[s].first_document(r))
+            for s, r in zip(sources.tolist(), rows.tolist(), strict=True)
+        ]
 
     def close(self) -> None:
         if self._prefetch is not None:
