@@ -32,6 +32,14 @@ def save_config(
     transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
 
 
+def causal_lm(section: ShapeModel | FolderModel, *, vocab_size: int) -> Any:
+    """transformers' own model of that shape, fp32 on the CPU, with values nobody chose yet."""
+    transformers = importlib.import_module("transformers")
+    return transformers.AutoModelForCausalLM.from_config(
+        hf_config(section, vocab_size), attn_implementation=section.attention
+    )
+
+
 def load_pretrained(folder: Path, *, dtype: torch.dtype) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, which must set every weight and meet no other.
 

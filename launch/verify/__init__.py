@@ -1,0 +1,1 @@
+"""Proofs on the user's own settings, driving real runs: layouts, resume."""
