@@ -24,6 +24,7 @@ from trainer.dist.world import World
 from trainer.engine.base import Engine, FragmentSource
 from trainer.engine.deepspeed import DeepSpeedEngine
 from trainer.engine.plain import PlainEngine
+from trainer.optim.muon import Muon
 from trainer.records.fragment import MASTER, Fragment
 
 VOCABULARY, WIDTH, INNER = 37, 12, 21
@@ -38,7 +39,7 @@ class Case:
     engine: Literal["plain", 0, 1, 2, 3]
     precision: Literal["fp32", "bf16", "autocast"] = "fp32"
     accumulate_in: Literal["fp32", "weights"] = "fp32"
-    optimizer: Literal["adamw", "sgd", "momentum"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "momentum", "muon"] = "adamw"
     micro_steps: int = 1
     steps: int = 20
     dropout: float = 0.0
@@ -157,19 +158,23 @@ def make_optimizer(kind: str, named: Iterable[tuple[str, nn.Parameter]]) -> torc
         {"params": [p for _, p in named if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 0.5},
     ]
+    if kind == "muon":
+        muon = {"use_muon": True, "momentum": 0.9}
+        adamw = {"use_muon": False, "betas": (0.9, 0.95), "eps": 1e-8}
+        return Muon([groups[0] | muon, groups[1] | adamw])
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8, fused=True)
     return torch.optim.SGD(groups, lr=1.0, momentum=0.9 if kind == "momentum" else 0.0)
 
 
 def learning_rate(kind: str) -> float:
-    return 1e-3 if kind == "adamw" else 0.1
+    return {"adamw": 1e-3, "muon": 0.01}.get(kind, 0.1)
 
 
 def make_engine(world: World, case: Case, timeout_s: float = 60.0) -> Engine:
     precision = PrecisionSection(kind=case.precision, accumulate_in=case.accumulate_in)
     make: Callable[..., Any] = lambda named: make_optimizer(case.optimizer, named)  # noqa: E731
-    clip = 1.0 if case.optimizer == "adamw" else 0.0
+    clip = 1.0 if case.optimizer in ("adamw", "muon") else 0.0
     if case.engine == "plain":
         return PlainEngine(
             lambda: make_model(case),

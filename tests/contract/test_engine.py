@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,11 +109,13 @@ def test_state_is_bit_identical_on_every_other_layout(ranks: RankPool) -> None:
                 assert off <= 5e-6, case  # measured 4.8e-7: weights, moments and counts are right
 
 
-def test_plain_to_stage_3_and_back_changes_no_bit(ranks: RankPool) -> None:
-    state = whole(run(ranks, 1, [Case(engine="plain", optimizer="momentum", steps=3)])[0])
-    there = ranks.run(3, cases.resume_all, [(Case(engine=3, optimizer="momentum"), state, 3)])
+@pytest.mark.parametrize("optimizer", ["momentum", "muon"])
+def test_plain_to_stage_3_and_back_changes_no_bit(ranks: RankPool, optimizer: Any) -> None:
+    plain, three = (Case(engine=e, optimizer=optimizer, steps=3) for e in ("plain", 3))
+    state = whole(run(ranks, 1, [plain])[0])
+    there = ranks.run(3, cases.resume_all, [(three, state, 3)])
     on_three = cases.whole(part for r in there for part in r[0][0])
-    back = (Case(engine="plain", optimizer="momentum"), on_three, 3)
+    back = (plain, on_three, 3)
     again = cases.whole(ranks.run(1, cases.resume_all, [back])[0][0][0])
     assert all(torch.equal(again[k], state[k]) for k in state)
 
@@ -190,6 +193,20 @@ def test_offloading_to_the_host_changes_nothing(ranks: RankPool) -> None:
     for case, results in zip(wanted, run(ranks, 2, wanted), strict=True):
         assert max(abs(a - b) for a, b in zip(results[0].losses, losses, strict=True)) <= 5e-6
         assert apart(whole(results), weights) <= 5e-5, case
+
+
+def test_muon_on_shards_equals_muon_on_matrices(ranks: RankPool) -> None:
+    [plain] = run(ranks, 1, [Case(engine="plain", optimizer="muon", steps=6)])
+    masters = {name: v for (name, kind), v in whole(list(plain)).items() if kind == MASTER}
+    for world_size in (2, 3):
+        wanted = [Case(engine=s, optimizer="muon", steps=6, micro_steps=2) for s in STAGES]
+        for case, results in zip(wanted, run(ranks, world_size, wanted), strict=True):
+            off = max(abs(a - b) for a, b in zip(results[0].losses, plain[0].losses, strict=True))
+            assert off <= 5e-6, case
+            off = max(abs(a - b) for a, b in zip(results[0].norms, plain[0].norms, strict=True))
+            assert off <= 1e-5, case
+            assert apart(whole(results), masters) <= 5e-5, case
+            assert whole(results).keys() == whole(list(plain)).keys()
 
 
 def test_between_steps_of_stage_3_a_rank_holds_its_share(ranks: RankPool) -> None:

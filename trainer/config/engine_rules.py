@@ -90,11 +90,6 @@ def _offload_problems(engine: DeepSpeedEngine) -> Iterator[Problem]:
 
 
 def _muon_problems(optimizer: Optimizer, engine: DeepSpeedEngine) -> Iterator[Problem]:
-    if optimizer.kind != "muon":
-        return
-    if engine.stage == 3 and engine.reduce_scatter:
-        what = "Muon needs whole gradients, which stage 3 with reduce_scatter never has"
-        yield Problem("engine.reduce_scatter", what, "engine.reduce_scatter=false")
-    if engine.offload_optimizer == "nvme":
+    if optimizer.kind == "muon" and engine.offload_optimizer == "nvme":
         what = "Muon does not run with its state on nvme"
         yield Problem("engine.offload_optimizer", what, "engine.offload_optimizer=cpu")

@@ -17,10 +17,14 @@ from trainer.records.fragment import Fragment
 
 @dataclass(frozen=True)
 class StepStats:
-    """`grad_norm`: L2 norm over all parameters and ranks, before clipping."""
+    """`grad_norm`: L2 norm over all parameters and ranks, before clipping.
+
+    A gradient that is not finite is never applied; the norm says so, and the caller stops. Only
+    under a loss scale is that expected now and then: `applied` is False and the scale was lowered.
+    """
 
     grad_norm: float
-    applied: bool  # False: the update was skipped (fp16 overflow)
+    applied: bool
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import World
 from trainer.engine import fragments
 from trainer.engine.base import FragmentSource, HeldFragment, StepStats
-from trainer.engine.bootstrap import new_groups_time_out, prepare_process, quiet
+from trainer.engine.bootstrap import new_groups_time_out, prepare_process, quiet, skip_compiler
 from trainer.engine.fragments import Region
 from trainer.engine.model_setup import (
     MakeModel,
@@ -30,7 +30,9 @@ from trainer.engine.model_setup import (
     weight_dtype,
     whole_shapes,
 )
+from trainer.engine.sharded_muon import Matrix, ShardedMuon
 from trainer.engine.zero_config import zero_config
+from trainer.optim.muon import Muon
 
 
 class DeepSpeedEngine:
@@ -68,6 +70,8 @@ class DeepSpeedEngine:
         import deepspeed  # reads the environment that prepare_process sets
 
         quiet(deepspeed)
+        if optimizer.kind != "muon":
+            skip_compiler(deepspeed)
         with new_groups_time_out(timeout_s):
             model = make_model()
             self._settle(deepspeed, model, config, weight_dtype(precision.kind))
@@ -76,9 +80,15 @@ class DeepSpeedEngine:
             self._trained = trained(model)
             with whole_shapes(self._trained):
                 self._base = make_optimizer(self._trained)
+                group_of = _group_of(self._base)
+            if isinstance(self._base, Muon) and self._stage:
+                self._base = ShardedMuon(self._base.param_groups)
             made = deepspeed.initialize(model=model, optimizer=self._base, config=config)
             self._ds: Any = made[0]
-        fragments.create_moments(self._base, self._owners())
+        owned = list(self._owners())
+        fragments.create_moments(self._base, owned)
+        if isinstance(self._base, ShardedMuon):
+            self._base.place(self._matrices([owner for owner, _ in owned], group_of))
 
     @property
     def model(self) -> nn.Module:
@@ -171,6 +181,22 @@ class DeepSpeedEngine:
         for group in groups:
             yield from ((owner, group) for owner in group["params"])
 
+    def _matrices(
+        self, owners: Sequence[torch.Tensor], group_of: dict[int, int]
+    ) -> dict[torch.Tensor, list[Matrix]]:
+        """For each owner the matrices in it, on this rank or elsewhere, that Muon works on."""
+        groups, zero = self._base.param_groups, self._ds.optimizer
+        held = {region.name: region for region in self._owned_regions()}
+        found: dict[torch.Tensor, list[Matrix]] = {}
+        for (name, p), (_, shape) in zip(self._trained, self.layout(), strict=True):
+            if groups[group_of[id(p)]]["use_muon"]:
+                at = group_of[id(p)]
+                if self._stage == 3:
+                    at = zero.grad_position[zero.get_param_id(p)][0]
+                owner = owners[at]
+                found.setdefault(owner, []).append(Matrix(shape, held.get(name)))
+        return found
+
     @torch.no_grad()
     def _refresh_weights(self) -> None:
         """What DeepSpeed does after its update: 16-bit weights from masters, on all ranks."""
@@ -182,6 +208,11 @@ class DeepSpeedEngine:
             for i in range(len(zero.fp16_groups)):
                 zero._reassign_or_swap_out_partitioned_parameters(i)
             zero.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
+
+
+def _group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:
+    """Index of the group each parameter is in, by the parameter's id."""
+    return {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
 
 def _linear_that_lets_go(deepspeed: Any, linear: Callable[..., torch.Tensor]) -> Any:

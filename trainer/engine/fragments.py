@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from trainer.engine.base import FragmentSource, HeldFragment
+from trainer.optim.muon import Muon
 from trainer.records.fragment import MASTER, Fragment
 
 Named = Sequence[tuple[str, torch.Tensor]]
@@ -141,12 +142,16 @@ def create_moments(
             on_device = group.get("fused") or group.get("capturable")
             device = owner.device if on_device else torch.device("cpu")
             state.setdefault("step", torch.zeros((), dtype=torch.float32, device=device))
+        if isinstance(optimizer, Muon) and not group["use_muon"]:
+            state.setdefault("step", 0)
 
 
 def _moment_names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         extra = ("max_exp_avg_sq",) if group["amsgrad"] else ()
         return ("exp_avg", "exp_avg_sq", *extra)
+    if isinstance(optimizer, Muon):
+        return optimizer.moment_names(group)
     if isinstance(optimizer, torch.optim.SGD):
         # A zero buffer gives the first update of a missing one: momentum * 0 + gradient.
         return ("momentum_buffer",) if group["momentum"] else ()

@@ -20,17 +20,12 @@ _ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Groups with `use_muon` need `momentum`; the others `betas` and `eps`.
 
-    The state is there from the start, all zero, so that every save has the same tensors.
+    The state is made by the engine before the first step, or in it: under ZeRO it is only that of
+    this rank's shards, which do not exist yet when the optimizer is made.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(list(groups), {})
-        for group in self.param_groups:
-            for p in group["params"]:
-                for moment in self.moment_names(group):
-                    self.state[p][moment] = torch.zeros_like(p, requires_grad=False)
-                if not group["use_muon"]:
-                    self.state[p]["step"] = 0
 
     @staticmethod
     def moment_names(group: dict[str, Any]) -> tuple[str, ...]:
@@ -44,7 +39,14 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.mul_(1.0 - group["lr"] * group["weight_decay"])
-                    p.add_(update(p.grad, self.state[p], group), alpha=-group["lr"])
+                    p.add_(update(p.grad, self._state(p, group), group), alpha=-group["lr"])
+
+    def _state(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
+        if not state:
+            state |= {m: torch.zeros_like(p, requires_grad=False) for m in self.moment_names(group)}
+            state |= {} if group["use_muon"] else {"step": 0}
+        return state
 
     def _muon(
         self, grad: torch.Tensor, state: dict[str, Any], group: dict[str, Any]
