@@ -19,8 +19,8 @@ from trainer.data.stream import RowShape, Stream, StreamSource
 
 _PACKAGE = """
 class Fables:
-    def __init__(self, settings):
-        self.count = settings["count"]
+    def __init__(self, count):
+        self.count = count
     def documents(self):
         for n in range(self.count):
             yield "once there was a fox " * (1 + n % 5) + str(n)

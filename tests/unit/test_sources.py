@@ -188,8 +188,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 _CORPUS = """
 class Corpus:
-    def __init__(self, settings):
-        self.count = settings["count"]
+    def __init__(self, count):
+        self.count = count
     def documents(self):
         for n in range(self.count):
             yield f"document {n}"
@@ -216,8 +216,8 @@ def test_a_class_of_the_users_package_is_a_source_once_trusted(
     ("body", "message"),
     [
         ("", "my_corpus:Corpus cannot be made: AttributeError"),
-        (_CORPUS, "cannot be made: KeyError: 'count'"),
-        ("class Corpus:\n    def __init__(self, s): pass", r"has no method documents\(\)"),
+        (_CORPUS, "cannot be made: TypeError: .*missing 1 required positional argument: 'count'"),
+        ("class Corpus: pass", r"has no method documents\(\)"),
     ],
 )
 def test_a_class_that_will_not_do_is_named(

@@ -28,7 +28,7 @@ NUM_EXAMPLES = 3
 
 
 class Documents(Protocol):
-    """What a custom class offers; it is constructed with its `settings`, a plain dict."""
+    """What a custom class offers; it is made with its `settings` as keyword arguments."""
 
     def documents(self) -> Iterator[str]:
         """Every document, in the same order each time."""
@@ -87,7 +87,7 @@ def custom(source: CustomSource, *, trust: Sequence[str]) -> Documents:
             f"not name; add run.trust=[{package}] if you trust its code"
         )
     try:
-        made: Any = getattr(importlib.import_module(module_name), class_name)(source.settings)
+        made: Any = getattr(importlib.import_module(module_name), class_name)(**source.settings)
     except Exception as e:  # the user's code: anything can happen
         raise DataError(
             f"data source {source.target} cannot be made: {type(e).__name__}: {e}"
