@@ -68,20 +68,22 @@ class Rank:
         self._files = run.attempt(attempt)
         self._startup = StartUp()
         self._stop = StopSignals()
+        self._place = Place()
         self._state: Any = None  # TrainState, once there is one; errors name its step
         self._observers: Sequence[Observer] = ()
 
     def run(self) -> Exit:
         """Raises: whatever ends the attempt; every LonghaulError knows its exit code."""
-        plan, place = _read_plan(self._files), Place.from_env()
-        place.check(plan.world_size)
+        self._place = Place.from_env()
+        plan = _read_plan(self._files)
+        self._place.check(plan.world_size)
         self._startup.lap("python")
         from trainer.build import build_job, build_observers
         from trainer.dist.world import leave
         from trainer.loop import fit
 
         self._startup.lap("imports")
-        world = _meet(plan, place)
+        world = _meet(plan, self._place)
         self._startup.lap("meet")
         job, state = build_job(plan, world, run=self._run, stop=self._stop, startup=self._startup)
         self._state = state
@@ -112,8 +114,8 @@ class Rank:
         traceback.print_exception(error)
         if is_echo(error):
             time.sleep(_ECHO_WAITS_S)
-        rank, step = os.environ.get("RANK", "0"), self._state.step if self._state else None
-        record = records.error_record(error, rank=int(rank) if rank.isdigit() else 0, step=step)
+        step = self._state.step if self._state else None
+        record = records.error_record(error, rank=self._place.rank, step=step)
         if self._files.root.is_dir():
             records.write_first(self._files.error, record)
         return record.exit_code

@@ -23,7 +23,8 @@ _BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
 
 # Who may read or write os.environ outside launch/, and why.
 _ENVIRONMENT = {
-    "trainer/dist/world.py": "Place.from_env: who this process is",
+    "trainer/dist/place.py": "Place.from_env: who this process is",
+    "trainer/dist/world.py": "names the address in a message when ranks do not meet",
     "trainer/engine/bootstrap.py": "sets what DeepSpeed reads, before it is imported",
 }
 

@@ -27,7 +27,11 @@ def step_seeder(seed: int) -> Callable[[int, int], None]:
 
     def reseed(step: int, first_sample: int) -> None:
         drawn = seed_of("step", seed, step, first_sample)
-        torch.manual_seed(drawn)  # every device's default generator
+        # torch.manual_seed does the same, and formats the stack three times for devices that no
+        # run uses: 0.1 ms instead of 9 us.
+        torch.default_generator.manual_seed(drawn)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(drawn)
         random.seed(drawn)
         np.random.seed(drawn & _MASK_32)
 
