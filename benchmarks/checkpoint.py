@@ -1,6 +1,6 @@
 """Checkpoints against what people use: time to DURABLE, time to load, in one interleaved run.
 
-    python benchmarks/checkpoint.py --folder /a/folder/on/the/disk/under/test
+    python -m benchmarks.checkpoint --folder /a/folder/on/the/disk/under/test
 
 State: about 100 M parameters with Adam, fp32 master and two moments, 1.24 GB, one process. Every
 writer's files are fsynced, and their folder, before its clock stops: a writer that returns before
@@ -18,6 +18,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(0)
+    warnings.simplefilter("ignore")  # dcp speaks of one process every time
     state = HeldState(given.layers)
     size = sum(t.numel() for t in state.flat.values()) * 4 / 1e9
     with tempfile.TemporaryDirectory(prefix="longhaul-bench-", dir=given.folder) as scratch:
