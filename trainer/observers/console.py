@@ -43,7 +43,7 @@ class PlainLines:
 
     def on_step(self, report: StepReport) -> None:
         self._say(
-            f"step {report.step:>{len(str(self._total))}}/{self._total}  {_numbers(report)}  "
+            f"step {report.step:>{len(str(self._total))}}/{self._total}  {_learning(report)}  {_machine(report)}  "
             f"left {_duration(self._pace.left_s(report.step))}"
         )
 
@@ -82,7 +82,12 @@ class LivePanel:
         self._task = self._bar.add_task(name, total=total_steps, completed=first_step - 1, left="?")
         console = Console(file=out)
         console.print(headline, highlight=False)
-        self._live = Live(self._draw(), console=console, refresh_per_second=_REFRESH_HZ)
+        self._live = Live(
+            self._draw(),
+            console=console,
+            refresh_per_second=_REFRESH_HZ,
+            redirect_stderr=False,  # that is the rank's log
+        )
         self._live.start()
 
     def on_step(self, report: StepReport) -> None:
@@ -110,7 +115,7 @@ class LivePanel:
     def _draw(self) -> Group:
         now = Text("waiting for the first step", style="dim")
         if self._last is not None:
-            now = Text(_numbers(self._last))
+            now = Text(f"{_learning(self._last)}\n{_machine(self._last)}")
         last = Text(f"last eval  {self._eval}\nlast save  {self._save}", style="dim")
         return Group(self._bar, now, last)
 
@@ -134,13 +139,19 @@ class _Pace:
         return (self._per_step or 0.0) * (self._total - step)
 
 
-def _numbers(report: StepReport) -> str:
+def _learning(report: StepReport) -> str:
     skipped = "" if report.applied else "  update skipped"
+    return (
+        f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  "
+        f"norm {report.grad_norm:.2f}{skipped}"
+    )
+
+
+def _machine(report: StepReport) -> str:
     waiting = 100 * report.data_s / report.step_s if report.step_s else 0.0
     return (
-        f"loss {report.loss:.4f}  lr {report.learning_rate:.2e}  norm {report.grad_norm:.2f}  "
         f"{report.tokens_per_second:,.0f} tokens/s  MFU {100 * report.mfu:.1f} %  "
-        f"data wait {waiting:.1f} %  {report.memory_bytes / 2**30:.2f} GiB{skipped}"
+        f"data wait {waiting:.1f} %  {report.memory_bytes / 2**30:.2f} GiB"
     )
 
 
