@@ -9,6 +9,7 @@ from launch.base import JobState, Submission, spec_of
 from launch.liveness import is_alive, is_elsewhere, read_mark
 from launch.machine import check_devices, free_port
 from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
+from trainer.errors import ConfigError, Problem
 from trainer.plan import RunPlan
 from trainer.records.run_files import RunFiles
 
@@ -21,6 +22,11 @@ class LocalBackend:
     name: str = "local"
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
+        """Raises: ConfigError for more machines than this one."""
+        nodes = plan.config.resources.nodes
+        if nodes > 1:  # `longhaul plan` answers for any number of machines
+            what = f"{nodes} machines, but launch=local starts ranks on this one only"
+            raise ConfigError([Problem("resources.nodes", what, "resources.nodes=1")])
         argv = ("python", "-m", "launch.agent", run_folder, "--attempt", str(plan.attempt))
         return Submission(
             argv=argv, files={RANKS_FILE: spec_text(spec_of(plan, module=self.module))}

@@ -6,8 +6,9 @@ import argparse
 
 _EPILOG = """\
 examples
-  longhaul plan model=llama3_70b resources.nodes=8 resources.ranks_per_node=8 engine=zero3
-  longhaul plan model=llama3_8b --fit 80GB
+  longhaul plan model=llama3_8b resources.ranks_per_node=8 batch.micro_batch_size=1 --fit 80GB
+  longhaul plan model=llama3_70b engine=zero3 resources.nodes=8 resources.ranks_per_node=8 \\
+      batch.global_batch_size=512 batch.micro_batch_size=1 data.sequence_length=8192
   longhaul plan engine=zero3 --why engine.stage
 """
 

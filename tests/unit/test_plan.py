@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launch.backends.local import LocalBackend
 from launch.plan_command import bytes_of, run
 from tests.helpers.configs import config
 from trainer.config.schema import Config
@@ -116,6 +117,13 @@ def test_fp16_is_refused_where_the_device_turns_out_to_be_a_cpu() -> None:
     [problem] = problems(config("precision=fp16"))
     assert problem.where == "precision.kind"
     assert plan(config("precision=fp16"), device="cuda")
+
+
+def test_two_machines_can_be_planned_but_not_started_on_this_one() -> None:
+    made = plan(config("resources.nodes=2", "batch.micro_batch_size=4"))
+    assert made.world_size == 4
+    with pytest.raises(ConfigError, match="2 machines, but launch=local starts ranks on this one"):
+        LocalBackend().render(made, run_folder="r")
 
 
 def test_a_plan_survives_json(tmp_path: Path) -> None:

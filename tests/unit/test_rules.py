@@ -69,8 +69,6 @@ RULES: list[tuple[str, str, str, str]] = [
      "would run code of the package mine, which is not trusted", "run.trust=[mine]"),
     ("task=custom task.target=mine:Task run.trust=[other]", "task.target",
      "would run code of the package mine", "run.trust=[other,mine]"),
-    ("resources.nodes=2 batch.micro_batch_size=4", "resources.nodes",
-     "2 machines, but launch=local starts ranks on this one only", "resources.nodes=1"),
     ("resume.allow=[optimizer.learning_rat]", "resume.allow",
      "optimizer.learning_rat is no setting; did you mean optimizer.learning_rate?",
      "resume.allow=[optimizer.learning_rate]"),

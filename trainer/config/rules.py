@@ -29,7 +29,6 @@ def problems(config: Config) -> list[Problem]:
         *engine_problems(config, device=None if device == "auto" else device),
         *_data_problems(config),
         *_trust_problems(config),
-        *_place_problems(config),
         *_resume_problems(config),
     ]
 
@@ -154,12 +153,6 @@ def _trust_problems(config: Config) -> Iterator[Problem]:
             trusted = ",".join([*config.run.trust, package])
             what = f"{target} would run code of the package {package}, which is not trusted"
             yield Problem(where, what, f"run.trust=[{trusted}]")
-
-
-def _place_problems(config: Config) -> Iterator[Problem]:
-    if config.resources.nodes > 1 and config.launch.kind == "local":
-        what = f"{config.resources.nodes} machines, but launch=local starts ranks on this one only"
-        yield Problem("resources.nodes", what, "resources.nodes=1")
 
 
 def _resume_problems(config: Config) -> Iterator[Problem]:
