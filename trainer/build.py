@@ -41,13 +41,8 @@ from trainer.tasks.base import Task
 from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.custom import load_task
 
-# What matrix products compute in, by precision: the peak that MFU is a fraction of.
-_COMPUTE = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "autocast": torch.bfloat16,
-    "fp16": torch.float16,
-}
+# What matrix products compute in, where it is not bf16: the peak that MFU is a fraction of.
+_COMPUTE = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def build_job(
@@ -243,7 +238,7 @@ def build_observers(
 
 def _meter(plan: RunPlan, world: World) -> Meter:
     config = plan.config
-    dtype = _COMPUTE[config.precision.kind]
+    dtype = _COMPUTE.get(config.precision.kind, torch.bfloat16)
     mine = peak_of(world.device, dtype, given_tflops=config.observers.peak_tflops)
     mean = world.sum([mine.flops])[0] / world.place.world_size
     return Meter(

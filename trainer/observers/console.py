@@ -42,10 +42,9 @@ class PlainLines:
         self._say(headline)
 
     def on_step(self, report: StepReport) -> None:
-        self._say(
-            f"step {report.step:>{len(str(self._total))}}/{self._total}  {_learning(report)}  {_machine(report)}  "
-            f"left {_duration(self._pace.left_s(report.step))}"
-        )
+        step = f"step {report.step:>{len(str(self._total))}}/{self._total}"
+        left = f"left {_duration(self._pace.left_s(report.step))}"
+        self._say("  ".join((step, _learning(report), _machine(report), left)))
 
     def on_eval(self, report: EvalReport) -> None:
         if report.values:
