@@ -1,0 +1,1 @@
+"""Measurements against what people use today; benchmarks/README.md says how to run each."""
