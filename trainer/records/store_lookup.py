@@ -111,9 +111,7 @@ def misfits(folder: Path, manifest: StoreManifest) -> Iterable[tuple[Path, int, 
                 yield path, size, expected
 
 
-def store_keys(
-    data: Mapping[str, Any], *, custom_digests: Mapping[str, str]
-) -> StoreKeys | None:
+def store_keys(data: Mapping[str, Any], *, custom_digests: Mapping[str, str]) -> StoreKeys | None:
     """None if a custom source has no digest in `custom_digests`. Raises: as find_stores."""
     facts: dict[str, Any] = {}
     for name, source in data["sources"].items():
