@@ -142,6 +142,7 @@ def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
     return CheckpointStore(
         run.checkpoints,
         attempt=plan.attempt,
+        run_hash=plan.run_id,
         keep_last=section.keep_last,
         keep_every=section.keep_every,
         max_failed_saves=section.max_failed_saves,

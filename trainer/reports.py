@@ -1,4 +1,4 @@
-"""What the loop tells observers: frozen values, no behaviour. Numbers are global unless named local."""
+"""What the loop tells observers: frozen values, no behaviour. Numbers are the whole world's."""
 
 from __future__ import annotations
 
