@@ -162,9 +162,10 @@ def _write_store(work: _Work, *, accelerated: bool, log: Log) -> None:
     rejected = Rejected()
     every = documents(work.source, trust=work.trust, rejected=rejected)
     rest = islice(every, writer.next_document, None)
-    progress = Progress(f"prepare {work.name}", total_bytes=total_bytes(work.source))
     settings = EncodeSettings(work.tokenizer_folder, accelerated, _num_processes(work))
     document, source_bytes = writer.next_document, writer.source_bytes
+    size = total_bytes(work.source)
+    progress = Progress(f"prepare {work.name}", total_bytes=size, already=source_bytes)
     try:
         for chunk in encoded(rest, settings):
             finished = _add(writer, chunk, first=document, fraction=work.data.held_out_fraction)

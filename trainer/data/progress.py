@@ -12,34 +12,36 @@ _PLAIN_EVERY_S = 10.0
 
 
 class Progress:
-    """Bytes of text done, out of `total_bytes` (0: unknown)."""
+    """Bytes of text done, out of `total_bytes` (0: unknown), `already` of them before a kill."""
 
-    def __init__(self, label: str, *, total_bytes: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, label: str, *, total_bytes: int, already: int = 0, stream: TextIO | None = None
+    ) -> None:
         self._label = label
         self._total = total_bytes
         self._stream = stream if stream is not None else sys.stderr
         self._is_terminal = self._stream.isatty()
         self._every_s = _TERMINAL_EVERY_S if self._is_terminal else _PLAIN_EVERY_S
         self._start = self._shown = time.monotonic()
-        self._first: int | None = None
+        self._already = already
 
     def show(self, done_bytes: int, *, last: bool = False) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = done_bytes  # what an earlier, interrupted preparation had done
         if not last and now - self._shown < self._every_s:
             return
         self._shown = now
-        line = self.line(done_bytes, elapsed_s=now - self._start)
+        line = self.line(done_bytes, elapsed_s=now - self._start, last=last)
         if self._is_terminal:
             self._stream.write(f"\r\x1b[2K{line}" + ("\n" if last else ""))
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
 
-    def line(self, done_bytes: int, *, elapsed_s: float) -> str:
-        rate = (done_bytes - (self._first or 0)) / max(elapsed_s, 1e-9)
+    def line(self, done_bytes: int, *, elapsed_s: float, last: bool = False) -> str:
+        rate = (done_bytes - self._already) / max(elapsed_s, 1e-9)
         text = f"{self._label}  {done_bytes / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s"
+        if last:  # in bytes of text: files that hold more than text (JSON, gzip) count otherwise
+            return f"{text}  done in {_clock(elapsed_s)}"
         if not self._total:
             return text
         share = min(done_bytes / self._total, 1.0)
