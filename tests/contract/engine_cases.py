@@ -27,7 +27,7 @@ from trainer.engine.plain import PlainEngine
 from trainer.optim.muon import Muon
 from trainer.records.fragment import MASTER, Fragment
 
-VOCABULARY, WIDTH, INNER = 37, 12, 21
+VOCABULARY, WIDTH, INNER = 37, 13, 22  # every kind of shard is padded on 2 ranks or on 3
 ROWS, LENGTH, IGNORED = 12, 9, -100
 Tensors = dict[tuple[str, str], torch.Tensor]  # (name, kind) -> whole tensor, flat
 
