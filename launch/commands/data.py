@@ -23,7 +23,7 @@ usage: longhaul data prepare|audit|show [key=value ...] [RUN] [--config-dir DIR]
 Settings are those of `longhaul train`; a run's name stands for the settings of that run.
 
 examples
-  longhaul data prepare data=text_files 'data.sources.corpus.paths=[corpus/*.txt]'
+  longhaul data prepare data=text_files 'data.sources.files.paths=[corpus/*.txt]'
   longhaul data show first-run --row 3
 """
 
