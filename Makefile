@@ -16,7 +16,7 @@ endef
 
 .PHONY: help
 help: ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@sed -nE 's/^([a-z]+):.*## /\1\t/p; s/^# --- ([a-z]+) -.*/\n\1/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: setup
 setup: ## The virtual environment, by constraints.txt
@@ -33,17 +33,12 @@ plan: setup ## The numbers of a run, nothing started: make plan EXP=name ARGS=".
 	$(BIN)/longhaul plan $(if $(EXP),+experiment=$(EXP)) $(ARGS)
 
 .PHONY: smoke
-smoke: setup ## Two CPU ranks: five steps, then the same run continued to ten
-	@root=$$(mktemp -d) && trap 'rm -rf "$$root"' EXIT && \
-	run="run.name=smoke run.root=$$root model=llama_debug resources.ranks_per_node=2 steps.save_every=5" && \
-	$(BIN)/longhaul train $$run steps.total=5 $(ARGS) && \
-	$(BIN)/longhaul train $$run steps.total=10 resume=must $(ARGS)
+smoke: setup ## In a minute: train on two ranks, kill -9 one, resume, finish, export, check
+	$(PYTEST) tests/distributed/test_smoke.py -s $(ARGS)
 
 .PHONY: bench
-bench: setup ## Every benchmark in benchmarks/, one after the other
-	@for file in $(sort $(wildcard benchmarks/bench_*.py)); do \
-	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; \
-	done
+bench: setup ## Every benchmark, few rounds, or some of them: make bench ARGS="startup loader"
+	@.ci/bench $(ARGS)
 
 # --- checks ----------------------------------------------------------------------------------
 

@@ -1,0 +1,108 @@
+"""The whole picture: train, lose a rank, resume, finish, export, check. `make smoke` shows it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.data import tiny_text_corpus
+from trainer.errors import Exit
+from trainer.records.json_file import read_lines
+from trainer.records.run_files import RunFiles
+
+_ROOT = Path(__file__).resolve().parents[2]
+_TEN_STEPS = (
+    "debug=tiny",
+    "run.name=smoke",
+    "steps.total=10",
+    "steps.save_every=3",
+    "data=jsonl",
+    "data.sources.files.paths=[corpus.jsonl]",
+    "data.held_out_fraction=0.2",
+    "data.num_workers=1",
+    "data.tokenizer.vocab_size=300",
+    # Rows enough that a step takes long beside the 10 ms between two looks at what is saved.
+    "batch.global_batch_size=32",
+)
+
+
+def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    print(f"\n$ longhaul {' '.join(arguments)}", flush=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    try:
+        said = process.communicate(timeout=90)[0]
+    finally:
+        process.kill()
+    print(said, flush=True)
+    return process.returncode, said
+
+
+def _longhaul(folder: Path, *arguments: str) -> str:
+    code, said = _ended(_started(folder, *arguments))
+    assert code == Exit.DONE, said
+    return said
+
+
+def _losses(run: RunFiles, *, attempt: int) -> dict[int, float]:
+    lines = read_lines(run.metrics) if run.metrics.exists() else []
+    steps = [line for line in lines if line["kind"] == "step" and line["attempt"] == attempt]
+    return {line["step"]: line["loss"] for line in steps}
+
+
+def _kill_rank_1(run: RunFiles) -> None:
+    """SIGKILL, as the kernel does when memory runs out."""
+    wanted = {b"trainer.worker", str(run.root).encode()}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = set((process / "cmdline").read_bytes().split(b"\0"))
+            settings = (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # gone since it was listed, or not ours
+            continue
+        if wanted <= words and b"RANK=1" in settings:
+            print(f"$ kill -9 {process.name}", flush=True)
+            os.kill(int(process.name), signal.SIGKILL)
+            return
+    pytest.fail("no rank 1 to kill")
+
+
+def test_a_run_that_loses_a_rank_is_resumed_finished_exported_and_whole(tmp_path: Path) -> None:
+    tiny_text_corpus(tmp_path, documents=60)
+    run = RunFiles(tmp_path / "runs" / "smoke")
+    train = _started(tmp_path, "train", f"run.root={run.root.parent}", *_TEN_STEPS)
+    while train.poll() is None and 4 not in _losses(run, attempt=1):
+        time.sleep(0.01)
+    _kill_rank_1(run)
+    code, said = _ended(train)
+    assert code == Exit.FAILED, said
+    assert "rank 1" in said
+    assert "killed by signal 9 (SIGKILL)" in said
+
+    # Saved at 3, lost after 4: the run goes on from the newest checkpoint, to its end.
+    _longhaul(tmp_path, "resume", "smoke")
+    before, after = _losses(run, attempt=1), _losses(run, attempt=2)
+    assert min(after) in (4, 7)
+    assert list(after) == list(range(min(after), 11))
+    repeated = before.keys() & after.keys()
+    assert {step: after[step] for step in repeated} == {step: before[step] for step in repeated}
+
+    _longhaul(tmp_path, "checkpoint", "verify", "smoke")
+    _longhaul(tmp_path, "export", "smoke", "--to", "exported")  # refuses unequal logits
+    assert (tmp_path / "exported" / "config.json").exists()
+    _longhaul(tmp_path, "evaluate", "exported")
+    assert "smoke  finished" in _longhaul(tmp_path, "status", "smoke")
