@@ -1,13 +1,13 @@
 """Where everything is in a run folder. Paths only: nothing here touches the disk.
 
-    run.json                identity and frozen settings; written once
-    owner                   the attempt that may write
-    attempts.jsonl          one line an attempt: when, how, why it ended
-    attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
-                            error.json  ended.json  agent.json  rank-00003.log
-    metrics.jsonl           one line a logged step
-    checkpoints/step-00000100/
-    tensorboard/  wandb/  profile/  export/
+run.json                identity and frozen settings; written once
+owner                   the attempt that may write
+attempts.jsonl          one line an attempt: when, how, why it ended
+attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
+                        error.json  ended.json  agent.json  rank-00003.log
+metrics.jsonl           one line a logged step
+checkpoints/step-00000100/
+tensorboard/  wandb/  profile/  export/
 """
 
 from __future__ import annotations
