@@ -38,6 +38,7 @@ from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.changes import class_of, refusals
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
+from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import ConfigError, Exit, Problem, Refused, RunFolderError
 from trainer.plan import RunPlan, StorePlan, read_plan, write_plan
 from trainer.planning import make_plan
@@ -109,6 +110,7 @@ def dry_run(config: Config) -> DryRun:
 
 def stand(config: Config) -> Standing:
     """Raises: ConfigError, Refused or RunFolderError if the run cannot be started like this."""
+    _refuse_swapped_state(config)
     run = existing(Path(config.run.root), config.run.name)
     mode = config.resume.mode
     if run is None and mode == "must":
@@ -184,6 +186,17 @@ def _stored(run: RunFiles) -> Config:
             f"{run.root} was written by another version of Longhaul: "
             f"its settings cannot be read here ({str(e).splitlines()[0]})"
         ) from e
+
+
+def _refuse_swapped_state(config: Config) -> None:
+    """NVMe offload can be planned; a run that could not save would be a run that is lost."""
+    engine = config.engine
+    if isinstance(engine, DeepSpeedEngine) and "nvme" in (
+        engine.offload_optimizer,
+        engine.offload_parameters,
+    ):
+        what = "state swapped out to NVMe cannot be saved or loaded yet, so no run is started on it"
+        raise ConfigError([Problem("engine", what, "engine=zero3_offload_cpu")])
 
 
 def _refuse_another_run(run: RunFiles, config: Config) -> None:

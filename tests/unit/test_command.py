@@ -14,6 +14,8 @@ from launch.__main__ import VERBS, main
 from launch.liveness import own_mark, write_mark
 from launch.run_folder import create, new_attempt
 from launch.settings import overlaid, split
+from launch.start import stand
+from tests.helpers.configs import config
 from trainer.errors import ConfigError
 from trainer.records.attempt import Done, ErrorRecord, write_record
 from trainer.records.run_files import RunFiles
@@ -210,3 +212,8 @@ def test_a_dry_run_writes_nothing_and_takes_under_a_second_of_cpu(runs: Path) ->
             assert time.monotonic() - began < 30
     assert json.loads(ended.stdout)["plan"]["world_size"] == 2
     assert not list(runs.parent.iterdir())
+
+
+def test_a_run_that_could_not_save_is_not_started() -> None:
+    with pytest.raises(ConfigError, match="swapped out to NVMe cannot be saved or loaded yet"):
+        stand(config("engine=zero3_offload_nvme", "engine.nvme_path=/tmp"))
