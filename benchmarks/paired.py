@@ -15,6 +15,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -59,13 +60,15 @@ def in_turns(
     """Each arm's steps, round by round. The first `warm` rounds are done and not counted:
     page faults, packed weights and thread pools make a first step 2 to 5 times slower."""
     names = list(arms)
-    for _ in range(warm):
-        for name in names:
-            arms[name]()
     found: dict[str, list[Seconds]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names if number % 2 == 0 else reversed(names):
-            found[name].append(arms[name]())
+    for number in range(rounds + warm):
+        order = names if number % 2 == 0 else names[::-1]
+        took = {name: arms[name]() for name in order}
+        what = "warm" if number < warm else f"{number - warm + 1}/{rounds}"
+        _say(what + "".join(f"  {name} {took[name].cpu:.3f}" for name in names))
+        if number >= warm:
+            for name in names:
+                found[name].append(took[name])
     return found
 
 
@@ -81,6 +84,12 @@ def ratio_of(ratios: Sequence[float]) -> Ratio:
     return Ratio(statistics.median(ordered), ordered[skip], ordered[-1 - skip])
 
 
+def _say(line: str) -> None:
+    """Progress: a slow machine is no reason to think that nothing happens."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
 def _ranks_outside(count: int) -> int:
     """How many of the smallest and of the largest of `count` values the interval leaves out.
 
@@ -90,6 +99,15 @@ def _ranks_outside(count: int) -> int:
     while 2 * sum(comb(count, k) for k in range(skip + 2)) / 2**count <= 1 - CONFIDENCE:
         skip += 1
     return skip
+
+
+def judged(what: str, found: Ratio, *, promised: float) -> bool:
+    """Say it. The median decides; an interval that holds the promise in it says: more rounds."""
+    kept = found.median >= promised
+    sure = found.low >= promised or found.high < promised
+    verdict = ("kept" if kept else "NOT KEPT") + ("" if sure else ", but more rounds may say else")
+    print(f"{what}: {found.median:.3f} [{found.low:.3f} {found.high:.3f}], {promised}: {verdict}")
+    return kept
 
 
 def machine() -> dict[str, Any]:

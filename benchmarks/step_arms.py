@@ -7,6 +7,7 @@ losses are compared after the run.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +27,15 @@ from trainer.records.run_files import RunFiles
 
 Row = dict[str, torch.Tensor]
 RATE, DECAY, BETAS, EPS, CLIP = 3e-4, 0.1, (0.9, 0.95), 1e-8, 1.0
+
+
+def check_peers() -> None:
+    """Raises: SystemExit where Hugging Face's Trainer would not run."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise SystemExit(
+            "HF Trainer, one of the arms, needs accelerate, which longhaul does not: "
+            "pip install -c constraints.txt -e '.[bench]'"
+        )
 
 
 class Arm(Protocol):

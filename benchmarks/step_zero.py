@@ -4,8 +4,9 @@
     python -m benchmarks.step_zero --accumulate 2
 
 Same rows, starting values, precision (bf16 weights, fp32 masters), clipping and accumulation; gloo,
-one thread a rank. CPU seconds are summed over the ranks, wall is the slowest rank's. Promised, by
-either clock: ours at least 1.05 of HF Trainer + DeepSpeed as people configure it, 1.00 of its best.
+one thread a rank. CPU seconds are summed over the ranks, wall is the slowest rank's. Promised: ours
+at least 1.05 of HF Trainer + DeepSpeed as people configure it, 1.00 of its best settings; judged by
+`--clock` (wall on a quiet machine: a rank also waits for the other).
 
 As people configure it: the ZeRO-2 file of Hugging Face's own documentation, values "auto". One line
 is changed: `torch_adam`, because DeepSpeed's AdamW compiles C++ at first use, minutes on a CPU.
@@ -32,8 +33,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks.paired import CLOCKS, Seconds, in_turns, machine, speedup, timed, write_result
-from benchmarks.step_arms import Arm, HfTrainer, Ours, rows_of, starting_tensors
+from benchmarks.paired import (
+    CLOCKS,
+    Clock,
+    Seconds,
+    in_turns,
+    judged,
+    machine,
+    speedup,
+    timed,
+    write_result,
+)
+from benchmarks.step_arms import Arm, HfTrainer, Ours, check_peers, rows_of, starting_tensors
 from benchmarks.step_setup import SHAPES, gemm_peak, hf_model, make_store, plan_of
 from trainer.dist.world import Place, World, meet
 
@@ -87,6 +98,7 @@ def best_settings(bucket: int) -> dict[str, Any]:
 
 def main() -> int:
     given = _arguments()
+    check_peers()
     if "RANK" in os.environ:
         return _rank(given)
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
@@ -141,7 +153,7 @@ def _rank(given: Any) -> int:
                 c: {n: speedup(times, OURS, over=n, clock=c) for n in times} for c in CLOCKS
             },
         }
-        kept = show(result)
+        kept = show(result, clock=given.clock)
         if given.json:
             write_result(given.json, result)
     torch.distributed.destroy_process_group()
@@ -172,9 +184,8 @@ class Bench:
             document_tokens=given.document_tokens,
         )
         rows = [f"batch.global_batch_size={per_step}", "engine=zero2", "precision=bf16"]
-        plan = plan_of(
-            self._folder, self._shape, self._store, [*rows, *given.ours.split()], ranks=RANKS
-        )
+        self._overrides = rows
+        plan = self._plan("")
         self.flops_per_token, self.tokens = plan.flops_per_token, plan.tokens_per_step
         self._ours = Ours(plan, world, self._folder / "ours")
         self._values = starting_tensors(plan, self._ours.job)
@@ -194,7 +205,15 @@ class Bench:
             ),
         }
         only = self._given.arms.split(";") if self._given.arms else list(table)
-        return {n: make() for n, make in table.items() if n in only or n == OURS}
+        found = {n: make() for n, make in table.items() if n in only or n == OURS}
+        for overrides in self._given.variant:
+            folder = self._folder / f"variant-{len(found)}"
+            found[overrides] = Ours(self._plan(overrides), self._world, folder)
+        return found
+
+    def _plan(self, overrides: str) -> Any:
+        every = [*self._overrides, *overrides.split()]
+        return plan_of(self._folder, self._shape, self._store, every, ranks=RANKS)
 
     def _trainer(self, settings: dict[str, Any], **arguments: Any) -> Arm:
         return HfTrainer(
@@ -209,15 +228,15 @@ class Bench:
 
 
 def _whole_losses(ranks: list[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """Ours is already of all ranks; a Trainer's is the rank's own."""
-    found = {OURS: ranks[0][OURS]}
+    """Ours are already of all ranks; a Trainer's are the rank's own."""
+    found = {name: values for name, values in ranks[0].items() if name not in PROMISED}
     for name in ranks[0]:
-        if name != OURS:
+        if name in PROMISED:
             found[name] = [sum(v) / RANKS for v in zip(*(r[name] for r in ranks), strict=True)]
     return found
 
 
-def show(result: dict[str, Any]) -> bool:
+def show(result: dict[str, Any], *, clock: Clock) -> bool:
     """Print the table; whether what is promised of the arms in it was kept."""
     facts, times, losses = result["machine"], result["seconds"], result["losses"]
     peak = result["bf16_gemm_flops_all_ranks"]
@@ -241,12 +260,10 @@ def show(result: dict[str, Any]) -> bool:
     said = ", ".join(f"{name} {x:.1e}" for name, x in apart.items())
     print(f"losses over {count} steps, at most this far from ours ({losses[OURS][-1]:.4f}): {said}")
     kept = max(apart.values()) < LOSSES_WITHIN
+    by_clock = result["speedup_of_ours"][clock]
     for name, promised in PROMISED.items():
         if name in times:
-            found = max(result["speedup_of_ours"][c][name].median for c in CLOCKS)
-            word = "kept" if found >= promised else "NOT KEPT"
-            print(f"ours over {name}: {found:.3f}, promised {promised}: {word}")
-            kept &= found >= promised
+            kept &= judged(f"ours over {name}", by_clock[name], promised=promised)
     return kept
 
 
@@ -259,9 +276,12 @@ def _arguments() -> Any:
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="base")
     parser.add_argument("--document-tokens", type=int, default=0)
-    parser.add_argument("--ours", default="", help="overrides of our plan")
+    parser.add_argument(
+        "--variant", action="append", default=[], help="one more arm: overrides of our plan"
+    )
     parser.add_argument("--bucket", type=int, default=50_000_000, help="of the best settings")
     parser.add_argument("--arms", default="", help="some of them, with ; between")
+    parser.add_argument("--clock", choices=CLOCKS, default="cpu", help="judged by")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
