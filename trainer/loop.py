@@ -27,6 +27,7 @@ class Stream(Protocol):
     """This rank's endless source of micro-batches; a pure function of the step."""
 
     def step(self, step: int) -> Sequence[TokenBatch]: ...
+    def close(self) -> None: ...
 
     def cursor(self, step: int) -> dict[str, Any]:
         """Where the data stands after `step` steps; small, equal on all ranks."""
