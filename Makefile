@@ -47,7 +47,11 @@ test: check ## Everything CI runs: check, then contract, distributed, cluster
 	$(call run-tests,contract distributed cluster)
 
 .PHONY: check
-check: format lint types arch ## Under a minute, changes nothing: format, lint, types, architecture, unit, golden
+check: format lint arch ## Under a minute, changes nothing: format, lint, types, architecture, unit, golden
+	@$(MAKE) --no-print-directory -j2 types unit-golden
+
+.PHONY: unit-golden
+unit-golden: setup
 	$(call run-tests,unit golden)
 
 .PHONY: fix
