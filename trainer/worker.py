@@ -137,10 +137,10 @@ def _read_plan(files: AttemptFiles) -> RunPlan:
 
 def _meet(plan: RunPlan, place: Place) -> World:
     """Raises: WorldError if there is no device for this rank, or the others do not come."""
-    from trainer.dist.device import choose_device, use_threads
+    from trainer.dist.device import choose_device, use_host
     from trainer.dist.world import meet
 
-    use_threads(plan.threads_per_rank)
+    use_host(plan.threads_per_rank, device=plan.device)
     device = choose_device(plan.device, place)
     return meet(place, device=device, timeout_s=plan.config.resources.collective_timeout_s)
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from trainer.capacity.peak import peak_tflops
+from trainer.dist.host_memory import keep_freed_memory
 from trainer.dist.world import Place
 from trainer.errors import WorldError
 
@@ -40,8 +41,11 @@ def choose_device(kind: Literal["cpu", "cuda"], place: Place) -> torch.device:
     return torch.device("cuda", place.local_rank)
 
 
-def use_threads(threads: int) -> None:
+def use_host(threads: int, *, device: Literal["cpu", "cuda"]) -> None:
+    """How this process uses its node: CPU threads, and memory if it computes there."""
     torch.set_num_threads(max(threads, 1))
+    if device == "cpu":
+        keep_freed_memory()
 
 
 def memory_meter(device: torch.device) -> Callable[[], int]:

@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from trainer.dist.device import choose_device, use_threads
+from trainer.dist.device import choose_device, use_host
 from trainer.dist.world import Place, leave, meet
 from trainer.errors import Exit, LonghaulError
 from trainer.plan import read_plan
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(run: RunFiles, attempt: int, place: Place) -> int:
     files = run.attempt(attempt)
     plan = read_plan(files.plan)
-    use_threads(plan.threads_per_rank)
+    use_host(plan.threads_per_rank, device=plan.device)
     world = meet(place, device=choose_device(plan.device, place))
     losses: list[float] = []
     for one in read_json(files.root / LAYOUTS):
