@@ -22,19 +22,19 @@ class LocalBackend:
     name: str = "local"
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
-        """Raises: ConfigError for more machines than this one."""
-        nodes = plan.config.resources.nodes
-        if nodes > 1:  # `longhaul plan` answers for any number of machines
-            what = f"{nodes} machines, but launch=local starts ranks on this one only"
-            raise ConfigError([Problem("resources.nodes", what, "resources.nodes=1")])
         argv = ("python", "-m", "launch.agent", run_folder, "--attempt", str(plan.attempt))
         return Submission(
             argv=argv, files={RANKS_FILE: spec_text(spec_of(plan, module=self.module))}
         )
 
     def preflight(self, plan: RunPlan) -> None:
-        """Raises: Refused for more ranks than devices, a port taken."""
+        """Raises: ConfigError for more machines than this one; Refused for more ranks than devices,
+        a port taken.
+        """
         resources = plan.config.resources
+        if resources.nodes > 1:  # `longhaul plan` answers for any number of machines
+            what = f"{resources.nodes} machines, but launch=local starts ranks on this one only"
+            raise ConfigError([Problem("resources.nodes", what, "resources.nodes=1")])
         check_devices(plan.device, ranks_per_node=resources.ranks_per_node)
         free_port(resources.rendezvous_port)
 

@@ -150,6 +150,15 @@ def test_a_taken_port_is_refused_before_anything_is_written(start: Start, here: 
     assert not (here / "runs").exists()
 
 
+def test_more_machines_than_this_one_are_refused_before_anything_is_written(
+    start: Start, here: Path
+) -> None:
+    code, _, err = end(start("train", FINISH, "resources.nodes=2", "batch.micro_batch_size=4"))
+    assert code == 2
+    assert "2 machines, but launch=local starts ranks on this one only" in err
+    assert not (here / "runs").exists()
+
+
 def test_a_folder_of_somebody_else_is_left_alone(start: Start, here: Path) -> None:
     thesis = here / "runs" / "first-run" / "thesis.txt"
     thesis.parent.mkdir(parents=True)

@@ -123,7 +123,7 @@ def test_two_machines_can_be_planned_but_not_started_on_this_one() -> None:
     made = plan(config("resources.nodes=2", "batch.micro_batch_size=4"))
     assert made.world_size == 4
     with pytest.raises(ConfigError, match="2 machines, but launch=local starts ranks on this one"):
-        LocalBackend().render(made, run_folder="r")
+        LocalBackend().preflight(made)
 
 
 def test_a_plan_survives_json(tmp_path: Path) -> None:
