@@ -9,7 +9,7 @@ from trainer.errors import Exit
 _EPILOG = """\
 examples
   longhaul train
-  longhaul train model=llama_125m engine=zero3 resources.ranks_per_node=4 run.name=baseline
+  longhaul train model=llama_125m engine=zero3 batch.micro_batch_size=4 run.name=baseline
   longhaul train +experiment=stdlib_10m optimizer.learning_rate=1e-3 --dry-run
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
+from launch.settings import from_overrides
 from trainer.records.json_file import read_lines
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +134,20 @@ def test_the_files_a_page_points_to_are_there(page: str) -> None:
         if not mine.search(name) and not any(_ROOT.glob(name))
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "data", "verify"])
+def test_the_settings_in_a_verbs_help_are_real(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        main([verb, "--help"])
+    shown = capsys.readouterr().out.replace("\\\n", " ")
+    examples = re.findall(rf"^(?:example:)? *longhaul {verb} (.*)", shown, re.MULTILINE)
+    assert examples
+    for example in examples:
+        settings = [word for word in _words(example) if "=" in word and not word.startswith("-")]
+        from_overrides(settings)  # raises with every problem
 
 
 def test_add_a_thing_works_from_an_empty_folder(tmp_path: Path) -> None:
