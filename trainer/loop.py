@@ -151,7 +151,7 @@ def train_step(
     Returns this rank's share of the step's mean loss.
     """
     engine = job.engine
-    local_loss = torch.zeros((), device=engine.device)
+    local_loss = torch.zeros((), dtype=torch.float64, device=engine.device)
     for micro_step, batch in enumerate(batches):
         job.seed_step(step, batch.sample_indices[0] if batch.sample_indices else -1)
         loss = job.task.loss_sum(engine.model, batch.to(engine.device)) / max(weight, 1.0)

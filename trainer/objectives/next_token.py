@@ -11,12 +11,14 @@ from trainer.batch import IGNORED
 
 
 def next_token_loss_sum(log_probs_RT: torch.Tensor, labels_RT: torch.Tensor) -> torch.Tensor:
-    """Minus the sum of the log-probabilities of the labels that count; scalar fp32.
+    """Minus the sum of the log-probabilities of the labels that count; scalar fp64.
 
+    fp64, because thousands of fp32 terms added in fp32 lose the seventh digit: enough to hide
+    whether two layouts agree. Terms and their gradients stay fp32.
     Without any such label the sum is 0 and its gradient is 0, not missing: every rank of ZeRO-3
     must run the same backward.
     """
-    return -log_probs_RT.masked_fill(labels_RT == IGNORED, 0.0).sum(dtype=torch.float32)
+    return -log_probs_RT.masked_fill(labels_RT == IGNORED, 0.0).sum(dtype=torch.float64)
 
 
 def correct_count(correct_RT: torch.Tensor, labels_RT: torch.Tensor) -> torch.Tensor:

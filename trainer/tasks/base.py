@@ -13,7 +13,7 @@ class Task(Protocol):
     """Pure: no state, no collectives, no knowledge of ranks or steps."""
 
     def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
-        """The sum of the losses of the batch's terms, scalar fp32 with gradient.
+        """The sum of the losses of the batch's terms: a scalar with gradient, fp64 if it can.
 
         A batch without terms still runs the model (ZeRO-3 gathers on all ranks) and gives 0.
         """

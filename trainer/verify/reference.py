@@ -38,12 +38,13 @@ def train_reference(
             logits_RTV = model(
                 input_ids=batch.inputs_RT, position_ids=batch.positions_RT, use_cache=False
             ).logits
-            loss = functional.cross_entropy(
+            losses_N = functional.cross_entropy(
                 logits_RTV.float().flatten(0, 1),
                 batch.labels_RT.flatten(),
                 ignore_index=IGNORED,
-                reduction="sum",
+                reduction="none",
             )
+            loss = losses_N.double().sum()  # a thousand terms in fp32 lose the seventh digit
             (loss / terms).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         if max_grad_norm > 0:
