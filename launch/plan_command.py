@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json as json_format
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from launch import compose as door
 from launch.choices import Folders
-from launch.machine import num_gpus
+from launch.machine import device_for, num_cores
 from launch.table import size_text
 from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.config.explain import validate
@@ -42,6 +41,10 @@ def run(
     Raises: ConfigError with every problem; Refused for a bad --why or --fit, or if nothing fits.
     """
     overrides = list(argv_overrides)
+    if fit is not None and not any(o.startswith("batch.micro_batch_size=") for o in overrides):
+        overrides.append(
+            "batch.micro_batch_size=1"
+        )  # any valid one: it is to be chosen
     composed = door.compose(overrides, config_dirs=config_dirs, trace=why is not None)
     if why is not None:
         print(door.why(composed, why))
@@ -64,22 +67,10 @@ def plan_of(config: Config) -> RunPlan:
         attempt=1,
         run_id="not started",
         stores=stores,
-        device=device_of(config),
+        device=device_for(config.resources.device),
         cores=num_cores(),
         vocab_size_of_tokenizer=vocab,
     )
-
-
-def device_of(config: Config) -> Literal["cpu", "cuda"]:
-    asked = config.resources.device
-    if asked == "auto":
-        return "cuda" if num_gpus() else "cpu"
-    return asked
-
-
-def num_cores() -> int:
-    """Cores that this process may use (a container or a scheduler may give fewer)."""
-    return len(os.sched_getaffinity(0))
 
 
 def bytes_of(text: str) -> int:
@@ -125,7 +116,7 @@ def _fitting(
     found = search(
         config,
         budget,
-        device=device_of(config),
+        device=device_for(config.resources.device),
         vocab_size_of_tokenizer=vocab,
         engines=engines,
     )

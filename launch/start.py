@@ -39,7 +39,7 @@ from trainer.changes import class_of, refusals
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.training import DeepSpeedEngine
-from trainer.errors import ConfigError, Exit, Problem, Refused, RunFolderError
+from trainer.errors import ConfigError, DataError, Exit, Problem, Refused, RunFolderError
 from trainer.plan import RunPlan, StorePlan, read_plan, write_plan
 from trainer.planning import make_plan
 from trainer.records.json_file import read_json
@@ -74,6 +74,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
             return code
         standing = Standing(config, standing.run, code)
         _refuse_other_tokens(standing)
+        plan_of(standing, attempt=1, run_id="")  # what the data makes impossible, before the folder
     run = standing.run or _create(config)
     with locked(run):
         refuse_if_running(run)
@@ -124,7 +125,10 @@ def stand(config: Config) -> Standing:
             )
         refuse_if_running(run)
         _refuse_another_run(run, config)
-    found = find_stores(config.data.model_dump(mode="json"))
+    try:
+        found = find_stores(config.data.model_dump(mode="json"))
+    except DataError as e:  # a corpus file that is not there: nothing has been written yet
+        raise Refused(str(e)) from e
     stores = None if found is None else tuple(StorePlan(**asdict(one)) for one in found)
     standing = Standing(config, run, stores)
     _refuse_other_tokens(standing)

@@ -13,7 +13,7 @@ LonghaulError                 76  failed; start me again
 |  |- CheckpointMismatch      78  a whole checkpoint, but of another run, model or version
 |  |- SaveFailed              76  one save failed on some rank; the run goes on
 |  `- TooManyFailedSaves      78  `checkpoint.max_failed_saves` in a row
-`- NonFiniteStep              78  loss or gradient norm is not finite; the last checkpoint is good
+`- NonFiniteStep              78  loss or gradient norm is not finite; the step was not applied
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ def steps(job: Job, state: TrainState) -> Iterator[tuple[StepReport, bool]]:
         )
         if stats.applied and not math.isfinite(loss + stats.grad_norm):
             raise NonFiniteStep(
-                f"step {step}: loss {loss}, gradient norm {stats.grad_norm}; the last checkpoint "
-                "is good: lower optimizer.learning_rate or look at the data of this step"
+                f"step {step}: loss {loss}, gradient norm {stats.grad_norm}; it was not applied: "
+                "lower optimizer.learning_rate or look at the data of this step"
             )
         yield _report(job, state, step, loss, lr, stats, clock, terms, tokens), told > 0
         batches, terms, tokens = upcoming, next_terms, next_tokens

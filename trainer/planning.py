@@ -45,6 +45,7 @@ def make_plan(
     """
     shape, problems = _checked_shape(config, vocab_size_of_tokenizer)
     problems += engine_problems(config, device=device)
+    problems += _too_small_stores(config, stores)
     if problems:
         raise ConfigError(problems)
     assert shape is not None
@@ -70,6 +71,20 @@ def make_plan(
         checkpoint_bytes=checkpoint_bytes(shape, layout),
         stores=tuple(stores),
     )
+
+
+def _too_small_stores(config: Config, stores: Sequence[StorePlan]) -> list[Problem]:
+    """A row needs one token more than it is long: the last label."""
+    row = config.data.sequence_length
+    return [
+        Problem(
+            f"data.sources.{store.source}",
+            f"it has {store.train_tokens:,} tokens to train on, not enough for one row of {row:,}",
+            f"data.sequence_length={max(2, store.train_tokens - 1)}, or more text",
+        )
+        for store in stores
+        if config.data.packing and store.train_tokens <= row
+    ]
 
 
 def micro_steps(config: Config, world: int) -> tuple[int, int]:

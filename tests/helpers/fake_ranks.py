@@ -17,28 +17,32 @@ from launch.start import start
 from trainer.config.schema import Config
 from trainer.errors import LonghaulError
 from trainer.records.store_lookup import store_keys
-from trainer.records.token_store import StoreManifest, write_manifest
+from trainer.records.token_store import Shard, StoreManifest, write_manifest
+
+_TOKENS = 10_000  # enough for a row
 
 
 def main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments
     try:
         config = from_overrides(rest) if verb == "train" else of_run(find(rest[0]), rest[1:])
-        empty_store(config)
+        blank_store(config)
         return start(config, backend=LocalBackend(module="tests.helpers.fake_worker"))
     except LonghaulError as e:
         print(e, file=sys.stderr)
         return e.exit_code
 
 
-def empty_store(config: Config) -> None:
-    """A store without tokens where the preparation would put it: these ranks read none."""
+def blank_store(config: Config) -> None:
+    """A store of zeros where the preparation would put it: these ranks read nothing of it."""
     data = json.loads(config.data.model_dump_json())
     keys = store_keys(data, custom_digests={})
     assert keys is not None
     for name in data["sources"]:
         folder = Path(keys.store_folder(name))
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train-00000.tokens").write_bytes(bytes(2 * _TOKENS))
+        (folder / "train-00000.documents").write_bytes(bytes(8))
         manifest = StoreManifest(
             source=name,
             dtype="uint16",
@@ -50,7 +54,7 @@ def empty_store(config: Config) -> None:
             source_bytes=0,
             skipped_documents=0,
             unigram_entropy_nats=4.25,
-            shards=(),
+            shards=(Shard("train-00000", "train", _TOKENS, 1, "", ""),),
         )
         write_manifest(folder, manifest)
 

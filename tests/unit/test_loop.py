@@ -158,7 +158,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
     notes = Notes()
     job = _job(tmp_path, notes, task=Distance(nan_from=7))  # two calls a step: in step 4
-    with pytest.raises(NonFiniteStep, match=r"step 4: loss nan.*the last checkpoint is good"):
+    with pytest.raises(NonFiniteStep, match=r"step 4: loss nan.*it was not applied"):
         fit(job, TrainState())
     assert job.checkpoints.steps() == [3]
 

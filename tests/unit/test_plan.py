@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,25 @@ from launch.backends.local import LocalBackend
 from launch.plan_command import bytes_of, run
 from tests.helpers.configs import config
 from trainer.config.schema import Config
-from trainer.errors import ConfigError, Problem, Refused
-from trainer.plan import RunPlan, read_plan, write_plan
+from trainer.errors import ConfigError, Exit, Problem, Refused
+from trainer.plan import RunPlan, StorePlan, read_plan, write_plan
 from trainer.planning import make_plan, micro_steps, threads_per_rank
 
 DEFAULT = config()
 
 
-def plan(made: Config, *, vocab: int | None = None, device: Any = "cpu") -> RunPlan:
+def plan(
+    made: Config,
+    *,
+    vocab: int | None = None,
+    device: Any = "cpu",
+    stores: Sequence[StorePlan] = (),
+) -> RunPlan:
     return make_plan(
         made,
         attempt=1,
         run_id="r",
-        stores=(),
+        stores=stores,
         device=device,
         cores=8,
         vocab_size_of_tokenizer=vocab,
@@ -188,3 +195,22 @@ def test_memory_sizes_are_read(text: str, size: float) -> None:
 def test_what_is_no_memory_size_is_refused(text: str) -> None:
     with pytest.raises(Refused, match=r"give a memory size, as in --fit 80GB"):
         bytes_of(text)
+
+
+def test_a_corpus_too_small_for_a_row_is_refused_with_a_length_that_works() -> None:
+    store = StorePlan(
+        source="mine",
+        path="/stores/mine",
+        weight=1.0,
+        train_tokens=200,
+        held_out_tokens=0,
+        manifest_digest="",
+    )
+    with pytest.raises(ConfigError, match=r"(?s)has 200 tokens to train on.*sequence_length=199"):
+        plan(config("data.sequence_length=256"), stores=[store])
+
+
+def test_fit_needs_no_micro_batch_that_is_valid_before(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model=llama3_8b", "resources.ranks_per_node=8"]
+    assert run(overrides, fit="80GB", json=True) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["fit"]

@@ -46,6 +46,7 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> Any:
     Raises: ModelError naming what is missing or too much, or what transformers said.
     """
     transformers = importlib.import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()  # it would run through our own lines
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True

@@ -53,7 +53,7 @@ def _console(plan: RunPlan, first_step: int, facts: Mapping[str, Any]) -> Observ
     engine = facts.get("engine", config.engine.kind)
     headline = (
         f"{config.run.name}: steps {first_step} to {config.steps.total}, "
-        f"{plan.num_parameters / 1e6:,.1f} M parameters, {engine} {config.precision.kind}, "
+        f"{_count(plan.num_parameters)} parameters, {engine} {config.precision.kind}, "
         f"{plan.world_size} x {plan.device}, {plan.tokens_per_step:,} tokens a step"
     )
     return make_console(
@@ -97,3 +97,7 @@ def _profiler(plan: RunPlan, run: RunFiles, first_step: int) -> Observer:
         num_steps=section.num_steps,
         next_step=first_step,
     )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 100_000 else f"{number:,}"

@@ -68,7 +68,7 @@ def find_stores(
     """The store of every source of `data` (the data section as plain values), if all are current.
 
     None: something is to be prepared, or a custom source needs its class asked for a digest.
-    Raises: DataError if a file that a source names is missing, or a manifest is damaged.
+    Raises: DataError if a file that a source names is missing.
     """
     keys = store_keys(data, custom_digests=custom_digests or {})
     if keys is None:
@@ -85,7 +85,10 @@ def found_store(folder: Path, *, source: str, weight: float) -> StoreFound | Non
     """None if the store is not there or a file of it is missing or of the wrong size."""
     if not (folder / MANIFEST).exists():
         return None
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DataError:  # damaged, or of an older format: made anew, like one that lacks a file
+        return None
     if any(True for _ in misfits(folder, manifest)):
         return None
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
