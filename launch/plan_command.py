@@ -42,9 +42,7 @@ def run(
     """
     overrides = list(argv_overrides)
     if fit is not None and not any(o.startswith("batch.micro_batch_size=") for o in overrides):
-        overrides.append(
-            "batch.micro_batch_size=1"
-        )  # any valid one: it is to be chosen
+        overrides.append("batch.micro_batch_size=1")  # any valid one: it is to be chosen
     composed = door.compose(overrides, config_dirs=config_dirs, trace=why is not None)
     if why is not None:
         print(door.why(composed, why))
