@@ -117,7 +117,8 @@ def layout_of(config: Config, world: int) -> Layout:
         world_size=world,
         stage=zero.stage if zero else None,
         precision=config.precision.kind,
-        accumulate_in_fp32=config.precision.accumulate_in == "fp32",
+        accumulate_in_fp32=config.precision.accumulate_in == "fp32"
+        and micro_steps(config, world)[0] > 1,
         optimizer=optimizer.kind,
         has_momentum=not isinstance(optimizer, Sgd) or optimizer.momentum > 0,
         offload_optimizer=zero.offload_optimizer if zero else "none",
