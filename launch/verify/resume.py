@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,9 @@ def verify_resume(config: Config, folder: Path, *, steps: int, as_json: bool) ->
     killed_at = _kill_a_rank(cut, after_step=save_every + 1)
     if cut.attempt().wait(timeout=_LIMIT_S) != Exit.DONE:
         return Exit.FAILED
-    return _judge(whole.files, cut.files, steps=steps, killed_at=killed_at, as_json=as_json)
+    apart = _different_tensors(whole.files, cut.files)
+    losses = (_losses(whole.files), _losses(cut.files, after_attempt=1))
+    return judge(*losses, apart, steps=steps, killed_at=killed_at, as_json=as_json)
 
 
 class _Run:
@@ -109,9 +111,16 @@ def _steps(run: RunFiles) -> Iterator[dict[str, Any]]:
     return (line for line in read_lines(run.metrics) if line.get("kind") == "step")
 
 
-def _judge(whole: RunFiles, cut: RunFiles, *, steps: int, killed_at: int, as_json: bool) -> int:
-    expected = {line["step"]: line["loss"] for line in _steps(whole)}
-    resumed = {line["step"]: line["loss"] for line in _steps(cut) if line["attempt"] > 1}
+def judge(
+    expected: Mapping[int, float],
+    resumed: Mapping[int, float],
+    apart: Sequence[str],
+    *,
+    steps: int,
+    killed_at: int,
+    as_json: bool,
+) -> int:
+    """Print the verdict. Losses by step; `apart`: tensors of the last checkpoints that differ."""
     first = min(resumed, default=0)
     wrong = [s for s in range(first, steps + 1) if resumed.get(s) != expected.get(s)]
     apart = _different_tensors(whole, cut)
@@ -120,7 +129,7 @@ def _judge(whole: RunFiles, cut: RunFiles, *, steps: int, killed_at: int, as_jso
         "resumed_at_step": first,
         "steps": steps,
         "different_losses": wrong,
-        "different_tensors": apart,
+        "different_tensors": list(apart),
         "passed": first > 1 and not wrong and not apart,
     }
     if as_json:
@@ -136,6 +145,10 @@ def _judge(whole: RunFiles, cut: RunFiles, *, steps: int, killed_at: int, as_jso
     if result["passed"]:
         print("every loss since, every weight and every moment is bit for bit the same")
     return Exit.DONE if result["passed"] else Exit.STOP
+
+
+def _losses(run: RunFiles, *, after_attempt: int = 0) -> dict[int, float]:
+    return {x["step"]: x["loss"] for x in _steps(run) if x["attempt"] > after_attempt}
 
 
 def _different_tensors(a: RunFiles, b: RunFiles) -> list[str]:
