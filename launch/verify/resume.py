@@ -123,7 +123,6 @@ def judge(
     """Print the verdict. Losses by step; `apart`: tensors of the last checkpoints that differ."""
     first = min(resumed, default=0)
     wrong = [s for s in range(first, steps + 1) if resumed.get(s) != expected.get(s)]
-    apart = _different_tensors(whole, cut)
     result = {
         "killed_after_step": killed_at,
         "resumed_at_step": first,
