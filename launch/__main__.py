@@ -34,6 +34,7 @@ _OF_THE_PLACE = {
     errno.EACCES,
     errno.EPERM,
     errno.ENOTDIR,
+    errno.ENOENT,
     errno.EEXIST,
 }
 _EXAMPLES = """\
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         if e.errno not in _OF_THE_PLACE:
             raise
         _complain(f"cannot write {e.filename or 'here'}: {e.strerror}")
-        return Exit.STOP
+        return Exit.STOP if e.errno in (errno.ENOSPC, errno.EDQUOT) else Exit.REFUSED
 
 
 def _run(arguments: list[str]) -> int:

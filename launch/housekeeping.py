@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.run_folder import attempts, read_record, refuse_if_running, running
+from launch.run_folder import attempts, list_runs, read_record, refuse_if_running, running
 from launch.status import finished_step
 from trainer.errors import Refused, RunFolderError
 from trainer.records.json_file import fsync_folder, read_json
@@ -48,6 +48,11 @@ def move(run: RunFiles, folder: Path) -> RunFiles:
         raise Refused(f"{folder} is not a folder")
     if (folder / "run.json").exists():
         raise Refused(f"{folder} is a run itself; name the folder that holds runs")
+    if not folder.exists() and list_runs(folder.parent):  # a new name for it?
+        raise Refused(
+            f"{folder} is no folder of runs, and {folder.parent} is one: move the run there, and "
+            "give it another name with longhaul runs rename"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return _put(run, folder / run.name)
 

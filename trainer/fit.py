@@ -55,9 +55,10 @@ def fit(
         (_cost(candidate), name, candidate, _memory(candidate, shape, device=device))
         for name, candidate in _candidates(config, engines)
     ]
-    fitting = [t for t in tried if t[3].total <= USABLE * budget_bytes]
+    needs = [_needed(memory, device) for *_, memory in tried]
+    fitting = [t for t, need in zip(tried, needs, strict=True) if need <= USABLE * budget_bytes]
     if not fitting:
-        raise Refused(_nothing_fits(config, budget_bytes, least=[t[3].total for t in tried]))
+        raise Refused(_nothing_fits(config, budget_bytes, least=needs))
     _, name, best, memory = min(fitting, key=lambda t: (t[0], t[3].total))
     checkpointing = str(best.model.activation_checkpointing).lower()
     overrides = (
@@ -97,6 +98,11 @@ def _cost(config: Config) -> float:
 def _memory(config: Config, shape: Shape, *, device: Literal["cpu", "cuda"]) -> Memory:
     layout = layout_of(config, rules.world_size(config))
     return memory_per_rank(shape, layout, batch=micro_batch_of(config, device=device))
+
+
+def _needed(memory: Memory, device: Literal["cpu", "cuda"]) -> int:
+    """On a CPU the host is the device: what is offloaded to it frees nothing."""
+    return memory.total + (memory.host if device == "cpu" else 0)
 
 
 def _nothing_fits(config: Config, budget: int, *, least: list[int]) -> str:

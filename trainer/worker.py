@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     given = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    form = "%(levelname)s %(name)s: %(message)s"  # stdout: what rank 0 says there, a person sees
+    logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stdout)
     # torch 2.13 about names that DeepSpeed 0.19 calls; thousands of lines under ZeRO-3.
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a vendor that asks a question gets no answer

@@ -43,7 +43,11 @@ def test_a_killed_child_is_named(module: Path, capfd: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 76)])
 def test_a_signal_reaches_the_child(module: Path, number: int, code: int) -> None:
     module.write_text("import time; print('up', flush=True); time.sleep(60)")
-    caller = "import sys; from launch.compute import compute; sys.exit(compute('verb_of_test', []))"
+    caller = (
+        # A job that a shell started in the background has Ctrl-C ignored, and its children too.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from launch.compute import compute; sys.exit(compute('verb_of_test', []))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", caller],
         stdin=subprocess.DEVNULL,

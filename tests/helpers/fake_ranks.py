@@ -5,6 +5,7 @@ python -m tests.helpers.fake_ranks train|resume ARGUMENTS
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from launch.start import start
 from trainer.config.schema import Config
 from trainer.errors import LonghaulError
 from trainer.records.store_lookup import store_keys
-from trainer.records.token_store import Shard, StoreManifest, write_manifest
+from trainer.records.token_store import TOKENIZER, Shard, StoreManifest, write_manifest
 
 _TOKENS = 10_000  # enough for a row
 
@@ -43,12 +44,13 @@ def blank_store(config: Config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "train-00000.tokens").write_bytes(bytes(2 * _TOKENS))
         (folder / "train-00000.documents").write_bytes(bytes(8))
+        (folder / TOKENIZER).write_text("{}")
         manifest = StoreManifest(
             source=name,
             dtype="uint16",
             vocab_size=300,
             end_of_text_id=0,
-            tokenizer_digest="",
+            tokenizer_digest=hashlib.sha256(b"{}").hexdigest(),
             preparation_key="",
             code_version=1,
             source_bytes=0,

@@ -91,7 +91,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(runs, "one")
-    assert main(["runs", "move", "one", "/dev/full/archive"]) == 78
+    assert main(["runs", "move", "one", "/dev/full/archive"]) == 2
     assert capsys.readouterr().err == "cannot write /dev/full/archive: Not a directory\n"
     assert main(["status", "one"]) == 0
 

@@ -17,7 +17,7 @@ from trainer.data.store import TokenStore
 from trainer.data.tokenizer import TextTokenizer
 from trainer.errors import DataError
 from trainer.records.store_lookup import find_stores
-from trainer.records.token_store import MANIFEST
+from trainer.records.token_store import MANIFEST, TOKENIZER
 
 
 def test_every_document_is_in_one_split_and_reads_back(tmp_path: Path) -> None:
@@ -169,3 +169,20 @@ def test_what_is_no_tokenizer_is_refused(
 def _tokenizer_folder(tmp_path: Path) -> dict[str, str]:
     made = tiny_config(tiny_text_corpus(tmp_path / "other"), tmp_path / "other" / "s")
     return {"kind": "pretrained", "path": prepare(made, log=silent)[0].path}
+
+
+@pytest.mark.parametrize("damage", ["swapped", "gone"])
+def test_a_store_with_another_tokenizer_is_made_again(tmp_path: Path, damage: str) -> None:
+    """Its numbers would mean other text."""
+    made = tiny_config(tiny_text_corpus(tmp_path), tmp_path / "stores")
+    plan = prepare(made, log=silent)[0]
+    path = Path(plan.path) / TOKENIZER
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole.replace(b'"a"', b'"#"', 1))
+        assert path.read_bytes() != whole
+    assert find_stores(made.data.model_dump(mode="json")) is None
+    assert prepare(made, log=silent)[0].manifest_digest == plan.manifest_digest
+    assert path.read_bytes() == whole

@@ -163,6 +163,8 @@ def test_renaming_refuses_what_cannot_be(tmp_path: Path) -> None:
         rename(run, "../x")
     with pytest.raises(Refused, match="is a run itself"):
         move(run, tmp_path / "taken")
+    with pytest.raises(Refused, match="is no folder of runs"):
+        move(run, tmp_path / "fresh-name")
     write_mark(new_attempt(run).agent, own_mark())
     with pytest.raises(Refused, match="is running already"):
         rename(run, "other")

@@ -41,7 +41,10 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     trained = open_trained(given.path, step=given.step)
     batches = held_out_rows(trained.plan, given.rows)
     if not batches:
-        raise Refused("there are no held-out rows: data.held_out_fraction was 0, or --rows is")
+        raise Refused(
+            "there are no held-out rows: --rows is 0, data.held_out_fraction was, or the corpus "
+            "has too few documents to hold any out"
+        )
     device = choose_device(trained.plan.device, Place())
     dtype = weight_dtype(trained.plan.config.precision.kind)
     model = load_model(trained, dtype=dtype, device=device)

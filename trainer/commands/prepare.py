@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trainer.commands.ending import said_of_the_place
 from trainer.config.schema import Config
 from trainer.errors import LonghaulError
 from trainer.plan import StorePlan
@@ -31,9 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
         from trainer.data.prepare import prepare  # numpy and the vendors, after the arguments
 
         stores = prepare(config, log=_say)
+        if given.result is None:  # asked for by hand: look at every byte, not at sizes alone
+            _verify(stores)
     except LonghaulError as e:
         print(f"error: {e}", file=sys.stderr)
         return int(e.exit_code)
+    except OSError as e:
+        return said_of_the_place(e)
     except KeyboardInterrupt:
         print("interrupted; finished shards are kept, run again to go on", file=sys.stderr)
         return 130
@@ -47,6 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
         for store in stores:
             print(f"{store.source}: {store.train_tokens:,} tokens in {store.path}")
     return 0
+
+
+def _verify(stores: list[StorePlan]) -> None:
+    """Raises: DataError naming the first damaged file."""
+    from trainer.data.store import TokenStore
+
+    for store in stores:
+        TokenStore.open(Path(store.path)).verify()
 
 
 def vocabulary(stores: list[StorePlan]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-from trainer.records.token_store import MANIFEST, StoreManifest, read_manifest
+from trainer.records.token_store import MANIFEST, TOKENIZER, StoreManifest, read_manifest
 
 PREPARATION_VERSION = 1  # raise it when the same input would give other tokens
 KEY_LENGTH = 16
@@ -89,7 +89,7 @@ def found_store(folder: Path, *, source: str, weight: float) -> StoreFound | Non
         manifest = read_manifest(folder)
     except DataError:  # damaged, or of an older format: made anew, like one that lacks a file
         return None
-    if any(True for _ in misfits(folder, manifest)):
+    if any(True for _ in misfits(folder, manifest)) or not has_its_tokenizer(folder, manifest):
         return None
     digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     return StoreFound(
@@ -100,6 +100,14 @@ def found_store(folder: Path, *, source: str, weight: float) -> StoreFound | Non
         held_out_tokens=manifest.num_tokens("held_out"),
         manifest_digest=digest,
     )
+
+
+def has_its_tokenizer(folder: Path, manifest: StoreManifest) -> bool:
+    """With another tokenizer the store's numbers would mean other text."""
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return False
+    return hashlib.sha256(path.read_bytes()).hexdigest() == manifest.tokenizer_digest
 
 
 def misfits(folder: Path, manifest: StoreManifest) -> Iterable[tuple[Path, int, int]]:
