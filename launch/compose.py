@@ -15,7 +15,7 @@ from typing import Any
 from launch.choices import Folders
 from launch.provenance import Assignment, Layer, provenance
 from trainer.config import explain
-from trainer.config.names import nearest, or_list
+from trainer.config.names import nearest, nearest_group, or_list
 from trainer.errors import ConfigError, Problem, Refused
 
 
@@ -112,7 +112,20 @@ def _misuse(text: str, override: Any, folders: Folders) -> Problem | None:
     as_group = key.replace(".", "/")
     if "." in key and folders.is_group(as_group) and not isinstance(value, dict):
         return Problem(key, "is a group of choices, written with a slash", f"{as_group}={value}")
-    return None
+    return _misspelt_group(key, value, folders)
+
+
+def _misspelt_group(key: str, value: Any, folders: Folders) -> Problem | None:
+    """`engin=zero2` would reach the schema as a setting, which knows no choices."""
+    if not isinstance(value, str):
+        return None
+    groups = {group: folders.choices(group) for group in folders.groups()}
+    near = nearest_group(key, groups, value=value)
+    if near is None or f"{near}/".startswith(f"{key}/"):
+        return None
+    choice = nearest(value, groups[near]) or groups[near][0]
+    what = f"there is no group of choices {key!r}; did you mean {near}?"
+    return Problem(key, what, f"{near}={choice}")
 
 
 def _wrong_choice(group: str, value: Any, folders: Folders) -> Problem | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_format
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from launch import compose as door
 from launch.choices import Folders
 from launch.machine import device_for, num_cores
-from launch.table import size_text
 from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.config.explain import validate
 from trainer.config.schema import Config
@@ -21,10 +19,10 @@ from trainer.errors import DataError, Exit, Refused
 from trainer.fit import fit as search
 from trainer.plan import RunPlan, StorePlan
 from trainer.planning import make_plan
+from trainer.records.sizes import bytes_of, size_text
 from trainer.records.store_lookup import find_stores
 from trainer.records.token_store import read_manifest
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _FIT_CHOICES = ("zero1", "zero2", "zero3", "zero3_offload_cpu")
 
 
@@ -71,20 +69,6 @@ def plan_of(config: Config) -> RunPlan:
     )
 
 
-def bytes_of(text: str) -> int:
-    """'80GB' is 80 x 10^9 bytes, '80GiB' 80 x 2^30. Raises: Refused."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    try:
-        number = float(found[1]) if found else 0.0
-    except ValueError:
-        number = 0.0
-    if not found or number <= 0:
-        raise Refused(f"--fit {text}: give a memory size, as in --fit 80GB or --fit 24GiB")
-    unit = found[2].upper()
-    power = " KMGT".index(unit or " ")
-    return int(number * (1024**power if found[3] else _UNITS[unit]))
-
-
 def _stores(config: Config) -> tuple[list[StorePlan], int | None]:
     """Prepared stores, and the tokenizer's vocabulary where it is known."""
     try:
@@ -103,6 +87,8 @@ def _fitting(
     config: Config, memory: str, overrides: list[str], config_dirs: Sequence[str]
 ) -> tuple[str, ...]:
     budget = bytes_of(memory)
+    if budget is None:
+        raise Refused(f"--fit {memory}: give a memory size, as in --fit 80GB or --fit 24GiB")
     names = set(_FIT_CHOICES) & set(Folders.find(config_dirs).choices("engine"))
     values = (
         (name, door.compose([*overrides, f"engine={name}"], config_dirs=config_dirs).values)

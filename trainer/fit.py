@@ -23,6 +23,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import Refused
 from trainer.planning import layout_of, micro_batch_of, shape_of
+from trainer.records.sizes import size_text
 
 TRAFFIC = {1: 1.0, 2: 1.02, 3: 1.15}
 USABLE = 0.9  # of the memory: contexts, libraries and fragmentation are not in the estimate
@@ -107,7 +108,7 @@ def _needed(memory: Memory, device: Literal["cpu", "cuda"]) -> int:
 
 def _nothing_fits(config: Config, budget: int, *, least: list[int]) -> str:
     world = rules.world_size(config)
-    text = f"--fit: nothing fits {budget / 1e9:.1f} GB a rank on {world} ranks"
+    text = f"--fit: nothing fits {size_text(budget)} a rank on {world} ranks"
     if least:
-        text += f"; the least is {min(least) / USABLE / 1e9:.1f} GB, a tenth of it left free"
+        text += f"; the least is {size_text(min(least) / USABLE)}, a tenth of it left free"
     return f"{text}. Take more ranks, shorter rows (data.sequence_length) or a smaller model"

@@ -10,9 +10,10 @@ from typing import Any
 from launch.housekeeping import disk_bytes, move, remove, rename, rubbish
 from launch.run_folder import DEFAULT_ROOT, find, list_runs, read_record
 from launch.status import status_of
-from launch.table import age_text, show, size_text
+from launch.table import age_text, show
 from trainer.errors import Refused
 from trainer.records.run_files import RunFiles
+from trainer.records.sizes import size_text
 
 _EPILOG = """\
 examples

@@ -46,6 +46,32 @@ def test_a_wrong_choice_names_the_nearest() -> None:
     assert problem.fix == "model=llama_debug"
 
 
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+@pytest.mark.parametrize(
+    ("typed", "meant", "fix"),
+    [
+        ("engin=zero2", "engine", "engine=zero2"),
+        ("eng=zero2", "engine", "engine=zero2"),
+        ("optimiser=adam", "optimizer", "optimizer=adamw"),
+        ("modle=llama_debgu", "model", "model=llama_debug"),
+        ("scheduler=cosine", "schedule", "schedule=cosine"),
+        ("data/tokeniser=pretrained", "data/tokenizer", "data/tokenizer=pretrained"),
+        ("data.tokeniser=pretrained", "data/tokenizer", "data/tokenizer=pretrained"),
+    ],
+)
+def test_a_misspelt_group_is_no_setting(typed: str, meant: str, fix: str, prefix: str) -> None:
+    [problem] = problems(prefix + typed)
+    key = typed.partition("=")[0]
+    assert problem.where == key
+    assert problem.what == f"there is no group of choices {key!r}; did you mean {meant}?"
+    assert problem.fix == fix
+
+
+@pytest.mark.parametrize("typed", ["data.store_root=pretrained", "run.name=engine", "engin=2"])
+def test_what_is_no_choice_of_a_group_stays_a_setting(typed: str) -> None:
+    compose([typed])
+
+
 def test_building_blocks_are_no_choices() -> None:
     [problem] = problems("model=_shared")
     assert "there is no choice '_shared'" in problem.what

@@ -54,8 +54,14 @@ def test_offload_is_taken_only_when_nothing_else_fits() -> None:
 
 
 def test_nothing_that_fits_is_refused_with_the_least() -> None:
-    with pytest.raises(Refused, match=r"nothing fits 2\.0 GB a rank on 2 ranks; the least is"):
+    with pytest.raises(Refused, match=r"nothing fits 1\.9 GiB a rank on 2 ranks; the least is"):
         fitted(2, *LLAMA_8B, "resources.ranks_per_node=2")
+
+
+def test_a_small_memory_is_named_in_its_own_unit() -> None:
+    said = r"nothing fits 976\.6 KiB a rank .* the least is 1\d\d\.\d MiB"
+    with pytest.raises(Refused, match=said):
+        fitted(0.001, "model=llama_debug")
 
 
 def test_a_70b_on_512_ranks_is_searched_in_under_a_second() -> None:

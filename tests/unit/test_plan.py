@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from launch.backends.local import LocalBackend
-from launch.plan_command import bytes_of, run
+from launch.plan_command import run
 from tests.helpers.configs import config
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, Exit, Problem, Refused
@@ -183,18 +183,9 @@ def test_the_command_finds_what_fits(capsys: pytest.CaptureFixture[str]) -> None
     assert line.startswith("add to the command line: engine=zero")
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("80GB", 80 * 10**9), ("24GiB", 24 * 2**30), ("1.5T", 1.5e12), ("512", 512), ("2 mib", 2**21)],
-)
-def test_memory_sizes_are_read(text: str, size: float) -> None:
-    assert bytes_of(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "lots", "0GB", "-3GB", "1.2.3GB", "80 apples"])
-def test_what_is_no_memory_size_is_refused(text: str) -> None:
-    with pytest.raises(Refused, match=r"give a memory size, as in --fit 80GB"):
-        bytes_of(text)
+def test_a_fit_into_no_memory_size_is_refused() -> None:
+    with pytest.raises(Refused, match=r"--fit lots: give a memory size, as in --fit 80GB"):
+        run([], fit="lots")
 
 
 def test_a_corpus_too_small_for_a_row_is_refused_with_a_length_that_works() -> None:

@@ -6,13 +6,13 @@ import io
 
 from trainer.data.progress import Progress
 
-_MB = 10**6
+_MB = 2**20
 
 
 def test_the_rate_counts_what_this_process_did_and_tells_the_time_left() -> None:
     progress = Progress("prepare mine", total_bytes=100 * _MB, already=20 * _MB)
     line = progress.line(60 * _MB, elapsed_s=10.0)
-    assert "60.0 MB  4.0 MB/s" in line
+    assert "60.0 MiB  4.0 MiB/s" in line
     assert " 60%  0:10 left" in line
 
 

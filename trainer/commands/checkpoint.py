@@ -25,6 +25,7 @@ from trainer.checkpoint.ranges import open_step
 from trainer.checkpoint.verify import Difference, differences, verify_step
 from trainer.errors import CheckpointError, Exit, LonghaulError, Refused
 from trainer.records.run_files import RunFiles
+from trainer.records.sizes import size_text
 from trainer.storage.local import LocalStorage
 
 
@@ -138,7 +139,7 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
         saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"]))
         note = f"  DAMAGED: {row['problem']}" if row["problem"] else ""
         engine = row["origin"].get("engine", "")
-        size = _bytes_text(row["bytes"])
+        size = size_text(row["bytes"])
         print(f"{row['step']:>10}  {size:>9}  {row['world_size']:>5}  {saved:<16}  {engine}{note}")
 
 
@@ -155,8 +156,8 @@ def _verify(places: Sequence[str], as_json: bool) -> Exit:
         result = verify_step(storage, root, step)
         results.append(result)
         if not as_json:
-            rate = result.bytes / max(result.seconds, 1e-9) / 1e9
-            size = f"{_bytes_text(result.bytes)} in {result.files} files, {rate:.2f} GB/s"
+            rate = result.bytes / max(result.seconds, 1e-9)
+            size = f"{size_text(result.bytes)} in {result.files} files, {size_text(rate)}/s"
             print(f"step {step}: {'DAMAGED' if result.problems else 'whole'} ({size})", flush=True)
             for problem in result.problems:
                 print(f"  {problem}")
@@ -211,14 +212,6 @@ def _print_differences(apart: Sequence[Difference]) -> None:
     for d in sorted(apart, key=lambda d: -d.largest):
         share = d.differing / d.elements
         print(f"{d.largest:>14.6g}  {d.differing:>12,}  {share:>6.1%}  {d.name} {d.kind}")
-
-
-def _bytes_text(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
 
 
 if __name__ == "__main__":

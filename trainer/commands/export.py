@@ -11,8 +11,7 @@ from pathlib import Path
 
 from trainer.commands.ending import ended
 from trainer.errors import Exit
-
-_UNITS = {"MB": 10**6, "GB": 10**9}
+from trainer.records.sizes import bytes_of, size_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +60,7 @@ def _export(given: argparse.Namespace) -> Exit:
         print(json.dumps(value))
         return Exit.DONE
     print(f"exported step {trained.step} as {dtype} to {done.folder}")
-    print(f"  {done.files} weight file(s), {done.bytes / 1e6:,.1f} MB")
+    print(f"  {done.files} weight file(s), {size_text(done.bytes)}")
     if check is not None:
         print(
             f"  transformers loads it; logits equal the trained model's to "
@@ -76,11 +75,10 @@ def _run_folder(path: Path) -> Path:
 
 
 def _size(text: str) -> int:
-    unit = text[-2:].upper()
-    try:
-        return int(float(text[:-2]) * _UNITS[unit])
-    except (KeyError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB or 5GB") from None
+    size = bytes_of(text)
+    if size is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB or 5GB")
+    return size
 
 
 if __name__ == "__main__":

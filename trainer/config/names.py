@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 # What other trainers call our settings.
 SYNONYMS = {
@@ -65,6 +65,26 @@ def nearest_setting(key: str, known: Sequence[str]) -> str | None:
     if meant in known and best < 0.9:
         return meant
     return candidate if best >= 0.62 else None
+
+
+def nearest_group(key: str, groups: Mapping[str, Sequence[str]], *, value: str) -> str | None:
+    """The group (name -> its choices) that a misspelt `key=value` chooses from.
+
+    None: `key` is more likely a setting. A value that is one of the choices outweighs a key that is
+    far off.
+    """
+    path = key.replace(".", "/")
+    if path in SYNONYMS:
+        return None
+    scored = []
+    for group, choices in groups.items():
+        if group.count("/") != path.count("/"):
+            continue
+        pairs = zip(path.split("/"), group.split("/"), strict=True)
+        alike = min(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+        if alike >= (0.6 if value in choices else 0.75):
+            scored.append((alike, group))
+    return max(scored, default=(0.0, None))[1]
 
 
 def _alikeness(key: str, candidate: str) -> float:

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from trainer.records.sizes import size_text
+
 _WIDTH = 28
 _TERMINAL_EVERY_S = 0.2
 _PLAIN_EVERY_S = 10.0
@@ -39,7 +41,7 @@ class Progress:
 
     def line(self, done_bytes: int, *, elapsed_s: float, last: bool = False) -> str:
         rate = (done_bytes - self._already) / max(elapsed_s, 1e-9)
-        text = f"{self._label}  {done_bytes / 1e6:,.1f} MB  {rate / 1e6:,.1f} MB/s"
+        text = f"{self._label}  {size_text(done_bytes)}  {size_text(rate)}/s"
         if last:  # in bytes of text: files that hold more than text (JSON, gzip) count otherwise
             return f"{text}  done in {_clock(elapsed_s)}"
         if not self._total:

@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from trainer.records.sizes import size_text
 from trainer.reports import EvalReport, SaveReport, StepReport
 
 _REFRESH_HZ = 4.0
@@ -161,8 +162,8 @@ def _values(report: EvalReport) -> str:
 def _saved(report: SaveReport) -> str:
     if not report.succeeded:
         return f"SAVE AT STEP {report.step} FAILED: {report.problem}"
-    size = report.bytes / 2**20
-    return f"saved step {report.step}: {size:,.1f} MiB, training stood still {report.stall_s:.2f} s"
+    size = size_text(report.bytes)
+    return f"saved step {report.step}: {size}, training stood still {report.stall_s:.2f} s"
 
 
 def _duration(seconds: float) -> str:
