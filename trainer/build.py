@@ -16,6 +16,7 @@ from trainer.config.sections.training import CustomTask, PlainEngine
 from trainer.data.store import TokenStore
 from trainer.data.stream import RowShape, Stream, StreamSource
 from trainer.dist.device import Peak, memory_meter, peak_of
+from trainer.dist.heartbeat import NoPulse
 from trainer.dist.seeds import step_seeder
 from trainer.dist.startup import StartUp
 from trainer.dist.world import World
@@ -24,7 +25,8 @@ from trainer.engine.base import Engine, FragmentSource
 from trainer.engine.model_setup import weight_dtype
 from trainer.errors import DataError
 from trainer.evals.table import evals_of
-from trainer.loop import Every, Job, Meter, StopFlag, TrainState, restored
+from trainer.loop import Every, Job, StopFlag, TrainState, restored
+from trainer.meter import Meter
 from trainer.models.attention import check_packing
 from trainer.models.build import build_model
 from trainer.models.init import InitialValues, initial_rules
@@ -84,6 +86,7 @@ def build_job(
         ),
         seed_step=step_seeder(config.run.seed),
         meter=_meter(plan, world),
+        pulse=NoPulse(),
     )
     startup.lap("peak")
     return job, state
@@ -247,4 +250,5 @@ def _meter(plan: RunPlan, world: World) -> Meter:
         peak=Peak(mean, mine.source),
         row_tokens_per_step=config.batch.global_batch_size * config.data.sequence_length,
         memory_bytes=memory_meter(world.device),
+        world_size=world.place.world_size,
     )

@@ -13,12 +13,14 @@ from trainer.batch import TokenBatch
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.sections.training import PrecisionSection
 from trainer.dist.device import Peak
+from trainer.dist.heartbeat import NoPulse
 from trainer.dist.world import Alone, World
 from trainer.engine.base import Engine
 from trainer.engine.plain import PlainEngine
 from trainer.errors import NonFiniteStep, SaveFailed, TooManyFailedSaves
 from trainer.evals.held_out import means
-from trainer.loop import Every, Job, Meter, TrainState, fit, restored
+from trainer.loop import Every, Job, TrainState, fit, restored
+from trainer.meter import Meter
 from trainer.reports import EvalReport, SaveReport, StepReport
 
 
@@ -114,7 +116,9 @@ def _job(folder: Path, notes: Notes, *, task: Distance | None = None, stop_at: i
             peak=Peak(0.0, "unknown"),
             row_tokens_per_step=4,
             memory_bytes=lambda: 1,
+            world_size=1,
         ),
+        pulse=NoPulse(),
     )
 
 

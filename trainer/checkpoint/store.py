@@ -114,6 +114,24 @@ class CheckpointStore:
             problem=problem,
         )
 
+    def begin(
+        self, world: World, engine: Engine, *, step: int, training: Mapping[str, Any]
+    ) -> list[SaveReport]:
+        """Begin a save that goes on while training does; reports of what has ended. Collective."""
+        return [self.save(world, engine, step=step, training=training)]
+
+    def written(self) -> bool:
+        """Whether this rank's part of the save under way has ended, well or not. Cheap, local."""
+        return False
+
+    def finish(self, world: World) -> list[SaveReport]:
+        """Publish the save that every rank has `written`, or say that it failed. Collective."""
+        return []
+
+    def drain(self, world: World) -> list[SaveReport]:
+        """Wait for the save under way, if there is one, and finish it. Collective."""
+        return []
+
     def _save(
         self, world: World, engine: Engine, step: int, training: Mapping[str, Any]
     ) -> tuple[int, str]:
