@@ -4,7 +4,8 @@ LonghaulError                 76  failed; start me again
 |- Refused                     2  nothing was written; what was asked cannot be done
 |  `- ConfigError              2  the settings cannot work; lists every problem found
 |- RunFolderError             78  the run folder is not what this command expects
-|- DataError                  78  a corpus, a tokenizer or a token store is not usable
+|- DataError                  78  a corpus, a tokenizer or a token store is not usable; what a
+|                                 preparation sees before it writes anything is Refused
 |- ModelError                 78  a model folder is not usable, or its rows leak into each other
 |- WorldError                 76  the process group is not as planned
 |  `- PeerFailed              as the first failing rank's: another rank failed, this one only heard

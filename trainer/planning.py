@@ -25,6 +25,7 @@ from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
 
 VOCAB_MULTIPLE = 64  # matrix kernels want it; the entries added are never a target
+MIN_TRAINED_VOCAB = 257  # every byte and the end of text
 
 
 def make_plan(
@@ -170,8 +171,7 @@ def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
             f"{shape.vocab_size:,} entries"
         )
         if isinstance(config.model, FolderModel):
-            fix = f"data/tokenizer=pretrained data.tokenizer.path={config.model.path}"
-            found.append(Problem("data.tokenizer", what, fix))
+            found.append(Problem("data.tokenizer", what, _fitting_tokenizer(config, shape)))
         else:
             found.append(Problem("model.vocab_size", what, "model.vocab_size=0"))
     row, limit = config.data.sequence_length, shape.max_position_embeddings
@@ -179,3 +179,12 @@ def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
         what = f"rows of {row:,} tokens, but the model has {limit:,} positions"
         found.append(Problem("data.sequence_length", what, f"data.sequence_length={limit}"))
     return found
+
+
+def _fitting_tokenizer(config: Config, shape: Shape) -> str:
+    """A smaller one where it is to be trained and the weights are new; else the folder's own."""
+    assert isinstance(config.model, FolderModel)
+    is_trained = isinstance(config.data.tokenizer, TrainedTokenizer)
+    if is_trained and config.model.weights == "fresh" and shape.vocab_size >= MIN_TRAINED_VOCAB:
+        return f"data.tokenizer.vocab_size={shape.vocab_size}"
+    return f"data/tokenizer=pretrained data.tokenizer.path={config.model.path}"

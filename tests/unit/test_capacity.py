@@ -242,3 +242,13 @@ def test_a_tokenizers_vocabulary_is_read_with_its_added_tokens(tmp_path: Path) -
     file.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 7}]}))
     assert vocab_size_of_tokenizer(tmp_path) == 8
     assert vocab_size_of_tokenizer(tmp_path / "x") is None
+
+
+def test_a_vocabulary_of_the_older_form_is_read_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "<|endoftext|>": 11}))
+    (tmp_path / "merges.txt").touch()
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert vocab_size_of_tokenizer(tmp_path) == 12
+    assert vocab_size_of_tokenizer(Path("~") / tmp_path.name) == 12

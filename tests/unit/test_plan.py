@@ -113,6 +113,16 @@ def test_a_folder_model_that_does_not_fit_says_all_that_is_wrong(folder: Path) -
     assert found[1].fix == "data.sequence_length=64"
 
 
+def test_a_tokenizer_to_be_trained_is_told_the_size_that_fits(folder: Path) -> None:
+    shape = json.loads((folder / "config.json").read_text()) | {"vocab_size": 1000}
+    (folder / "config.json").write_text(json.dumps(shape))
+    fresh = ("model=hf_folder", f"model.path={folder}", "model.weights=fresh")
+    [problem] = problems(config(*fresh, "data.sequence_length=64"), vocab=None)
+    assert problem.what.startswith("the tokenizer has 4,096 tokens")
+    assert problem.fix == "data.tokenizer.vocab_size=1000"
+    assert plan(config(*fresh, "data.sequence_length=64", problem.fix), vocab=None)
+
+
 def test_a_folder_that_is_no_model_is_a_problem_of_its_setting(tmp_path: Path) -> None:
     made = config("model=hf_folder", f"model.path={tmp_path}", "model.weights=fresh")
     [problem] = problems(made)

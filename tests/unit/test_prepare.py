@@ -12,10 +12,11 @@ import pytest
 
 from tests.helpers.corpora import BPE, silent, tiny_config
 from tests.helpers.data import tiny_text_corpus
+from trainer.commands.prepare import main
 from trainer.data.prepare import prepare
 from trainer.data.store import TokenStore
 from trainer.data.tokenizer import TextTokenizer
-from trainer.errors import DataError
+from trainer.errors import DataError, Exit, Refused
 from trainer.records.store_lookup import find_stores
 from trainer.records.token_store import MANIFEST, TOKENIZER
 
@@ -126,8 +127,56 @@ def test_a_source_without_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": ""}\n', encoding="utf-8")
     pretrained = _tokenizer_folder(tmp_path)
     made = tiny_config(tmp_path / "c.jsonl", tmp_path / "s", tokenizer=pretrained)
-    with pytest.raises(DataError, match=r"data\.sources\.tiny holds no text"):
+    with pytest.raises(Refused, match=r"data\.sources\.tiny holds no text"):
         prepare(made, log=silent)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "bad.txt is empty"),
+        (b"\x00\x01text", "bad.txt is a binary file"),
+        (b"a\xff", "bad.txt is not UTF-8"),
+        (None, "bad.txt does not exist"),
+    ],
+)
+def test_a_corpus_that_is_bad_from_the_start_is_refused_and_nothing_written(
+    tmp_path: Path,
+    content: bytes | None,
+    message: str,
+    pretrained: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the command, for its exit code is what a script sees: 2, whatever is wrong with it."""
+    good, bad, stores = tmp_path / "good.txt", tmp_path / "bad.txt", tmp_path / "s"
+    good.write_text("a text that can be read\n" * 50)
+    if content is not None:
+        bad.write_bytes(content)
+    paths = [str(good), str(bad)]
+    sources = {"mine": {"kind": "files", "format": "text", "paths": paths}}
+    tokenizer = _tokenizer_folder(tmp_path) if pretrained else BPE
+    made = tiny_config(good, stores, sources=sources, tokenizer=tokenizer)
+    (tmp_path / "config.json").write_text(made.model_dump_json())
+    assert main([str(tmp_path / "config.json")]) == Exit.REFUSED
+    assert message in capsys.readouterr().err
+    assert not stores.exists()
+
+
+def test_a_corpus_that_turns_bad_midway_stops(tmp_path: Path) -> None:
+    """Something was written by then: that is no refusal, and starting again would not help."""
+    corpus = tmp_path / "c.txt"
+    line = "a paragraph of a text that can be read, and then the next of them\n\n"
+    corpus.write_bytes(line.encode() * 10_000 + b"\xff\n")
+    source = {"kind": "files", "format": "text", "paths": [str(corpus)], "document": "paragraph"}
+    made = tiny_config(
+        corpus, tmp_path / "s", sources={"mine": source}, tokenizer=_tokenizer_folder(tmp_path)
+    )
+    with pytest.raises(DataError, match=r"c\.txt is not UTF-8: byte 0xff"):
+        prepare(made, log=silent)
+    assert any((tmp_path / "s").glob("mine-*"))
+    assert DataError.exit_code == Exit.STOP
 
 
 def test_a_pretrained_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
@@ -161,9 +210,9 @@ def test_what_is_no_tokenizer_is_refused(
             (folder / name).write_text(text, encoding="utf-8")
     settings = {"kind": "pretrained", "path": str(folder)}
     made = tiny_config(tiny_text_corpus(tmp_path), tmp_path / "s", tokenizer=settings)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(Refused, match=message):
         prepare(made, log=silent)
-    assert not any((tmp_path / "s").glob("tiny-*"))
+    assert not (tmp_path / "s").exists()
 
 
 def _tokenizer_folder(tmp_path: Path) -> dict[str, str]:

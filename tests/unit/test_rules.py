@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.helpers.configs import config, values
@@ -59,9 +61,6 @@ RULES: list[tuple[str, str, str, str]] = [
      "17 rows at a time are more than the 16 of a whole step", "batch.micro_batch_size=8"),
     ("batch.micro_batch_size=16", "batch.micro_batch_size",
      "16 rows on each of 2 ranks are more than the 16 of a whole step", "batch.micro_batch_size=8"),
-    ("model=hf_folder model.path=m", "data.tokenizer",
-     "the model's weights know another vocabulary",
-     "data/tokenizer=pretrained data.tokenizer.path=m"),
     ("model.vocab_size=4000", "data.tokenizer.vocab_size",
      "4,096 tokens, but the model's embedding has 4,000 entries", "model.vocab_size=0"),
     ("data.held_out_fraction=0", "data.held_out_fraction", "no text is held out", "evals=none"),
@@ -93,6 +92,21 @@ def test_what_cannot_work_is_refused_with_an_override_that_does(
         assert fix in problem.fix
     proposed = problem.fix.rpartition(" or ")[2].split()
     validate(values(*overrides.split(), *proposed))
+
+
+def test_a_new_tokenizer_for_trained_weights_is_refused(tmp_path: Path) -> None:
+    problem = problem_of("model=hf_folder", f"model.path={tmp_path}")
+    assert problem.where == "data.tokenizer"
+    assert "the model's weights know another vocabulary" in problem.what
+    assert problem.fix == f"data/tokenizer=pretrained data.tokenizer.path={tmp_path}"
+    validate(values("model=hf_folder", f"model.path={tmp_path}", *problem.fix.split()))
+
+
+def test_a_model_folder_that_is_not_there_is_said_before_its_tokenizer() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(values("model=hf_folder", "model.path=/nope"))
+    assert [p.where for p in caught.value.problems] == ["model.path", "data.tokenizer"]
+    assert caught.value.problems[0].what == "there is no folder /nope"
 
 
 def test_two_rules_broken_are_two_problems() -> None:

@@ -117,13 +117,18 @@ def _plain(family: Family, config: dict[str, Any]) -> Shape:
 
 
 def vocab_size_of_tokenizer(path: Path) -> int | None:
-    """One more than the largest id of a tokenizer.json; None where there is none to read.
+    """One more than the largest id of a tokenizer.json, or of GPT-2's older vocab.json.
 
-    The tokenizer's own reader is asked when the data is prepared; this is for plans before that.
+    None where there is neither to read. The tokenizer's own reader is asked when the data is
+    prepared; this is for plans before that.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
+    path = path.expanduser()
+    files = [path / "tokenizer.json", path / "vocab.json"] if path.is_dir() else [path]
     try:
+        file = next((f for f in files if f.is_file()), files[0])
         content = json.loads(file.read_text(encoding="utf-8"))
+        if file.name == "vocab.json":
+            content = {"model": {"vocab": content}}
         vocab = content["model"]["vocab"]
         ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
         ids += [token["id"] for token in content.get("added_tokens", [])]

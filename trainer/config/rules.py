@@ -1,11 +1,14 @@
-"""Rules between sections: each yields Problems. Pure: no machine, tokenizer or folder is asked.
+"""Rules between sections: each yields Problems. No machine, no tokenizer is asked.
 
-What needs a machine's device or a tokenizer is asked again by trainer/planning.py.
+What needs a machine's device, a tokenizer or what a model folder holds is asked by
+trainer/planning.py. Only whether that folder is there is asked here: all else about it would be
+said of a folder that is a typing mistake.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from trainer.config.engine_rules import engine_problems
@@ -40,6 +43,8 @@ def world_size(config: Config) -> int:
 def _model_problems(config: Config) -> Iterator[Problem]:
     model = config.model
     if not isinstance(model, ShapeModel):
+        if not Path(model.path).is_dir():
+            yield Problem("model.path", f"there is no folder {model.path}", "")
         return
     heads, grouped = model.num_attention_heads, model.num_key_value_heads
     if model.hidden_size % heads:

@@ -18,7 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.schema import Config
-from trainer.config.sections.data import CustomSource, DataSection, TrainedTokenizer
+from trainer.config.sections.data import (
+    CustomSource,
+    DataSection,
+    PretrainedTokenizer,
+    TrainedTokenizer,
+)
 from trainer.data.encode_pool import EncodeSettings, encoded
 from trainer.data.encoder import AcceleratorDiffers, EncodedChunk, accelerator_fault, token_dtype
 from trainer.data.order import is_held_out
@@ -27,7 +32,7 @@ from trainer.data.sample import sampled, total_bytes
 from trainer.data.sources import AnySource, Rejected, custom, documents
 from trainer.data.store_writer import StoreWriter, space_named
 from trainer.data.tokenizer import CONFIG, TextTokenizer, pretrained, tokenizer_digest, trained
-from trainer.errors import DataError
+from trainer.errors import DataError, Refused
 from trainer.plan import StorePlan
 from trainer.records.store_lookup import (
     PREPARATION_VERSION,
@@ -60,27 +65,56 @@ class _Work:
 def prepare(config: Config, *, log: Log) -> list[StorePlan]:
     """Make every store that is missing or stale; the stores in the order of data.sources.
 
-    Raises: DataError for a corpus, tokenizer or disk that will not do; Refused for a custom source
-    outside run.trust.
+    Raises: Refused for a corpus or a tokenizer that will not do, as far as that shows before a
+    store is begun (the beginning of every source, the tokenizer's sample), and for a custom source
+    outside run.trust; DataError for what shows later, and for a disk that will not do.
     """
     plain = config.data.model_dump(mode="json")
-    digests = {
-        name: custom(source, trust=config.run.trust).digest()
-        for name, source in config.data.sources.items()
-        if isinstance(source, CustomSource)
-    }
-    found = find_stores(plain, custom_digests=digests)
+    with _nothing_written():
+        digests = {
+            name: custom(source, trust=config.run.trust).digest()
+            for name, source in config.data.sources.items()
+            if isinstance(source, CustomSource)
+        }
+        found = find_stores(plain, custom_digests=digests)
     if found is None:
         keys = store_keys(plain, custom_digests=digests)
         assert keys is not None  # every custom source has its digest
-        _make(config, keys, log=log)
+        with _nothing_written():
+            beginnings = _beginnings(config, keys)
+            if isinstance(config.data.tokenizer, PretrainedTokenizer):
+                pretrained(config.data.tokenizer)
+        _make(config, keys, beginnings=beginnings, log=log)
         found = find_stores(plain, custom_digests=digests)
     if found is None:
         raise DataError("the corpus changed while it was prepared; run the command again")
     return [StorePlan(**asdict(store)) for store in found]
 
 
-def _make(config: Config, keys: StoreKeys, *, log: Log) -> None:
+@contextmanager
+def _nothing_written() -> Iterator[None]:
+    """Raises: Refused for what would be a DataError once something had been written."""
+    try:
+        yield
+    except DataError as e:
+        raise Refused(str(e)) from e
+
+
+def _beginnings(config: Config, keys: StoreKeys) -> dict[str, list[str]]:
+    """The first texts of every source that has no store yet.
+
+    Raises: DataError if a source cannot be read or holds no text.
+    """
+    found = {}
+    for name, source in config.data.sources.items():
+        if found_store(keys.store_folder(name), source=name, weight=source.weight) is None:
+            found[name] = _check_sample(source, trust=config.run.trust)
+            if not found[name]:
+                raise DataError(f"data.sources.{name} holds no text; correct its paths or settings")
+    return found
+
+
+def _make(config: Config, keys: StoreKeys, *, beginnings: dict[str, list[str]], log: Log) -> None:
     data = config.data
     with space_named(keys.root):
         keys.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,21 +137,15 @@ def _make(config: Config, keys: StoreKeys, *, log: Log) -> None:
                 tokenizer=tokenizer,
                 tokenizer_folder=keys.tokenizer_folder,
             )
-            _make_store(work, log=log)
+            sample = beginnings.get(name) or _check_sample(source, trust=config.run.trust)
+            _make_store(work, sample=sample, log=log)
 
 
 def _tokenizer(config: Config, folder: Path, *, log: Log) -> TextTokenizer:
     if (folder / TOKENIZER).exists():
         return TextTokenizer.open(folder)
-    settings = config.data.tokenizer
-    if isinstance(settings, TrainedTokenizer):
-        log(f"training a tokenizer of {settings.vocab_size:,} entries")
-        texts = sampled(config.data, trust=config.run.trust, num_bytes=settings.sample_bytes)
-        made = trained(settings, texts)
-        if made.vocab_size < settings.vocab_size:
-            log(f"the corpus is so small that it has {made.vocab_size:,} entries")
-    else:
-        made = pretrained(settings)
+    with _nothing_written():
+        made = _new_tokenizer(config, log=log)
     incoming = folder.with_name(f"{folder.name}.incoming")
     with space_named(folder):
         shutil.rmtree(incoming, ignore_errors=True)
@@ -127,10 +155,19 @@ def _tokenizer(config: Config, folder: Path, *, log: Log) -> TextTokenizer:
     return made
 
 
-def _make_store(work: _Work, *, log: Log) -> None:
-    sample = _check_sample(work)
-    if not sample:
-        raise DataError(f"data.sources.{work.name} holds no text; correct its paths or settings")
+def _new_tokenizer(config: Config, *, log: Log) -> TextTokenizer:
+    settings = config.data.tokenizer
+    if not isinstance(settings, TrainedTokenizer):
+        return pretrained(settings)
+    log(f"training a tokenizer of {settings.vocab_size:,} entries")
+    texts = sampled(config.data, trust=config.run.trust, num_bytes=settings.sample_bytes)
+    made = trained(settings, texts)
+    if made.vocab_size < settings.vocab_size:
+        log(f"the corpus is so small that it has {made.vocab_size:,} entries")
+    return made
+
+
+def _make_store(work: _Work, *, sample: list[str], log: Log) -> None:
     fault = accelerator_fault(work.tokenizer_folder, sample=sample)
     if fault is not None:
         log(f"{work.name}: encoding with tokenizers, for gigatoken cannot be used: {fault}")
@@ -142,11 +179,11 @@ def _make_store(work: _Work, *, log: Log) -> None:
         _write_store(work, accelerated=False, log=log)
 
 
-def _check_sample(work: _Work) -> list[str]:
+def _check_sample(source: AnySource, *, trust: tuple[str, ...]) -> list[str]:
     texts: list[str] = []
     size = 0
     rejected = Rejected()
-    for text in documents(work.source, trust=work.trust, rejected=rejected):
+    for text in documents(source, trust=trust, rejected=rejected):
         texts.append(text[:CHECK_BYTES])
         size += len(texts[-1])
         if size >= CHECK_BYTES:
