@@ -78,11 +78,12 @@ def _put(run: RunFiles, place: Path) -> RunFiles:
     return RunFiles(place)
 
 
-def rubbish(runs: list[RunFiles], *, keep: int, failed: bool) -> list[Rubbish]:
+def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rubbish]:
     """What can go: superseded checkpoints, what dead saves left, and (`failed`) whole failed runs.
 
-    The newest `keep` complete checkpoints of a run stay, and those its `checkpoint.keep_every`
-    keeps for ever. A run has failed when nothing runs, no attempt finished and none saved.
+    `keep`: the newest complete checkpoints of a run that stay; None: as many as the run's own
+    `checkpoint.keep_last` says. Those that its `checkpoint.keep_every` keeps for ever stay always.
+    A run has failed when nothing runs, no attempt finished and none saved.
     """
     found: list[Rubbish] = []
     for run in runs:
@@ -92,12 +93,18 @@ def rubbish(runs: list[RunFiles], *, keep: int, failed: bool) -> list[Rubbish]:
         if failed and not complete and attempts(run) and not finished_step(run):
             found.append(_item(run, run.root, "failed, and has no checkpoint"))
             continue
-        forever = _keep_every(run)
-        for step, path in complete[: -keep or None]:
+        own_keep, forever = _retention(run)
+        stay = keep or own_keep or len(complete)
+        for step, path in complete[:-stay]:
             if not forever or step % forever:
-                found.append(_item(run, path, f"superseded by step {complete[-1][0]}"))
+                why = f"not among the newest {stay} of {len(complete)}"
+                if own_keep and stay < own_keep:
+                    why += f"; the run itself keeps {own_keep}"
+                found.append(_item(run, path, why))
         for path in sorted(run.checkpoints.glob("*.incoming-*")):
             found.append(_item(run, path, "left by a save that did not end"))
+        for path in sorted(run.checkpoints.glob("*.removing")):
+            found.append(_item(run, path, "left by a removal that did not end"))
         for path in sorted(run.attempts.glob("*/torch_extensions")):
             found.append(_item(run, path, "ops built for one attempt"))
     return found
@@ -139,11 +146,13 @@ def _complete(run: RunFiles) -> list[tuple[int, Path]]:
     return sorted((int(step), p) for step, p in steps if step.isdigit())
 
 
-def _keep_every(run: RunFiles) -> int:
+def _retention(run: RunFiles) -> tuple[int, int]:
+    """(keep_last, keep_every) of the run's newest attempt; keep_last 0: it cannot be read."""
     for path in (*(files.plan for files in reversed(attempts(run))), run.run_json):
         try:
             config: dict[str, Any] = read_json(path)["config"]
-            return int(config["checkpoint"]["keep_every"])
+            section = config["checkpoint"]
+            return int(section["keep_last"]), int(section["keep_every"])
         except (FileNotFoundError, ValueError, KeyError):
             continue
-    return 0
+    return 0, 0

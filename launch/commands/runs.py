@@ -20,7 +20,8 @@ examples
   longhaul runs list --json
   longhaul runs rename first-run baseline
   longhaul runs move baseline /archive/runs
-  longhaul runs gc --keep 1            lists what would go; --yes removes it
+  longhaul runs gc                     lists what would go; --yes removes it
+  longhaul runs gc old-run --keep 1    fewer checkpoints than the run itself keeps
 """
 
 
@@ -44,7 +45,9 @@ def main(argv: list[str]) -> int:
     one.add_argument("folder", type=Path)
     one = verbs.add_parser("gc", parents=[common], help="what can go, and its size")
     one.add_argument("run", nargs="*", help="default: all under --root")
-    one.add_argument("--keep", type=int, default=1, help="newest checkpoints that stay (1)")
+    one.add_argument(
+        "--keep", type=int, help="newest checkpoints that stay (the run's checkpoint.keep_last)"
+    )
     one.add_argument("--failed", action="store_true", help="also whole runs that saved nothing")
     one.add_argument("--yes", action="store_true", help="remove what is listed")
     one.add_argument("--json", action="store_true")
@@ -80,7 +83,7 @@ def _move(given: argparse.Namespace) -> int:
 
 
 def _gc(given: argparse.Namespace) -> int:
-    if given.keep < 1:
+    if given.keep is not None and given.keep < 1:
         raise Refused("--keep: the newest checkpoint of a run always stays; 1 or more")
     root = Path(given.root)
     runs = [find(name, root=root) for name in given.run] or list_runs(root)

@@ -30,7 +30,8 @@ from trainer.records.run_files import RunFiles
 
 
 def make(root: Path, name: str = "first") -> RunFiles:
-    config = {"run": {"name": name}, "steps": {"total": 300}, "checkpoint": {"keep_every": 0}}
+    checkpoint = {"keep_last": 2, "keep_every": 400}
+    config = {"run": {"name": name}, "steps": {"total": 300}, "checkpoint": checkpoint}
     return create(root, config=config, frozen_hash="abc")
 
 
@@ -174,16 +175,35 @@ def test_gc_lists_superseded_checkpoints_and_removes_only_those(tmp_path: Path) 
     run = make(tmp_path)
     save(run, 100, 200, 300)
     (run.checkpoints / "step-00000400.incoming-2").mkdir()
+    (run.checkpoints / "step-00000050.removing").mkdir()
     found = rubbish([run], keep=1, failed=False)
-    assert [one.path.name for one in found] == [
-        "step-00000100",
-        "step-00000200",
-        "step-00000400.incoming-2",
+    assert [(one.path.name, one.why) for one in found] == [
+        ("step-00000100", "not among the newest 1 of 3; the run itself keeps 2"),
+        ("step-00000200", "not among the newest 1 of 3; the run itself keeps 2"),
+        ("step-00000400.incoming-2", "left by a save that did not end"),
+        ("step-00000050.removing", "left by a removal that did not end"),
     ]
-    assert found[0].why == "superseded by step 300"
     for one in found:
         remove(one, run)
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000300"]
+
+
+def test_gc_keeps_what_the_run_itself_promises_to_keep(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    save(run, 300, 400, 500, 600, 700)
+    found = rubbish([run], keep=None, failed=False)
+    assert [(one.path.name, one.why) for one in found] == [
+        ("step-00000300", "not among the newest 2 of 5"),
+        ("step-00000500", "not among the newest 2 of 5"),
+    ]
+    plan = {"config": {"checkpoint": {"keep_last": 4, "keep_every": 0}}}
+    new_attempt(run).plan.write_text(json.dumps(plan))  # the newest attempt's settings count
+    found = rubbish([run], keep=None, failed=False)
+    assert [one.path.name for one in found] == ["step-00000300"]
+    run.run_json.write_text("{")
+    new_attempt(run).plan.write_text("{")
+    run.attempt(1).plan.unlink()
+    assert rubbish([run], keep=None, failed=False) == []  # nothing is known: nothing goes
 
 
 def test_gc_takes_failed_runs_only_when_asked_and_running_ones_never(tmp_path: Path) -> None:
