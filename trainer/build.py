@@ -25,6 +25,7 @@ from trainer.engine.base import Engine, FragmentSource
 from trainer.engine.model_setup import weight_dtype
 from trainer.errors import DataError
 from trainer.evals.table import evals_of
+from trainer.faultpoints import faultpoint
 from trainer.loop import Every, Job, StopFlag, TrainState, restored
 from trainer.meter import Meter
 from trainer.models.attention import check_packing
@@ -54,6 +55,7 @@ def build_job(
 
     Raises: DataError, ModelError, ConfigError, CheckpointError.
     """
+    faultpoint("start.met")
     config = plan.config
     sources = world.each(lambda: open_sources(plan))
     if config.data.packing:
@@ -63,6 +65,7 @@ def build_job(
     checkpoints = open_checkpoints(plan, run)
     state, cursor = _resume(plan, world, engine=engine, checkpoints=checkpoints)
     startup.lap("load")
+    faultpoint("start.loaded")
     stream = world.each(lambda: open_stream(plan, world, sources=sources, cursor=cursor))
     task = build_task(plan)
     evals = world.each(lambda: evals_of(plan, task, stream=stream, sources=sources))

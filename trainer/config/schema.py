@@ -7,6 +7,7 @@ from trainer.config.sections.data import DataSection
 from trainer.config.sections.model import Model
 from trainer.config.sections.run import (
     BatchSection,
+    DrillsSection,
     LaunchSection,
     ResourcesSection,
     ResumeSection,
@@ -36,3 +37,4 @@ class Config(Section):
     observers: ObserversSection
     resume: ResumeSection
     launch: LaunchSection
+    drills: DrillsSection

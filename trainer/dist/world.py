@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from trainer.dist.place import Place as Place
 from trainer.errors import Exit, LonghaulError, PeerFailed, WorldError
+from trainer.faultpoints import faultpoint
 
 T = TypeVar("T")
 _MESSAGE_CHARACTERS = 1000  # of an error's text that travels to the other ranks
@@ -164,6 +165,7 @@ def meet(
     DeepSpeed needs a group even for one rank, so the engine makes its own in that case.
     Raises: WorldError if the ranks do not meet in time.
     """
+    faultpoint("start.imported")
     if place.world_size == 1:
         return Alone(device)
     if device.type == "cuda":

@@ -51,3 +51,7 @@ class ResumeSection(Section):
 class LaunchSection(Section):
     kind: Literal["local"]
     grace_s: Annotated[float, Field(gt=0)]  # from "save and stop" to SIGKILL
+
+
+class DrillsSection(Section):
+    enabled: bool  # faults planned in LONGHAUL_DRILL happen; refused otherwise
