@@ -13,7 +13,9 @@ from pydantic import Field
 
 from trainer.config.schema import Config
 from trainer.config.sections.base import Section
+from trainer.errors import RunFolderError
 from trainer.records.json_file import read_json, write_json
+from trainer.records.run_files import AttemptFiles
 
 
 class StorePlan(Section):
@@ -77,3 +79,15 @@ def write_plan(path: Path, plan: RunPlan) -> None:
 def read_plan(path: Path) -> RunPlan:
     """Raises: FileNotFoundError, pydantic.ValidationError."""
     return RunPlan.model_validate(read_json(path))
+
+
+def plan_of_attempt(files: AttemptFiles) -> RunPlan:
+    """Raises: RunFolderError if there is no plan that can be read."""
+    try:
+        return read_plan(files.plan)
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"{files.root} is no attempt of a run: no plan.json"
+        raise RunFolderError(f"{what}; give a run folder and one of its attempts") from None
+    except ValueError as e:
+        reason = str(e).splitlines()[0]
+        raise RunFolderError(f"{files.plan} cannot be read ({reason}); start a new attempt") from e

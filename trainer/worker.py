@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from trainer.dist.place import Place
 from trainer.dist.signals import StopSignals
 from trainer.dist.startup import StartUp
-from trainer.errors import Exit, RunFolderError
-from trainer.plan import RunPlan, read_plan
+from trainer.errors import Exit, LonghaulError
+from trainer.plan import RunPlan, plan_of_attempt
 from trainer.records import attempt as records
-from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.run_files import RunFiles
 
 if TYPE_CHECKING:  # at run time they come with torch, after the signal handlers stand
     from trainer.dist.world import World
@@ -76,7 +76,7 @@ class Rank:
     def run(self) -> Exit:
         """Raises: whatever ends the attempt; every LonghaulError knows its exit code."""
         self._place = Place.from_env()
-        plan = _read_plan(self._files)
+        plan = plan_of_attempt(self._files)
         self._place.check(plan.world_size)
         self._startup.lap("python")
         from trainer.build import build_job, build_observers
@@ -110,11 +110,16 @@ class Rank:
 
     def fail(self, error: BaseException) -> int:
         """Say why, in the rank's log and in error.json. Returns the exit code."""
-        from trainer.dist.world import is_echo
+        if self._startup.seconds or not isinstance(error, LonghaulError):
+            from trainer.dist.world import is_echo
 
-        traceback.print_exception(error)
-        if is_echo(error):
-            time.sleep(_ECHO_WAITS_S)
+            traceback.print_exception(error)
+            if is_echo(error):
+                time.sleep(_ECHO_WAITS_S)
+        elif self._place.local_rank == 0:  # a wrong start: one sentence, once a node
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            time.sleep(_ECHO_WAITS_S)  # torchrun ends the others as soon as one rank has ended
         step = self._state.step if self._state else None
         record = records.error_record(error, rank=self._place.rank, step=step)
         if self._files.root.is_dir():
@@ -125,15 +130,6 @@ class Rank:
         """After the records are written: an observer may take its time."""
         for observer in self._observers:
             observer.close()
-
-
-def _read_plan(files: AttemptFiles) -> RunPlan:
-    try:
-        return read_plan(files.plan)
-    except FileNotFoundError:
-        raise RunFolderError(f"{files.root} is no attempt of a run: no plan.json") from None
-    except ValueError as e:
-        raise RunFolderError(f"{files.plan} cannot be read ({e}); start a new attempt") from e
 
 
 def _meet(plan: RunPlan, place: Place) -> World:

@@ -142,15 +142,22 @@ def _refused(argv: Sequence[str], **env: str) -> subprocess.CompletedProcess[str
 
 
 def test_what_a_rank_cannot_start_from_is_said(tmp_path: Path) -> None:
-    missing = _refused([str(tmp_path / "nowhere"), "--attempt", "1"])
-    assert missing.returncode == Exit.STOP
-    assert "is no attempt of a run: no plan.json" in missing.stderr
+    (tmp_path / "file").touch()
+    for place in ("nowhere", "file"):
+        missing = _refused([str(tmp_path / place), "--attempt", "1"])
+        assert missing.returncode == Exit.STOP
+        said = f"error: {tmp_path}/{place}/attempts/0001 is no attempt of a run: no plan.json; "
+        assert missing.stderr == f"{said}give a run folder and one of its attempts\n"
     assert not (tmp_path / "nowhere").exists()  # and nothing is written
+    second = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    silent = _refused([str(tmp_path / "nowhere"), "--attempt", "1"], **second)
+    assert (silent.returncode, silent.stderr) == (Exit.STOP, "")  # the first of the node says it
 
     run = tiny_run(tmp_path, ("resources.ranks_per_node=2",))
     alone = _refused([str(run.root), "--attempt", "1"])
     assert alone.returncode == Exit.FAILED
     assert "WORLD_SIZE is 1, but this attempt was planned for 2 ranks" in alone.stderr
+    assert "Traceback" not in alone.stderr
 
     (store,) = (tmp_path / "stores").glob("files-*/manifest.json")
     store.write_text(store.read_text().replace('"code_version"', '"code_version" '))
