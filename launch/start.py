@@ -42,6 +42,7 @@ from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import ConfigError, DataError, Exit, Problem, Refused, RunFolderError
 from trainer.plan import RunPlan, StorePlan, read_plan, write_plan
 from trainer.planning import make_plan
+from trainer.records.built_ops import needs_async_io
 from trainer.records.json_file import read_json
 from trainer.records.run_files import AttemptFiles, RunFiles
 from trainer.records.store_lookup import find_stores
@@ -111,7 +112,7 @@ def dry_run(config: Config) -> DryRun:
 
 def stand(config: Config) -> Standing:
     """Raises: ConfigError, Refused or RunFolderError if the run cannot be started like this."""
-    _refuse_swapped_state(config)
+    _refuse_without_async_io(config)
     run = existing(Path(config.run.root), config.run.name)
     mode = config.resume.mode
     if run is None and mode == "must":
@@ -192,15 +193,19 @@ def _stored(run: RunFiles) -> Config:
         ) from e
 
 
-def _refuse_swapped_state(config: Config) -> None:
-    """NVMe offload can be planned; a run that could not save would be a run that is lost."""
+def _refuse_without_async_io(config: Config) -> None:
+    """Raises: ConfigError if the settings swap state to a disk and this machine cannot."""
     engine = config.engine
     if isinstance(engine, DeepSpeedEngine) and "nvme" in (
         engine.offload_optimizer,
         engine.offload_parameters,
     ):
-        what = "state swapped out to NVMe cannot be saved or loaded yet, so no run is started on it"
-        raise ConfigError([Problem("engine", what, "engine=zero3_offload_cpu")])
+        needs_async_io(device_for(config.resources.device))
+        if not Path(str(engine.nvme_path)).is_dir():
+            what = f"there is no folder {engine.nvme_path} to swap to"
+            raise ConfigError(
+                [Problem("engine.nvme_path", what, "engine.nvme_path=/local/scratch")]
+            )
 
 
 def _refuse_another_run(run: RunFiles, config: Config) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,6 +27,7 @@ from trainer.optim.muon import Muon
 from trainer.records.fragment import MASTER, Fragment
 
 VOCABULARY, WIDTH, INNER = 37, 13, 22  # every kind of shard is padded on 2 ranks or on 3
+WIDE = {"width": 513, "inner": 2201}  # on 2 ranks two weights are large enough for swap files
 ROWS, LENGTH, IGNORED = 12, 9, -100
 Tensors = dict[tuple[str, str], torch.Tensor]  # (name, kind) -> whole tensor, flat
 
@@ -45,6 +45,7 @@ class Case:
     dropout: float = 0.0
     checkpointed: bool = False
     meta: bool = True
+    wide: bool = False
     changes: tuple[tuple[str, Any], ...] = ()  # to the engine's section
     fault: Literal["", "average over ranks", "average over micro-steps"] = ""
 
@@ -57,15 +58,22 @@ class Result:
 
 
 class Net(nn.Module):
-    def __init__(self, *, dropout: float = 0.0, checkpointed: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        dropout: float = 0.0,
+        checkpointed: bool = False,
+        width: int = WIDTH,
+        inner: int = INNER,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, WIDTH)
-        self.up = nn.Linear(WIDTH, INNER)
-        self.norm = nn.LayerNorm(INNER)
-        self.down = nn.Linear(INNER, WIDTH, bias=False)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
-        self.frozen = nn.Parameter(torch.linspace(-1, 1, WIDTH), requires_grad=False)
-        self.register_buffer("waves", torch.linspace(0, 1, WIDTH), persistent=False)
+        self.embed = nn.Embedding(VOCABULARY, width)
+        self.up = nn.Linear(width, inner)
+        self.norm = nn.LayerNorm(inner)
+        self.down = nn.Linear(inner, width, bias=False)
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
+        self.frozen = nn.Parameter(torch.linspace(-1, 1, width), requires_grad=False)
+        self.register_buffer("waves", torch.linspace(0, 1, width), persistent=False)
         self.dropout, self.checkpointed = dropout, checkpointed
 
     def forward(self, inputs_RT: torch.Tensor) -> torch.Tensor:
@@ -133,11 +141,12 @@ def drawn(name: str, shape: Sequence[int]) -> torch.Tensor:
 
 def make_model(case: Case) -> Net:
     """On meta, except what `load` never fills: a frozen parameter, a buffer."""
+    sizes = WIDE if case.wide else {}
     if not case.meta:
-        return Net(dropout=case.dropout, checkpointed=case.checkpointed)
-    net = meta_net(dropout=case.dropout, checkpointed=case.checkpointed)
-    net.frozen = nn.Parameter(torch.linspace(-1, 1, WIDTH), requires_grad=False)
-    net.waves = torch.linspace(0, 1, WIDTH)
+        return Net(dropout=case.dropout, checkpointed=case.checkpointed, **sizes)
+    net = meta_net(dropout=case.dropout, checkpointed=case.checkpointed, **sizes)
+    net.frozen = nn.Parameter(torch.linspace(-1, 1, len(net.frozen)), requires_grad=False)
+    net.waves = torch.linspace(0, 1, len(net.frozen))
     return net
 
 
@@ -323,19 +332,6 @@ def weights_held(world: World) -> tuple[int, list[tuple[int, ...]]]:
         engine.model(rows(1)[0])
     engine.close()
     return resident, kept
-
-
-def has_async_io(world: World) -> bool:
-    from deepspeed.git_version_info import installed_ops
-
-    return bool(installed_ops.get("async_io"))
-
-
-def train_on_nvme(world: World, folder: str) -> int:
-    """Bytes in swap files after two steps."""
-    changes = (("offload_optimizer", "nvme"), ("nvme_path", folder))
-    run(world, Case(engine=3, steps=2, changes=changes))
-    return sum(f.stat().st_size for f in Path(folder).rglob("*.swp"))
 
 
 def group_timeouts(world: World, wanted: Case, seconds: float) -> set[float]:

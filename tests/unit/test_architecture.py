@@ -23,9 +23,13 @@ _BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
 
 # Who may read or write os.environ outside launch/, and why.
 _ENVIRONMENT = {
+    "trainer/dist/heartbeat.py": "LONGHAUL_PULSE: the page that a watcher reads",
     "trainer/dist/place.py": "Place.from_env: who this process is",
     "trainer/dist/world.py": "names the address in a message when ranks do not meet",
     "trainer/engine/bootstrap.py": "sets what DeepSpeed reads, before it is imported",
+    "trainer/engine/async_io.py": "the same, to build its operator",
+    "trainer/records/built_ops.py": "LONGHAUL_OPS: where built operators lie",
+    "trainer/worker.py": "hands on what a drill planned for this process",
 }
 
 _TORCH_DISTRIBUTED = ("trainer/dist/", "trainer/engine/")

@@ -18,6 +18,7 @@ from launch.start import stand
 from tests.helpers.configs import config
 from trainer.errors import ConfigError
 from trainer.records.attempt import Done, ErrorRecord, write_record
+from trainer.records.built_ops import PARTS, ops_folder
 from trainer.records.run_files import RunFiles
 
 
@@ -214,6 +215,17 @@ def test_a_dry_run_writes_nothing_and_takes_under_a_second_of_cpu(runs: Path) ->
     assert not list(runs.parent.iterdir())
 
 
-def test_a_run_that_could_not_save_is_not_started() -> None:
-    with pytest.raises(ConfigError, match="swapped out to NVMe cannot be saved or loaded yet"):
-        stand(config("engine=zero3_offload_nvme", "engine.nvme_path=/tmp"))
+def test_a_run_whose_state_could_not_be_swapped_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGHAUL_OPS", str(tmp_path / "ops"))
+    cpu = ("engine=zero3_offload_nvme", "resources.device=cpu")
+    with pytest.raises(ConfigError, match=r"async_io .* not built here; .*build_async_io"):
+        stand(config(*cpu, f"engine.nvme_path={tmp_path}"))
+    folder = ops_folder("cpu")
+    folder.mkdir(parents=True)
+    for part in PARTS:
+        (folder / f"{part}.so").touch()
+    with pytest.raises(ConfigError, match=f"no folder {tmp_path}/disk to swap to"):
+        stand(config(*cpu, f"engine.nvme_path={tmp_path}/disk"))
+    stand(config(*cpu, f"engine.nvme_path={tmp_path}"))

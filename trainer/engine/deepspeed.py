@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from trainer.config.sections.training import Optimizer as OptimizerSection
 from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import World
 from trainer.engine import fragments
+from trainer.engine.async_io import load_async_io
 from trainer.engine.base import FragmentSource, HeldFragment, StepStats
 from trainer.engine.bootstrap import new_groups_time_out, prepare_process, quiet, skip_compiler
 from trainer.engine.fragments import Region
@@ -31,8 +33,11 @@ from trainer.engine.model_setup import (
     whole_shapes,
 )
 from trainer.engine.sharded_muon import Matrix, ShardedMuon
+from trainer.engine.swap_folder import SwapFolder
+from trainer.engine.swapping import fit_buffers, resident
 from trainer.engine.zero_config import zero_config
 from trainer.optim.muon import Muon
+from trainer.records.built_ops import needs_async_io
 
 
 class DeepSpeedEngine:
@@ -58,13 +63,19 @@ class DeepSpeedEngine:
         self._linear = nn.functional.linear  # stage 3 replaces it until `close`
         self._scales_loss = precision.kind == "fp16"
         self._max_grad_norm = optimizer.max_grad_norm or math.inf
+        device: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
+        self._swap: SwapFolder | None = None
+        if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
+            needs_async_io(device)
+            self._swap = SwapFolder(str(engine.nvme_path), rank=world.place.rank)
+            engine = engine.model_copy(update={"nvme_path": str(self._swap.path)})
         config = zero_config(
             engine,
             precision,
             optimizer=optimizer,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            device="cuda" if self.device.type == "cuda" else "cpu",
+            device=device,
         )
         prepare_process(world.place, self.device)
         import deepspeed  # reads the environment that prepare_process sets
@@ -72,8 +83,11 @@ class DeepSpeedEngine:
         quiet(deepspeed)
         if optimizer.kind != "muon":
             skip_compiler(deepspeed)
+        if self._swap:
+            load_async_io(op_builders(), device)
         with new_groups_time_out(timeout_s):
             model = make_model()
+            fit_buffers(config, model, world_size=world.place.world_size)
             self._settle(deepspeed, model, config, weight_dtype(precision.kind))
             if precision.kind == "autocast":
                 compute_in_bf16(model, self.device)
@@ -86,7 +100,9 @@ class DeepSpeedEngine:
             made = deepspeed.initialize(model=model, optimizer=self._base, config=config)
             self._ds: Any = made[0]
         owned = list(self._owners())
-        fragments.create_moments(self._base, owned)
+        for i, owner in enumerate(owned):
+            with self._resident(i, write=True):
+                fragments.create_moments(self._base, [owner])
         if isinstance(self._base, ShardedMuon):
             self._base.place(self._matrices([owner for owner, _ in owned], group_of))
 
@@ -120,11 +136,29 @@ class DeepSpeedEngine:
             )
         else:
             regions = self._owned_regions()
-        return fragments.held(regions, self._base)
+        if self._swap is None:
+            yield from fragments.held(regions, self._base)
+            return
+        for i, owned in enumerate(self._by_sub_group(regions)):
+            with self._resident(i, write=False):
+                yield from fragments.held(owned, self._base)
 
+    @torch.no_grad()
     def load(self, source: FragmentSource, *, step: int) -> None:
-        fragments.fill(self._owned_regions(), self._base, source, step=step)
-        self._refresh_weights()
+        regions = self._owned_regions()
+        if self._stage < 3:
+            fragments.fill(regions, self._base, source, step=step)
+            if self._stage:
+                self._ds.optimizer.update_lp_params()
+            return
+        zero = self._ds.optimizer
+        zero.checkpoint_event_prologue()  # gives up what is gathered
+        for i, owned in enumerate(self._by_sub_group(regions)):
+            with self._resident(i, write=True):
+                fragments.fill(owned, self._base, source, step=step)
+                # 16-bit weights from masters, as after an update
+                zero._reassign_or_swap_out_partitioned_parameters(i)
+        zero.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         return [(n, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._trained]
@@ -132,6 +166,8 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self._ds.destroy()
         nn.functional.linear = self._linear
+        if self._swap:
+            self._swap.remove()
 
     def _undo_average(self, loss: torch.Tensor) -> torch.Tensor:
         """DeepSpeed averages gradients over the ranks; we sum."""
@@ -197,17 +233,22 @@ class DeepSpeedEngine:
                 found.setdefault(owner, []).append(Matrix(shape, held.get(name)))
         return found
 
-    @torch.no_grad()
-    def _refresh_weights(self) -> None:
-        """What DeepSpeed does after its update: 16-bit weights from masters, on all ranks."""
-        zero = self._ds.optimizer
-        if self._stage in (1, 2):
-            zero.update_lp_params()
-        if self._stage == 3:
-            zero.checkpoint_event_prologue()  # gives up what is gathered
-            for i in range(len(zero.fp16_groups)):
-                zero._reassign_or_swap_out_partitioned_parameters(i)
-            zero.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
+    def _by_sub_group(self, regions: Sequence[Region]) -> Iterator[list[Region]]:
+        """Of stage 3: what can be in memory together."""
+        for owner in self._ds.optimizer.fp32_partitioned_groups_flat:
+            yield [region for region in regions if region.owner is owner]
+
+    def _resident(self, sub_group: int, *, write: bool) -> AbstractContextManager[None]:
+        if self._swap is None:
+            return nullcontext()
+        return resident(self._ds.optimizer, sub_group, write=write)
+
+
+def op_builders() -> Any:
+    """DeepSpeed's, for the accelerator that DS_ACCELERATOR names."""
+    import deepspeed.ops.op_builder
+
+    return deepspeed.ops.op_builder
 
 
 def _group_of(optimizer: torch.optim.Optimizer) -> dict[int, int]:

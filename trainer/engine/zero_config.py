@@ -74,4 +74,15 @@ def _zero(engine: DeepSpeedEngine, *, device: str) -> dict[str, Any]:
             zero[section] = {"device": target, "pin_memory": device == "cuda"}
         if target == "nvme":
             zero[section]["nvme_path"] = engine.nvme_path
+    if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
+        # Each parameter by itself. Gradients of several in one group are read back to addresses
+        # that are not aligned, which fails without a word; and buffers are as large as a group.
+        zero["sub_group_size"] = 1
+    if engine.offload_optimizer == "nvme":
+        zero["offload_optimizer"]["buffer_count"] = 4  # master, gradient, and AdamW's two moments
+    if engine.offload_parameters == "nvme":
+        # By default the first 1e9 elements of a rank's share never leave the host's memory.
+        zero["offload_param"]["max_in_cpu"] = 0
+        # Fetched ahead, a parameter that comes twice (forward, backward) is read twice: it asserts.
+        zero["stage3_prefetch_bucket_size"] = 0
     return zero
