@@ -217,7 +217,7 @@ def test_one_checkpoint_of_a_run_can_be_named(
     [
         ([".", "--step", "4"], "has no checkpoint of step 4; there is 3, 6"),
         (["nowhere"], "is neither a run folder, a checkpoint"),
-        ([".", "--rows", "0"], "there are no held-out rows"),
+        ([".", "--rows", "0"], "--rows 0: nothing is asked for; give 1 or more, as in --rows 256"),
     ],
 )
 def test_what_is_not_there_is_refused(
@@ -226,3 +226,23 @@ def test_what_is_not_there_is_refused(
     path, *options = argv
     assert evaluate.main([str(run.root / path), *options]) == Exit.REFUSED
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fraction", "why", "fix"),
+    [
+        ("0", "held no text out (data.held_out_fraction=0)", "0.01"),
+        ("0.0001", "has 0 held-out tokens, not enough for one row: its corpus has too", "0.001"),
+    ],
+)
+def test_a_run_without_held_out_text_is_told_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fraction: str, why: str, fix: str
+) -> None:
+    run = trained_run(
+        tmp_path, f"data.held_out_fraction={fraction}", "evals.held_out_rows=0", "steps.total=2"
+    )
+    capsys.readouterr()
+    assert evaluate.main([str(run.root)]) == Exit.REFUSED
+    said = capsys.readouterr().err
+    assert f"run tiny {why}" in said
+    assert f"run.name=tiny-evaluated data.held_out_fraction={fix}" in said

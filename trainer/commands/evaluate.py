@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trainer.commands.ending import ended
 from trainer.errors import Exit, Refused
+from trainer.plan import RunPlan
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,10 +42,7 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     trained = open_trained(given.path, step=given.step)
     batches = held_out_rows(trained.plan, given.rows)
     if not batches:
-        raise Refused(
-            "there are no held-out rows: --rows is 0, data.held_out_fraction was, or the corpus "
-            "has too few documents to hold any out"
-        )
+        raise Refused(_nothing_to_score(trained.plan, given.rows))
     device = choose_device(trained.plan.device, Place())
     dtype = weight_dtype(trained.plan.config.precision.kind)
     model = load_model(trained, dtype=dtype, device=device)
@@ -62,6 +60,24 @@ def _evaluate(given: argparse.Namespace) -> Exit:
         print(f"  {name:16} {value:.4f}")
     print(f"  in {time.perf_counter() - started:.1f} s")
     return Exit.DONE
+
+
+def _nothing_to_score(plan: RunPlan, rows: int) -> str:
+    """Why there are no held-out rows, and what to do: trained text cannot be held out now."""
+    if rows < 1:
+        return f"--rows {rows}: nothing is asked for; give 1 or more, as in --rows 256"
+    name, data = plan.config.run.name, plan.config.data
+    larger = "0.01" if not data.held_out_fraction else f"{min(0.5, 10 * data.held_out_fraction):g}"
+    another = f"run.name={name}-evaluated data.held_out_fraction={larger}"
+    fix = f"Train another run with its settings and {another}"
+    if not data.held_out_fraction:
+        return f"run {name} held no text out (data.held_out_fraction=0). {fix}"
+    tokens = sum(store.held_out_tokens for store in plan.stores)
+    return (
+        f"run {name} has {tokens:,} held-out tokens, not enough for one row: its corpus has too "
+        f"few documents for data.held_out_fraction={data.held_out_fraction:g}. {fix}, or more "
+        "documents (a long text: document=paragraph in its source)"
+    )
 
 
 if __name__ == "__main__":
