@@ -16,7 +16,6 @@ from trainer.config.sections.training import CustomTask, PlainEngine
 from trainer.data.store import TokenStore
 from trainer.data.stream import RowShape, Stream, StreamSource
 from trainer.dist.device import Peak, memory_meter, peak_of
-from trainer.dist.heartbeat import NoPulse
 from trainer.dist.seeds import step_seeder
 from trainer.dist.startup import StartUp
 from trainer.dist.world import World
@@ -89,7 +88,7 @@ def build_job(
         ),
         seed_step=step_seeder(config.run.seed),
         meter=_meter(plan, world),
-        pulse=NoPulse(),
+        pulse=startup.pulse,
     )
     startup.lap("peak")
     return job, state

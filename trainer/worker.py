@@ -99,6 +99,7 @@ class Rank:
             started = records.Started(time.time(), state.step, size, host)
             records.write_record(self._files.started, started)
         outcome = fit(job, state)
+        job.pulse.beat("end", state.step)
         if outcome == "stopped":
             self._stop.record(self._files.stop)
         elif world.place.rank == 0:

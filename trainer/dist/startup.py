@@ -7,11 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer.dist.heartbeat import Pulse, open_pulse
+from trainer.records.pulse import Phase
+
+# The pulse's phase after each lap: the worker need not say both.
+_AFTER: dict[str, Phase] = {
+    "python": "imports", "imports": "meet", "meet": "build", "build": "load", "load": "build",
+}  # fmt: skip
+
 
 class StartUp:
-    """Laps since the process started. `seconds` goes into metrics.jsonl."""
+    """Laps since the process started. `seconds` goes into metrics.jsonl, `pulse` to the watcher."""
 
-    def __init__(self) -> None:
+    def __init__(self, pulse: Pulse | None = None) -> None:
+        self.pulse = pulse or open_pulse()
         self.process_started = _process_started()
         self.seconds: dict[str, float] = {}
         self._last = self.process_started
@@ -21,6 +30,8 @@ class StartUp:
         now = time.time()
         self.seconds[phase] = round(now - self._last, 3)
         self._last = now
+        if phase in _AFTER:
+            self.pulse.beat(_AFTER[phase], 0)
 
     def facts(self) -> dict[str, Any]:
         """For the line that opens the attempt. `process_started`: seconds since the epoch."""
