@@ -88,3 +88,13 @@ def test_a_disk_checkpoint_goes_on_in_memory_and_back(ranks: RankPool, tmp_path:
     second = engine_cases.whole(part for [[_, result]] in results for part in result.fragments)
     back = ranks.run(1, swap_cases.train, replace(on_disk(case), steps=0), str(tmp_path), second, 3)
     assert same(whole(back), second)
+
+
+def test_a_step_that_is_not_taken_leaves_the_disk_as_it_was(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    changes = (*NVME, ("nvme_path", str(tmp_path)))
+    case = replace(CASES[0], changes=changes, steps=1)
+    for [(norm, same_after)] in ranks.run(2, engine_cases.poison_all, [case]):
+        assert norm == float("inf")
+        assert same_after

@@ -29,7 +29,10 @@ class StepStats:
 
 @dataclass(frozen=True)
 class HeldFragment:
-    """A fragment and this rank's live values of it: fp32, 1-D, `fragment.length` elements."""
+    """A fragment and this rank's live values of it: fp32, 1-D, `fragment.length` elements.
+
+    Good until the next fragment is asked for: values swapped to a disk give up their memory then.
+    """
 
     fragment: Fragment
     values: torch.Tensor

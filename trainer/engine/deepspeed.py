@@ -33,11 +33,9 @@ from trainer.engine.model_setup import (
     whole_shapes,
 )
 from trainer.engine.sharded_muon import Matrix, ShardedMuon
-from trainer.engine.swap_folder import SwapFolder
-from trainer.engine.swapping import fit_buffers, resident
+from trainer.engine.swapping import fit_swapping, resident, swap_folder
 from trainer.engine.zero_config import zero_config
 from trainer.optim.muon import Muon
-from trainer.records.built_ops import needs_async_io
 
 
 class DeepSpeedEngine:
@@ -64,11 +62,7 @@ class DeepSpeedEngine:
         self._scales_loss = precision.kind == "fp16"
         self._max_grad_norm = optimizer.max_grad_norm or math.inf
         device: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
-        self._swap: SwapFolder | None = None
-        if "nvme" in (engine.offload_optimizer, engine.offload_parameters):
-            needs_async_io(device)
-            self._swap = SwapFolder(str(engine.nvme_path), rank=world.place.rank)
-            engine = engine.model_copy(update={"nvme_path": str(self._swap.path)})
+        self._swap = swap_folder(engine, rank=world.place.rank, device=device)
         config = zero_config(
             engine,
             precision,
@@ -87,7 +81,8 @@ class DeepSpeedEngine:
             load_async_io(op_builders(), device)
         with new_groups_time_out(timeout_s):
             model = make_model()
-            fit_buffers(config, model, world_size=world.place.world_size)
+            if self._swap:
+                fit_swapping(config, model, self._swap.path, world_size=world.place.world_size)
             self._settle(deepspeed, model, config, weight_dtype(precision.kind))
             if precision.kind == "autocast":
                 compute_in_bf16(model, self.device)
@@ -100,9 +95,7 @@ class DeepSpeedEngine:
             made = deepspeed.initialize(model=model, optimizer=self._base, config=config)
             self._ds: Any = made[0]
         owned = list(self._owners())
-        for i, owner in enumerate(owned):
-            with self._resident(i, write=True):
-                fragments.create_moments(self._base, [owner])
+        self._create_moments(owned)
         if isinstance(self._base, ShardedMuon):
             self._base.place(self._matrices([owner for owner, _ in owned], group_of))
 
@@ -232,6 +225,11 @@ class DeepSpeedEngine:
                 owner = owners[at]
                 found.setdefault(owner, []).append(Matrix(shape, held.get(name)))
         return found
+
+    def _create_moments(self, owned: Sequence[tuple[torch.Tensor, dict[str, Any]]]) -> None:
+        for i, owner in enumerate(owned):  # at stage 3 the i-th sub-group's
+            with self._resident(i, write=True):
+                fragments.create_moments(self._base, [owner])
 
     def _by_sub_group(self, regions: Sequence[Region]) -> Iterator[list[Region]]:
         """Of stage 3: what can be in memory together."""

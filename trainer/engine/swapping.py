@@ -13,9 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
+
+from trainer.config.sections.training import DeepSpeedEngine
+from trainer.engine.swap_folder import SwapFolder
+from trainer.records.built_ops import needs_async_io
 
 
 @contextmanager
@@ -39,12 +44,31 @@ def resident(zero: Any, sub_group: int, *, write: bool) -> Iterator[None]:
             zero._release_swap_buffers(sub_group)
 
 
-def fit_buffers(config: dict[str, Any], model: nn.Module, *, world_size: int) -> None:
-    """Buffers for swapped weights: as large as the largest share, known only with the model.
+def swap_folder(
+    engine: DeepSpeedEngine, *, rank: int, device: Literal["cpu", "cuda"]
+) -> SwapFolder | None:
+    """This rank's own, or None if nothing is swapped.
 
-    DeepSpeed's own 1e8 elements are too few for a large embedding, and 2 GB for a small model.
+    Raises: ConfigError if async_io is not built, or the user's folder takes no files.
     """
-    section = config["zero_optimization"].get("offload_param", {})
-    if section.get("device") == "nvme":
-        largest = max(p.numel() for p in model.parameters())
-        section["buffer_size"] = -(-largest // world_size)
+    if "nvme" not in (engine.offload_optimizer, engine.offload_parameters):
+        return None
+    needs_async_io(device)
+    return SwapFolder(str(engine.nvme_path), rank=rank)
+
+
+def fit_swapping(
+    config: dict[str, Any], model: nn.Module, folder: Path, *, world_size: int
+) -> None:
+    """Tell DeepSpeed's configuration what is known only now: the rank's folder, buffers' sizes.
+
+    A buffer for weights holds the largest share. DeepSpeed's own 1e8 elements are too few for a
+    large embedding, and 2 GB in all for a small model.
+    """
+    zero = config["zero_optimization"]
+    largest = max(p.numel() for p in model.parameters())
+    for section in ("offload_optimizer", "offload_param"):
+        if zero.get(section, {}).get("device") == "nvme":
+            zero[section]["nvme_path"] = str(folder)
+    if zero.get("offload_param", {}).get("device") == "nvme":
+        zero["offload_param"]["buffer_size"] = -(-largest // world_size)
