@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from launch.budgets import RestartRules
 from launch.ranks_spec import WORKER, RanksSpec
 from trainer.plan import RunPlan
 
@@ -37,6 +38,7 @@ def spec_of(plan: RunPlan, *, module: str = WORKER) -> RanksSpec:
         threads_per_rank=plan.threads_per_rank,
         rendezvous_port=resources.rendezvous_port,
         grace_s=plan.config.launch.grace_s,
+        restart=RestartRules(**plan.config.restart.model_dump(exclude={"lease_s"})),
     )
 
 

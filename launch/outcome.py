@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from launch.budgets import Cause, RestartRules, cause_of_error, idle, used
 from trainer.errors import Exit
 from trainer.records.attempt import (
     Done,
@@ -26,7 +27,7 @@ from trainer.records.run_files import RunFiles
 
 _T = TypeVar("_T")
 Action = Literal["done", "again", "give_up"]
-MAX_IDLE_ATTEMPTS = 3  # failures in a row without a newer checkpoint, before giving up
+RULES = RestartRules()
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Observed:
 
     attempt: int
     checkpoint_step: int  # newest complete checkpoint of the run; 0: none
+    has_older: bool = False  # whether there is another one before it
     started: bool = False
     done: Done | None = None
     stop: Stop | None = None
@@ -57,36 +59,47 @@ class Observed:
 
 @dataclass(frozen=True)
 class Outcome:
+    """`step_back`: the next attempt goes on from the checkpoint before the newest."""
+
     action: Action
     exit_code: Exit
     why: str
+    cause: Cause | None = None  # None: it finished
+    step_back: bool = False
 
 
-def decide(observed: Observed, *, earlier: Sequence[dict[str, Any]] = ()) -> Outcome:
+def decide(
+    observed: Observed, *, earlier: Sequence[dict[str, Any]] = (), rules: RestartRules = RULES
+) -> Outcome:
     """What to do after an attempt. Pure. `earlier`: the lines of attempts.jsonl, oldest first."""
     if observed.done is not None:
         return Outcome("done", Exit.DONE, f"finished at step {observed.done.step}")
     if observed.ended is not None and observed.ended.killed_by_user:
-        return Outcome("give_up", Exit.INTERRUPTED, "ended at once by a second Ctrl-C")
+        why = "ended at once by a second Ctrl-C"
+        return Outcome("give_up", Exit.INTERRUPTED, why, "user")
     if observed.error is not None:
-        return _failed(observed, observed.error, earlier)
+        return _failed(observed, observed.error, earlier, rules)
     if observed.stop is not None:
         return _stopped(observed, observed.stop)
-    return _again_or_no_progress(observed, "ended without a word", earlier)
+    return _again(observed, "ended without a word", "node", earlier, rules)
 
 
 def _stopped(observed: Observed, stop: Stop) -> Outcome:
+    cause: Cause = "preempt"
+    if stop.cause in ("user", "time_limit"):
+        cause = stop.cause
+    action: Action = "give_up" if cause == "user" else "again"
     if not _left_in_order(observed):
         kept = f"the last checkpoint is step {observed.checkpoint_step}"
         if observed.checkpoint_step == 0:
             kept = "there is no checkpoint"
         why = f"told to stop ({stop.cause}), but it did not end in time to save; {kept}"
-        return Outcome("give_up" if stop.cause == "user" else "again", Exit.FAILED, why)
-    action: Action = "give_up" if stop.cause == "user" else "again"
+        return Outcome(action, Exit.FAILED, why, cause)
     if not observed.started:
-        return Outcome(action, Exit.SAVED, f"stopped ({stop.cause}) before training began")
+        why = f"stopped ({stop.cause}) before training began"
+        return Outcome(action, Exit.SAVED, why, cause)
     why = f"stopped ({stop.cause}) and saved at step {observed.checkpoint_step}"
-    return Outcome(action, Exit.SAVED, why)
+    return Outcome(action, Exit.SAVED, why, cause)
 
 
 def _left_in_order(observed: Observed) -> bool:
@@ -98,33 +111,57 @@ def _left_in_order(observed: Observed) -> bool:
     return all(code in (Exit.DONE, Exit.SAVED) for code in observed.ended.codes.values())
 
 
-def _failed(observed: Observed, error: ErrorRecord, earlier: Sequence[dict[str, Any]]) -> Outcome:
-    why = f"rank {error.rank} failed: {error.kind}: {_first_line(error.message)}"
-    if error.exit_code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS):
-        return Outcome("give_up", Exit(error.exit_code), why)
-    return _again_or_no_progress(observed, why, earlier)
-
-
-def _again_or_no_progress(
-    observed: Observed, why: str, earlier: Sequence[dict[str, Any]]
+def _failed(
+    observed: Observed, error: ErrorRecord, earlier: Sequence[dict[str, Any]], rules: RestartRules
 ) -> Outcome:
-    idle = 1
-    for line in reversed(earlier):
-        failed = line.get("exit_code") in (Exit.FAILED, Exit.NO_PROGRESS)
-        if not failed or line.get("checkpoint_step") != observed.checkpoint_step:
-            break
-        idle += 1
-    if idle >= MAX_IDLE_ATTEMPTS:
-        why = f"{why}; {idle} attempts in a row without a new checkpoint"
-        return Outcome("give_up", Exit.NO_PROGRESS, why)
-    return Outcome("again", Exit.FAILED, why)
+    why = f"rank {error.rank} failed: {error.kind}: {_first_line(error.message)}"
+    cause = cause_of_error(error)
+    if error.exit_code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS):
+        return Outcome("give_up", Exit(error.exit_code), why, cause)
+    if observed.stop is not None and observed.stop.cause == "user":
+        return Outcome("give_up", Exit.FAILED, why, cause)
+    return _again(observed, why, cause, earlier, rules)
+
+
+def _again(
+    observed: Observed,
+    why: str,
+    cause: Cause,
+    earlier: Sequence[dict[str, Any]],
+    rules: RestartRules,
+) -> Outcome:
+    """Start again, unless it was tried often enough."""
+    spent, budget = used(earlier, cause), rules.budget(cause)
+    if budget is not None and spent >= budget and rules.enabled:
+        return Outcome("give_up", Exit.STOP, f"{why}; {_spent(cause, spent)}", cause)
+    row = idle(earlier, observed.checkpoint_step)
+    tried = row.attempts if row.since_step_back is None else row.since_step_back
+    if tried < rules.max_idle:
+        return Outcome("again", Exit.FAILED, why, cause)
+    why = f"{why}; {row.attempts} attempts in a row without a new checkpoint"
+    if rules.enabled and row.since_step_back is None and observed.has_older:
+        return Outcome("again", Exit.FAILED, why, cause, step_back=True)
+    return Outcome("give_up", Exit.NO_PROGRESS, why, cause)
+
+
+def _spent(cause: Cause, spent: int) -> str:
+    if cause == "oom":
+        return (
+            "memory ran out again after a restart: a smaller batch.micro_batch_size, a higher "
+            "engine stage or offload needs less (longhaul plan says how much)"
+        )
+    times = "once" if spent == 1 else f"{spent} times"
+    what = f"started again {times} for this cause ({cause})" if spent else "not started again"
+    return f"{what}, as restart.{cause} allows"
 
 
 def observe(run: RunFiles, attempt: int) -> Observed:
     files = run.attempt(attempt)
+    steps = complete_checkpoints(run)
     return Observed(
         attempt=attempt,
-        checkpoint_step=newest_checkpoint(run),
+        checkpoint_step=steps[-1] if steps else 0,
+        has_older=len(steps) > 1,
         started=_or_none(read_started, files.started) is not None,
         done=_or_none(read_done, files.done),
         stop=_or_none(read_stop, files.stop),
@@ -135,9 +172,14 @@ def observe(run: RunFiles, attempt: int) -> Observed:
 
 def newest_checkpoint(run: RunFiles) -> int:
     """Step of the newest complete checkpoint; 0 if there is none."""
+    return max(complete_checkpoints(run), default=0)
+
+
+def complete_checkpoints(run: RunFiles) -> list[int]:
+    """Their steps, oldest first."""
     complete = run.checkpoints.glob("step-*/manifest.json")
     steps = (p.parent.name.removeprefix("step-") for p in complete)
-    return max((int(s) for s in steps if s.isdigit()), default=0)
+    return sorted(int(s) for s in steps if s.isdigit())
 
 
 def write_ended(path: Path, ended: Ended) -> None:

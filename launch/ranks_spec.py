@@ -6,9 +6,11 @@ Plain numbers out of the plan, because reading the plan itself needs pydantic (0
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from launch.budgets import RestartRules
 from trainer.records.json_file import read_json
 
 RANKS_FILE = "submission/ranks.json"  # under the attempt's folder
@@ -24,6 +26,7 @@ class RanksSpec:
     threads_per_rank: int
     rendezvous_port: int  # 0: a free one
     grace_s: float  # from "save and stop" to SIGKILL
+    restart: RestartRules = field(default_factory=RestartRules)
 
     @property
     def world_size(self) -> int:
@@ -36,4 +39,5 @@ def spec_text(spec: RanksSpec) -> str:
 
 def read_spec(path: Path) -> RanksSpec:
     """Raises: FileNotFoundError, ValueError, TypeError (another version's file)."""
-    return RanksSpec(**read_json(path))
+    values: dict[str, Any] = read_json(path)
+    return RanksSpec(**values | {"restart": RestartRules(**values.get("restart", {}))})

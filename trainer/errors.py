@@ -4,6 +4,7 @@ LonghaulError                 76  failed; start me again
 |- Refused                     2  nothing was written; what was asked cannot be done
 |  `- ConfigError              2  the settings cannot work; lists every problem found
 |- RunFolderError             78  the run folder is not what this command expects
+|  `- Superseded              78  another attempt owns the run; this one may no longer write
 |- DataError                  78  a corpus, a tokenizer or a token store is not usable; what a
 |                                 preparation sees before it writes anything is Refused
 |- ModelError                 78  a model folder is not usable, or its rows leak into each other
@@ -71,6 +72,10 @@ class ConfigError(Refused):
 
 class RunFolderError(LonghaulError):
     exit_code = Exit.STOP
+
+
+class Superseded(RunFolderError):
+    pass
 
 
 class DataError(LonghaulError):

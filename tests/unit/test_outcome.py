@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.outcome import Ended, Observed, decide, observe, write_ended
+from launch.budgets import RestartRules
+from launch.outcome import Ended, Observed, Outcome, decide, observe, write_ended
 from trainer.errors import Exit
 from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
 from trainer.records.run_files import RunFiles
@@ -79,13 +81,104 @@ def line(checkpoint_step: int, exit_code: int = 76) -> dict[str, Any]:
         ([line(100)], Exit.FAILED),
         ([line(50), line(100)], Exit.FAILED),  # the checkpoint moved on
         ([line(100), line(100, 75)], Exit.FAILED),  # a preemption is no failure
-        ([line(100), line(100), line(100, 79)], Exit.NO_PROGRESS),
+        ([line(100), line(100), line(100, 79)], Exit.FAILED),  # somebody looked at it since
+        ([line(100), line(50), line(100)], Exit.NO_PROGRESS),  # saved again is no progress
     ],
 )
 def test_three_failures_without_a_new_checkpoint_are_no_progress(
     earlier: list[dict[str, Any]], code: Exit
 ) -> None:
     assert decide(left(error=error()), earlier=earlier).exit_code == code
+
+
+AGAIN = RestartRules(enabled=True)
+
+
+def life(dies_at: Callable[[int], list[int]], *, rules: RestartRules = AGAIN) -> list[Outcome]:
+    """Attempts until one needs no other. `dies_at`: step gone on from -> checkpoints it leaves."""
+    lines: list[dict[str, Any]] = []
+    outcomes: list[Outcome] = []
+    steps: list[int] = []
+    while not outcomes or outcomes[-1].action == "again":
+        assert len(outcomes) < 50
+        steps = sorted({*steps, *dies_at(max(steps, default=0))})[-2:]
+        seen = left(
+            checkpoint_step=max(steps, default=0), has_older=len(steps) > 1, error=error(76)
+        )
+        outcomes.append(decide(seen, earlier=lines, rules=rules))
+        lines.append(
+            {
+                "checkpoint_step": seen.checkpoint_step,
+                "exit_code": int(outcomes[-1].exit_code),
+                "action": outcomes[-1].action,
+                "cause": outcomes[-1].cause,
+                "step_back": outcomes[-1].step_back,
+            }
+        )
+        if outcomes[-1].step_back:
+            steps.pop()
+    return outcomes
+
+
+def test_a_state_that_dies_at_the_same_step_every_time_ends_after_six_attempts() -> None:
+    outcomes = life(lambda step: [s for s in (50, 100) if s > step])
+    assert [o.step_back for o in outcomes] == [False, False, True, False, False, False]
+    assert outcomes[-1].exit_code == Exit.NO_PROGRESS
+    assert "6 attempts in a row without a new checkpoint" in outcomes[-1].why
+
+
+def test_without_an_older_checkpoint_three_attempts_are_enough() -> None:
+    assert [o.exit_code for o in life(lambda step: [])] == [76, 76, Exit.NO_PROGRESS]
+
+
+def test_a_run_that_goes_on_between_failures_is_started_again_as_its_budget_says() -> None:
+    outcomes = life(lambda step: [step + 10], rules=RestartRules(enabled=True, crash=7))
+    assert len(outcomes) == 8
+    assert outcomes[-1].exit_code == Exit.STOP
+    assert outcomes[-1].why.endswith("started again 7 times for this cause (crash), as "
+                                     "restart.crash allows")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "code", "cause", "restarts"),
+    [
+        ("Killed", "killed by signal 9", 76, "crash", 100),
+        ("ValueError", "nan", 76, "crash", 100),
+        ("Hung", "stood still", 76, "hang", 20),
+        ("OutOfMemory", "killed by signal 9", 76, "oom", 1),
+        ("OutOfMemoryError", "CUDA out of memory. Tried", 76, "oom", 1),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory", 76, "oom", 1),
+        ("DataError", "shard 3 has a flipped byte", 78, "data", 0),
+        ("NonFiniteStep", "step 3: loss nan", 78, "numerics", 0),
+        ("RunFolderError", "all are damaged", 78, "config", 0),
+        ("ConfigError", "no such", 2, "config", 0),
+    ],
+)
+def test_every_cause_has_its_budget(
+    kind: str, message: str, code: int, cause: str, restarts: int
+) -> None:
+    failed = ErrorRecord(time=1.0, rank=0, host="a", kind=kind, message=message, exit_code=code)
+    lines: list[dict[str, Any]] = []
+    while True:
+        seen = left(checkpoint_step=len(lines) + 1, error=failed)
+        outcome = decide(seen, earlier=lines, rules=AGAIN)
+        assert outcome.cause == cause
+        if outcome.action == "give_up":
+            break
+        lines.append({"checkpoint_step": len(lines) + 1, "exit_code": 76, "cause": cause})
+    assert len(lines) == restarts
+    if cause == "oom":
+        assert "batch.micro_batch_size" in outcome.why
+
+
+def test_preemptions_cost_no_restart() -> None:
+    lines = [{"checkpoint_step": 1, "exit_code": 75, "cause": "preempt"}] * 500
+    outcome = decide(left(checkpoint_step=1, stop=stop(), ended=SAVED), earlier=lines, rules=AGAIN)
+    assert (outcome.action, outcome.cause) == ("again", "preempt")
+
+
+def test_a_user_who_asked_to_stop_is_not_answered_by_a_restart() -> None:
+    assert decide(left(stop=stop("user"), error=error()), rules=AGAIN).action == "give_up"
 
 
 def test_what_is_observed_is_what_the_files_say(tmp_path: Path) -> None:
@@ -102,7 +195,7 @@ def test_what_is_observed_is_what_the_files_say(tmp_path: Path) -> None:
     files.error.write_text("{ torn")
     write_ended(files.ended, SAVED)
     expected = Observed(
-        attempt=2, checkpoint_step=200, started=True, stop=stop("user"), ended=SAVED
+        attempt=2, checkpoint_step=200, has_older=True, started=True, stop=stop("user"), ended=SAVED
     )
     assert observe(run, 2) == expected
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.dist.world import World
-from trainer.errors import CheckpointMismatch, DamagedCheckpoint, LonghaulError
+from trainer.errors import CheckpointMismatch, DamagedCheckpoint, LonghaulError, Superseded
 
 _TEXT = 400  # characters of one rank's error that travel
 
@@ -32,11 +32,13 @@ def agree(world: World, part: Callable[[], Any], decide: Callable[[Sequence[Any]
     """Every rank runs `part`; rank 0 then runs `decide` on their values in rank order.
 
     Values are JSON. If any part, or the decision, raises, every rank raises. Collective.
-    Raises: Disagreed.
+    Raises: Disagreed; Superseded if this attempt may no longer write, which is no failed save.
     """
     said = _attempt(part)
     texts = world.gather(json.dumps(said.answer))
     verdict = world.lead(lambda: _decided(texts, decide))
+    if verdict.get("kind") == Superseded.__name__:
+        raise Superseded(verdict["error"]) from said.error
     if "error" in verdict:
         raise Disagreed(verdict["kind"], verdict["error"]) from said.error
     return verdict["value"]

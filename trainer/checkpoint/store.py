@@ -23,6 +23,7 @@ import torch
 
 from trainer.checkpoint.agreement import Disagreed, agree
 from trainer.checkpoint.contents import Contents, agree_on_contents
+from trainer.checkpoint.fence import Fence
 from trainer.checkpoint.folder import StepFolders, doomed
 from trainer.checkpoint.format import CHUNK_BYTES, Identity
 from trainer.checkpoint.ranges import StoredTensors
@@ -70,6 +71,7 @@ class CheckpointStore:
         self._storage = storage or LocalStorage()
         self._folders = StepFolders(self._storage, folder)
         self._attempt = attempt
+        self._fence = Fence(folder, attempt)
         self._run_hash = run_hash
         self._keep_last = keep_last
         self._keep_every = keep_every
@@ -213,6 +215,7 @@ class CheckpointStore:
             origin=self._origin,
         )
         content = encode(manifest)
+        self._fence.check()
         self._folders.publish(self._folders.incoming(step, self._attempt), step, content)
         problem = ""
         try:

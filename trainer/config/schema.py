@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.config.sections.base import Section
 from trainer.config.sections.data import DataSection
 from trainer.config.sections.model import Model
+from trainer.config.sections.restart import RestartSection
 from trainer.config.sections.run import (
     BatchSection,
     DrillsSection,
@@ -37,4 +38,5 @@ class Config(Section):
     observers: ObserversSection
     resume: ResumeSection
     launch: LaunchSection
+    restart: RestartSection
     drills: DrillsSection

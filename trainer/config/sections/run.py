@@ -46,6 +46,7 @@ class BatchSection(Section):
 class ResumeSection(Section):
     mode: Literal["auto", "must", "never"]
     allow: tuple[str, ...]  # dotted settings that may differ from the stored run
+    takeover: bool = False  # of one command, never stored: go on although somebody owns the run
 
 
 class LaunchSection(Section):
