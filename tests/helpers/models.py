@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.config.sections.model import ShapeModel
+from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.engine.base import FragmentSource
+from trainer.models.build import build_model
+from trainer.models.init import InitialValues, initial_rules
 from trainer.models.language_model import LanguageModel, materialize
 from trainer.records.fragment import MASTER, Fragment
 
@@ -52,3 +55,39 @@ def filled(model: LanguageModel, source: FragmentSource) -> LanguageModel:
         source.read(fragment, values)
         parameter.data.copy_(values.view_as(parameter))
     return model
+
+
+def wide_model(section: ShapeModel | FolderModel, *, std: float = 0.1) -> LanguageModel:
+    """Initialised wider than usual, so that attention and logits are far from uniform."""
+    model = build_model(section, vocab_size=VOCAB, dtype=torch.float32)
+    rules = {
+        n: r if r.kind != "normal" else type(r)("normal", std)
+        for n, r in initial_rules(model).items()
+    }
+    return filled(model, InitialValues(rules, seed=3)).eval()
+
+
+def hugging_face(model: LanguageModel) -> Any:
+    """Their own class, built their own way, with our weights."""
+    theirs = type(model.hf)(model.hf.config)
+    missing, unexpected = theirs.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    theirs.tie_weights()
+    return theirs.eval()
+
+
+def tokens(rows: int = 2, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(5)
+    return torch.randint(VOCAB, (rows, length)), torch.arange(length).expand(rows, length)
+
+
+def save_folder(model: LanguageModel, path: Path, **kwargs: Any) -> Path:
+    hugging_face(model).save_pretrained(path, **kwargs)
+    return path
+
+
+def folder_model(path: Path, weights: str = "pretrained") -> FolderModel:
+    shared = tiny_shape("llama").model_dump()
+    keep = {k: shared[k] for k in FolderModel.model_fields if k in shared}
+    return FolderModel(**(keep | {"kind": "folder", "path": str(path), "weights": weights}))
