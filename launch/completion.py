@@ -25,7 +25,7 @@ complete -o nospace -o default -F _longhaul longhaul
 COMPOSING = ("train", "plan", "sweep", "resume", "data", "verify")
 TAKING_RUNS = ("status", "logs", "stop", "resume", "evaluate", "generate", "export", "runs")
 FLAGS = {
-    "train": ("--dry-run", "--cfg", "--config-dir", "--multirun", "--help"),
+    "train": ("--dry-run", "--cfg", "--json", "--config-dir", "--help"),
     "plan": ("--why", "--fit", "--json", "--config-dir", "--help"),
 }
 

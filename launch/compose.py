@@ -103,7 +103,7 @@ def _misuse(text: str, override: Any, folders: Folders) -> Problem | None:
     if override.is_sweep_override():
         value = text.split("=", 1)[1]
         what = f"{value} asks for several runs; one run takes one value"
-        return Problem(key, what, f"--multirun for a sweep, or one value: {_one_of(text)}")
+        return Problem(key, what, _one_of(text))
     if override.is_delete():
         return None
     value = override.value()

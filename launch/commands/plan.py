@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+from launch.arguments import add_cfg, add_settings, settings_parser, shows_settings
+from trainer.errors import Exit
 
 _EPILOG = """\
 examples
@@ -14,25 +15,19 @@ examples
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="longhaul plan",
+    parser = settings_parser(
+        "plan",
         description="World, batch, memory of a rank, checkpoint size. Starts nothing.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument(
-        "--config-dir", "-cd", action="append", default=[], help="more conf folders"
-    )
-    parser.add_argument("--cfg", "-c", metavar="job", help="print the settings and stop")
+    add_settings(parser)
+    add_cfg(parser)
     parser.add_argument("--why", metavar="KEY", help="which file or override set a value")
     parser.add_argument("--fit", metavar="80GB", help="ZeRO stage and micro-batch for this memory")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_intermixed_args(argv)
-    if given.cfg is not None:
-        from launch.show_config import run as show_config
-
-        return show_config(given.overrides, given.config_dir, given.cfg)
+    if shows_settings(given):
+        return Exit.DONE
     from launch.plan_command import run as show_plan
 
     return show_plan(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-
+from launch.arguments import (
+    add_cfg,
+    add_dry_run,
+    add_settings,
+    settings_parser,
+    shows_settings,
+    start_or_show,
+)
 from trainer.errors import Exit
 
 _EPILOG = """\
@@ -15,34 +21,17 @@ examples
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="longhaul train",
+    parser = settings_parser(
+        "train",
         description="Train. A run that exists goes on where it stopped (resume=auto).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument(
-        "--config-dir", "-cd", action="append", default=[], help="more conf folders"
-    )
-    parser.add_argument("--cfg", "-c", metavar="job", help="print the settings and stop")
-    parser.add_argument("--dry-run", action="store_true", help="what would be written and run")
-    parser.add_argument("--json", action="store_true", help="with --dry-run")
+    add_settings(parser)
+    add_cfg(parser)
+    add_dry_run(parser)
     given = parser.parse_intermixed_args(argv)
-
-    if given.cfg is not None:
-        from launch.show_config import run as show_config
-
-        return show_config(given.overrides, given.config_dir, given.cfg)
+    if shows_settings(given):
+        return Exit.DONE
     from launch.settings import from_overrides
 
-    config = from_overrides(given.overrides, config_dirs=given.config_dir)
-    from launch.start import dry_run, start
-
-    if given.dry_run:
-        from launch.dry_run import as_json, as_text
-
-        what = dry_run(config)
-        print(as_json(what) if given.json else as_text(what))
-        return Exit.DONE
-    return start(config)
+    return start_or_show(from_overrides(given.overrides, config_dirs=given.config_dir), given)
