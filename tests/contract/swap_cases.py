@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.contract.engine_cases import (
@@ -22,6 +25,8 @@ from tests.contract.engine_cases import (
     train_step,
 )
 from trainer.dist.world import World
+from trainer.engine.swapping import fit_swapping
+from trainer.errors import ConfigError
 
 NVME = (("offload_optimizer", "nvme"), ("offload_parameters", "nvme"))
 
@@ -74,3 +79,18 @@ def evaluate(engine: Any) -> None:
     with torch.no_grad():
         engine.model(rows(99)[0])
     engine.model.train()
+
+
+def refused_to_lock(world: World) -> str:
+    """What a machine says that lets users lock 1 MiB."""
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (2**20, 2**20))
+    user = os.geteuid()
+    if user == 0:  # the limit does not hold for root
+        os.seteuid(65534)
+    config = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}
+    with torch.device("meta"):
+        model = torch.nn.Linear(5120, 5120)
+    with pytest.raises(ConfigError) as caught:
+        fit_swapping(config, model, Path("/local"), world_size=1)
+    os.seteuid(user)
+    return str(caught.value)

@@ -1,6 +1,6 @@
 """State swapped to a disk trains, saves and resumes as the state in memory does.
 
-Only where DeepSpeed's async_io is built: python -m trainer.commands.build_async_io (minutes).
+Most of it only where async_io is built: python -m trainer.commands.build_async_io (minutes).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.contract.swap_cases import NVME, Swapped
 from tests.helpers.ranks import RankPool
 from trainer.records.built_ops import BUILD, is_built
 
-pytestmark = pytest.mark.skipif(
+needs_async_io = pytest.mark.skipif(
     not is_built("cpu"), reason=f"DeepSpeed's async_io is not built; build it: {BUILD} --device cpu"
 )
 
@@ -40,6 +40,7 @@ def same(got: Tensors, wanted: Tensors) -> bool:
     return got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in got)
 
 
+@needs_async_io
 def test_training_on_disk_is_training_in_memory(ranks: RankPool, tmp_path: Path) -> None:
     wanted = [on_disk(case) for case in CASES]
     swapped = list(zip(*ranks.run(2, swap_cases.train_all, wanted, str(tmp_path)), strict=True))
@@ -55,6 +56,7 @@ def test_training_on_disk_is_training_in_memory(ranks: RankPool, tmp_path: Path)
         assert max(float((got[key] - held[key]).abs().max()) for key in got) <= 5e-6, case
 
 
+@needs_async_io
 def test_it_lies_on_the_disk_while_it_trains_and_not_after(ranks: RankPool, tmp_path: Path) -> None:
     large = 2 * 513 * 2201  # elements of the two weights whose shares are above 1 MiB
     for case in CASES[1:3]:
@@ -66,6 +68,7 @@ def test_it_lies_on_the_disk_while_it_trains_and_not_after(ranks: RankPool, tmp_
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@needs_async_io
 def test_resuming_on_disk_changes_no_bit(ranks: RankPool, tmp_path: Path) -> None:
     for case in CASES[1:3]:
         disk = on_disk(case)
@@ -79,6 +82,7 @@ def test_resuming_on_disk_changes_no_bit(ranks: RankPool, tmp_path: Path) -> Non
         assert same(whole(then), whole(straight))
 
 
+@needs_async_io
 def test_a_disk_checkpoint_goes_on_in_memory_and_back(ranks: RankPool, tmp_path: Path) -> None:
     case = CASES[3]
     first = whole(ranks.run(2, swap_cases.train, replace(on_disk(case), steps=1), str(tmp_path)))
@@ -90,6 +94,7 @@ def test_a_disk_checkpoint_goes_on_in_memory_and_back(ranks: RankPool, tmp_path:
     assert same(whole(back), second)
 
 
+@needs_async_io
 def test_a_step_that_is_not_taken_leaves_the_disk_as_it_was(
     ranks: RankPool, tmp_path: Path
 ) -> None:
@@ -98,3 +103,9 @@ def test_a_step_that_is_not_taken_leaves_the_disk_as_it_was(
     for [(norm, same_after)] in ranks.run(2, engine_cases.poison_all, [case]):
         assert norm == float("inf")
         assert same_after
+
+
+def test_memory_that_cannot_be_locked_is_refused_not_aborted(ranks: RankPool) -> None:
+    [said] = ranks.run(1, swap_cases.refused_to_lock)
+    assert "swapping page-locks 400 MiB in each rank" in said
+    assert "ulimit -l unlimited" in said

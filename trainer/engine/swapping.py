@@ -11,6 +11,9 @@ DeepSpeed 0.19.8 reads `ZeroOptimizer._swappable_optimizer_subgroup` the same wa
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from torch import nn
 
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.engine.swap_folder import SwapFolder
+from trainer.errors import ConfigError, Problem
 from trainer.records.built_ops import needs_async_io
 
 
@@ -64,11 +68,32 @@ def fit_swapping(
 
     A buffer for weights holds the largest share. DeepSpeed's own 1e8 elements are too few for a
     large embedding, and 2 GB in all for a small model.
+    Raises: ConfigError if so much memory cannot be locked.
     """
     zero = config["zero_optimization"]
-    largest = max(p.numel() for p in model.parameters())
-    for section in ("offload_optimizer", "offload_param"):
+    share = -(-max(p.numel() for p in model.parameters()) // world_size)
+    weight = 2 if "bf16" in config or "fp16" in config else 4
+    locked = 0
+    for section, held in (("offload_optimizer", 4 * 4), ("offload_param", (5 + 1) * weight)):
         if zero.get(section, {}).get("device") == "nvme":
             zero[section]["nvme_path"] = str(folder)
+            locked += held * share
     if zero.get("offload_param", {}).get("device") == "nvme":
-        zero["offload_param"]["buffer_size"] = -(-largest // world_size)
+        zero["offload_param"]["buffer_size"] = share
+    _try_to_lock(locked)
+
+
+def _try_to_lock(size: int) -> None:
+    """Lock so many bytes of memory and let go of them: where that fails, async_io aborts."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(-1, size) as memory:
+        first = ctypes.c_char.from_buffer(memory)
+        failed = libc.mlock(ctypes.byref(first), ctypes.c_size_t(size)) != 0
+        reason = os.strerror(ctypes.get_errno())
+        del first  # a mapping that is pointed to cannot be closed
+    if failed:
+        what = (
+            f"swapping page-locks {size / 2**20:,.0f} MiB in each rank, and this machine refuses "
+            f"({reason}); raise its limit: ulimit -l unlimited, for containers memlock=-1"
+        )
+        raise ConfigError([Problem("engine", what, "engine=zero3_offload_cpu")])
