@@ -18,15 +18,18 @@ _VOCAB, _WIDTH = 101, 16
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation makes."""
+    """Notes the number of elements of the largest tensors that any operation makes."""
 
     elements = 0
+    fp32_elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for x in result if isinstance(result, tuple | list) else (result,):
             if isinstance(x, torch.Tensor):
                 self.elements = max(self.elements, x.numel())
+                if x.dtype == torch.float32:
+                    self.fp32_elements = max(self.fp32_elements, x.numel())
         return result
 
 
@@ -100,6 +103,24 @@ def test_under_autocast_chunks_compute_as_the_whole_does() -> None:
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, atol=0.05, rtol=0.02)
     torch.testing.assert_close(whole[0], chunked[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [0, 600])
+def test_logits_are_widened_to_fp32_a_block_at_a_time(chunk: int) -> None:
+    """2 M logits in bf16, kept or in chunks: never all of them, nor a chunk, in fp32; and blocks
+    that do not divide the rows change nothing."""
+    torch.manual_seed(1)
+    vocab = 2048
+    hidden = torch.randn(4, 250, _WIDTH).bfloat16().requires_grad_()
+    labels, factors = torch.randint(vocab, (4, 250)), torch.randn(4, 250)
+    weight = nn.Parameter(torch.randn(vocab, _WIDTH).bfloat16())
+    with _Largest() as seen:
+        got = _got(hidden, labels, [weight], factors, chunk)
+    assert seen.fp32_elements <= 1 << 19
+    want = _expected(hidden, labels, [weight], factors)
+    torch.testing.assert_close(got[0], want[0], atol=2e-6, rtol=2e-6)
+    for ours, theirs in zip(got[1:], want[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.01)
 
 
 def test_a_frozen_weight_gets_no_gradient() -> None:

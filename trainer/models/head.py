@@ -48,11 +48,8 @@ class Head(nn.Module):
         if with_correct:
             log_probs_N, correct_N = self._scores(hidden_ND, labels_N)
             return log_probs_N.view_as(labels_RT), correct_N.view_as(labels_RT)
-        if self.chunk_tokens == 0 or self.chunk_tokens >= len(labels_N):
-            logits_NV = F.linear(hidden_ND, self.weight, self.bias)
-            return _label_log_probs(logits_NV, labels_N).view_as(labels_RT)
-        log_probs_N = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, self.weight, self.bias, labels_N, self.chunk_tokens
+        log_probs_N = _LogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, self.weight, self.bias, labels_N, self.chunk_tokens or len(labels_N)
         )
         return log_probs_N.view_as(labels_RT)
 
@@ -66,22 +63,20 @@ class Head(nn.Module):
             torch.split(hidden_ND, size), torch.split(labels_N, size), strict=True
         ):
             logits_CV = F.linear(h_CD, self.weight, self.bias)
-            log_probs.append(_label_log_probs(logits_CV, y_C))
+            log_probs.append(_label_log_probs(logits_CV, y_C)[0])
             correct.append(logits_CV.argmax(-1) == y_C)
         return torch.cat(log_probs), torch.cat(correct)
 
 
-def _label_log_probs(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    losses_N = F.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORED, reduction="none")
-    return -losses_N
-
-
-class _ChunkedLogProbs(torch.autograd.Function):
+class _LogProbs(torch.autograd.Function):
     """Linear, softmax and choice of the label, with logits for one chunk at a time.
 
-    Kept for the backward: the inputs and one number a token (the log of the softmax's sum). The
-    backward computes each chunk's logits again and turns them, in place, into their gradient. A
-    checkpointed chunk would do the same and hold three fp32 copies of the logits while it does.
+    Kept for the backward: the inputs, one number a token (the log of the softmax's sum) and, of a
+    single chunk, its logits in the dtype they were computed in. Of several chunks the backward
+    computes the logits again, and turns them into their gradient in place.
+
+    fp32 exists for a block of logits alone (`_blocks`). Autograd's way through F.cross_entropy
+    makes four fp32 copies of all logits: an eighth of a small model's step on a CPU.
     """
 
     @staticmethod
@@ -98,42 +93,35 @@ class _ChunkedLogProbs(torch.autograd.Function):
         log_sum_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
         log_probs_N = torch.empty_like(log_sum_N)
         logits_of = _Logits(weight_VD, bias_V, ctx.compute_dtype)
+        logits_CV: torch.Tensor | None = None
         for part in _parts(len(labels_N), chunk_tokens):
-            logits_CV, y_C = logits_of(hidden_ND[part]), labels_N[part]
-            log_sum_N[part] = logits_CV.logsumexp(-1)
-            chosen_C = logits_CV.gather(-1, y_C.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-            log_probs_N[part] = (chosen_C - log_sum_N[part]).masked_fill(y_C == IGNORED, 0.0)
+            logits_CV = logits_of(hidden_ND[part])
+            log_probs_N[part], log_sum_N[part] = _label_log_probs(logits_CV, labels_N[part])
+        kept = logits_CV if chunk_tokens >= len(labels_N) else None
         # The weight is a leaf, so autograd keeps the parameter itself: ZeRO-3 may empty it now and
         # gather it again before the backward.
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_sum_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_sum_N, kept)
         return log_probs_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        hidden_ND, weight_VD, bias_V, labels_N, log_sum_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, labels_N, log_sum_N, kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_N = grads[0].masked_fill(labels_N == IGNORED, 0.0)
         logits_of = _Logits(weight_VD, bias_V, ctx.compute_dtype)
         d_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        # fp32, because chunks add up here: rounding each sum to bf16 would lose small gradients.
-        d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        d_weight: torch.Tensor | None = None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs_bias else None
         for part in _parts(len(labels_N), ctx.chunk_tokens):
             h_CD = hidden_ND[part].to(ctx.compute_dtype)
-            d_CV = logits_of(h_CD).sub_(log_sum_N[part].unsqueeze(-1)).exp_()
-            g_C1 = grad_N[part].unsqueeze(-1)
-            d_CV.mul_(-g_C1).scatter_add_(-1, labels_N[part].clamp(min=0).unsqueeze(-1), g_C1)
-            if d_bias is not None:
-                d_bias += d_CV.sum(0)
-            d_CV = d_CV.to(ctx.compute_dtype)
+            logits_CV = logits_of(h_CD) if kept is None else kept
+            d_CV = torch.empty_like(kept) if kept is not None else logits_CV
+            _logits_gradient(
+                logits_CV, labels_N[part], log_sum_N[part], grads[0][part], out=d_CV, d_bias=d_bias
+            )
             if d_hidden is not None:
                 d_hidden[part] = d_CV @ logits_of.weight_VD
-            if d_weight is None:
-                continue
-            if ctx.compute_dtype == torch.float32:
-                d_weight.addmm_(d_CV.T, h_CD)
-            else:
-                d_weight += d_CV.T @ h_CD
+            if needs_weight:
+                d_weight = _added(d_weight, d_CV, h_CD, whole=kept is not None)
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight_VD.dtype),
@@ -143,8 +131,60 @@ class _ChunkedLogProbs(torch.autograd.Function):
         )
 
 
+def _label_log_probs(
+    logits_NV: torch.Tensor, labels_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of every label (0 where IGNORED) and log of the softmax's sum; (N,), fp32."""
+    log_probs, log_sums = [], []
+    for block in _blocks(logits_NV):
+        y_B1 = labels_N[block].clamp(min=0).unsqueeze(-1)
+        logits_BV = logits_NV[block].float()
+        chosen_B1 = torch.log_softmax(logits_BV, -1).gather(-1, y_B1)
+        log_sums.append(logits_BV.gather(-1, y_B1) - chosen_B1)
+        log_probs.append(chosen_B1)
+    log_probs_N, log_sums_N = torch.cat(log_probs).squeeze(-1), torch.cat(log_sums).squeeze(-1)
+    return log_probs_N.masked_fill_(labels_N == IGNORED, 0.0), log_sums_N
+
+
+def _logits_gradient(
+    logits_CV: torch.Tensor,
+    labels_C: torch.Tensor,
+    log_sum_C: torch.Tensor,
+    grad_C: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    d_bias: torch.Tensor | None,
+) -> None:
+    """Fill `out`, which may be the logits themselves, with their gradient; add the bias's to its.
+
+    Rounded once, from fp32, to the dtype of `out`.
+    """
+    grad_C1 = grad_C.masked_fill(labels_C == IGNORED, 0.0).unsqueeze(-1)
+    for block in _blocks(logits_CV):
+        g_B1, y_B1 = grad_C1[block], labels_C[block].clamp(min=0).unsqueeze(-1)
+        d_BV = logits_CV[block].float() - log_sum_C[block].unsqueeze(-1)
+        d_BV.exp_().mul_(-g_B1).scatter_add_(-1, y_B1, g_B1)
+        out[block] = d_BV
+        if d_bias is not None:
+            d_bias += d_BV.sum(0)
+
+
+def _added(
+    total_VD: torch.Tensor | None, d_CV: torch.Tensor, h_CD: torch.Tensor, *, whole: bool
+) -> torch.Tensor:
+    """`total` and this chunk's gradient of the weight. Chunks add up in fp32: rounding each sum to
+    bf16 would lose small gradients."""
+    if whole:
+        return d_CV.T @ h_CD
+    if total_VD is None:
+        total_VD = d_CV.new_zeros((d_CV.shape[-1], h_CD.shape[-1]), dtype=torch.float32)
+    if d_CV.dtype == torch.float32:
+        return total_VD.addmm_(d_CV.T, h_CD)
+    return total_VD.add_(d_CV.T @ h_CD)
+
+
 class _Logits:
-    """Hidden states -> fp32 logits, computed in the dtype that autocast would take."""
+    """Hidden states -> logits, computed and given in the dtype that autocast would take."""
 
     def __init__(
         self, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype
@@ -154,7 +194,7 @@ class _Logits:
 
     def __call__(self, hidden_CD: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden_CD.device.type, enabled=False):
-            return F.linear(hidden_CD.to(self.weight_VD.dtype), self.weight_VD, self.bias_V).float()
+            return F.linear(hidden_CD.to(self.weight_VD.dtype), self.weight_VD, self.bias_V)
 
 
 def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -165,3 +205,9 @@ def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
 
 def _parts(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _blocks(logits_NV: torch.Tensor) -> list[slice]:
+    """Rows whose fp32 logits stay in a CPU's cache; elsewhere enough to keep the device busy."""
+    elements = 1 << 19 if logits_NV.device.type == "cpu" else 1 << 24
+    return _parts(len(logits_NV), max(1, elements // logits_NV.shape[-1]))
