@@ -7,6 +7,8 @@ One JSON object a line, appended, never rewritten; `kind` says which:
     step     a logged step: step loss learning_rate grad_norm tokens tokens_per_second mfu ...
              (reports.StepReport has the meaning and unit of each)
     eval     step, eval_seconds and eval_<name> of each value; samples if it generated text
+    guard    what the numerics guard did: step, action (log, skip, rewind), kind, said, loss,
+             grad_norm, skipped (steps so far), samples [first, one past the last], to_step
     save     step, succeeded, stall_s (training stood still), bytes, path
 
 An attempt that went back to a checkpoint does some steps again: their lines carry its `attempt`
@@ -22,8 +24,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer.records.json_file import append_line
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.records.json_file import append_line, end_torn_line
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
 
 
 class JsonLines:
@@ -33,7 +35,7 @@ class JsonLines:
         self._path = path
         self._attempt = attempt
         path.parent.mkdir(parents=True, exist_ok=True)
-        _end_torn_line(path)
+        end_torn_line(path)
         self._write("attempt", attempt_facts)
 
     def on_step(self, report: StepReport) -> None:
@@ -49,6 +51,9 @@ class JsonLines:
     def on_save(self, report: SaveReport) -> None:
         self._write("save", asdict(report))
 
+    def on_guard(self, report: GuardReport) -> None:
+        self._write("guard", asdict(report))
+
     def close(self) -> None:
         """Every line was written when it was told; there is nothing to give back."""
 
@@ -63,12 +68,3 @@ def _plain(value: Any) -> Any:
         return None
     return value
 
-
-def _end_torn_line(path: Path) -> None:
-    """A writer killed in mid-line leaves no newline; our first line must not grow onto it."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as file:
-        file.seek(-1, 2)
-        if file.read(1) != b"\n":
-            file.write(b"\n")

@@ -44,6 +44,16 @@ def append_line(path: Path, value: Any) -> None:
         os.close(descriptor)
 
 
+def end_torn_line(path: Path) -> None:
+    """A writer killed in mid-line leaves no newline; the next line must not grow onto it."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, 2)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
 def read_lines(path: Path) -> Iterator[Any]:
     """The objects of an append-only file, oldest first; nothing if it does not exist."""
     if not path.exists():

@@ -13,6 +13,7 @@ between the processes of one machine and never jump. Standard library only.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,12 +61,16 @@ class Beat:
     phase: Phase = "launch"
     step: int = 0
     since: float = 0.0
-    first: bool = False  # in the first step of the attempt
+    first_step: int = 0  # the first step of the attempt; 0: it has not begun
     signal: int = 0  # what makes it append its stacks; 0: nothing does
     spent: Mapping[str, Spent] = field(default_factory=dict)  # by ROW_NAMES
 
+    @property
+    def first(self) -> bool:
+        return self.step == self.first_step > 0
 
-def read_beat(page: memoryview | bytes, before: Beat | None = None) -> Beat:
+
+def read_beat(page: mmap.mmap | bytearray, before: Beat | None = None) -> Beat:
     """`before`: what is believed when the rank was stopped in the middle of writing."""
     head = bytes(page[: HEAD.size])
     beats, pid, phase, step, since, first, number, again = HEAD.unpack(head)
@@ -73,15 +78,13 @@ def read_beat(page: memoryview | bytes, before: Beat | None = None) -> Beat:
         now = bytes(page[: HEAD.size])
         if now == head and beats == again and phase < len(PHASES):
             spent = {name: _spent(page, at) for at, name in enumerate(ROW_NAMES)}
-            return Beat(
-                beats, pid, PHASES[phase], step, since / 1e9, step == first > 0, number, spent
-            )
+            return Beat(beats, pid, PHASES[phase], step, since / 1e9, first, number, spent)
         head = now
         beats, pid, phase, step, since, first, number, again = HEAD.unpack(head)
     return before or Beat()
 
 
-def read_worked(page: memoryview | bytes) -> dict[int, float]:
+def read_worked(page: mmap.mmap | bytearray) -> dict[int, float]:
     """Seconds of work before the first collective of the last steps, by step."""
     found = {}
     for at in range(WORKED_STEPS):
@@ -91,6 +94,6 @@ def read_worked(page: memoryview | bytes) -> dict[int, float]:
     return found
 
 
-def _spent(page: memoryview | bytes, at: int) -> Spent:
+def _spent(page: mmap.mmap | bytearray, at: int) -> Spent:
     times, total, longest = ROW.unpack_from(page, ROWS_AT + at * ROW.size)
     return Spent(times, total / 1e9, longest / 1e9)

@@ -4,8 +4,10 @@ run.json                identity and frozen settings; written once
 owner                   the attempt that may write
 attempts.jsonl          one line an attempt: when, how, why it ended
 attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
-                        error.json  ended.json  agent.json  rank-00003.log
+                        error.json  ended.json  agent.json  rank-00003.log  stacks/
 metrics.jsonl           one line a logged step
+ledger/node-0.jsonl     what happened when, by the agent
+watch.json              the longest phases so far
 checkpoints/step-00000100/
 tensorboard/  wandb/  profile/  export/
 """
@@ -60,6 +62,11 @@ class AttemptFiles:
     def error(self) -> Path:
         return self.root / "error.json"
 
+    @property
+    def stacks(self) -> Path:
+        """Stacks of all ranks, once one hung; see launch/stacks.py."""
+        return self.root / "stacks"
+
     def rank_log(self, rank: int) -> Path:
         return self.root / f"rank-{rank:05d}.log"
 
@@ -93,6 +100,15 @@ class RunFiles:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def watch(self) -> Path:
+        """The longest phases so far, so that a restart knows them; see launch/limits.py."""
+        return self.root / "watch.json"
+
+    def ledger(self, node: int) -> Path:
+        """What happened when on one node; see trainer/records/ledger.py."""
+        return self.root / "ledger" / f"node-{node}.jsonl"
 
     @property
     def checkpoints(self) -> Path:

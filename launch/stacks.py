@@ -1,0 +1,145 @@
+"""The stacks of all threads of hung ranks, taken without their help: no GIL, no Python, no locks.
+
+A rank's C-level signal handler appends them to its page of shared memory (records/pulse.py); we
+copy them to the attempt's folder. Standard library only.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.culprit import Witness
+from launch.processes import send
+from trainer.records.pulse import PAGE_BYTES
+
+_PATIENCE_S = 1.0  # for a handler that takes milliseconds, on a machine that is busy
+_IN_COLLECTIVE = ("/torch/distributed/", "/deepspeed/comm/")
+_VENDORS = ("/torch/", "/deepspeed/")
+_FRAME = '  File "'
+
+
+@dataclass(frozen=True)
+class Page:
+    """One rank's page. `signal` 0: the process has no handler yet, and a signal would end it."""
+
+    descriptor: int
+    pid: int
+    signal: int
+
+
+def dump_stacks(
+    pages: Mapping[int, Page],
+    folder: Path,
+    *,
+    about: Mapping[int, str] | None = None,
+    patience_s: float = _PATIENCE_S,
+) -> dict[int, Witness]:
+    """Write `folder`/rank-00003.txt for every rank and say what each process showed.
+
+    A stopped process is continued, after its signal: it shows where it was stopped.
+    `about`: a line of each rank for the head of its file.
+    """
+    states = {rank: process_state(page.pid) for rank, page in pages.items()}
+    starts = {rank: os.fstat(page.descriptor).st_size for rank, page in pages.items()}
+    asked = {rank for rank, page in pages.items() if page.signal and _ask(page, states[rank])}
+    _until_quiet({rank: pages[rank] for rank in asked}, starts, patience_s)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    seen = {}
+    for rank, page in pages.items():
+        text = _read_from(page.descriptor, max(starts[rank], PAGE_BYTES))
+        seen[rank] = witness(states[rank], text)
+        head = f"rank {rank}, process {page.pid}, state {states[rank] or 'gone'}"
+        head += f", {about[rank]}\n\n" if about and rank in about else "\n\n"
+        _write(folder / f"rank-{rank:05d}.txt", head + (text or "no stacks: it did not answer\n"))
+    return seen
+
+
+def witness(state: str, text: str) -> Witness:
+    """Read what faulthandler wrote; the main thread is the one it names last."""
+    threads = _threads(text)
+    if not threads:
+        return Witness(state, waits=None, text=text)
+    main = threads[-1]
+    # The threads of autograd run the hooks that reduce gradients while the main one waits for them.
+    inside = main and main[0].function == "_engine_run_backward"
+    judged = threads if inside else [main]
+    waits = any(_in_collective(frames[0]) for frames in judged if frames)
+    return Witness(state, waits=waits, frames=tuple(map(str, main)), text=text)
+
+
+@dataclass(frozen=True)
+class Frame:
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.function} ({'/'.join(Path(self.file).parts[-2:])}:{self.line})"
+
+
+def _threads(text: str) -> list[list[Frame]]:
+    threads: list[list[Frame]] = []
+    for line in text.splitlines():
+        if line.startswith(("Thread 0x", "Current thread 0x")):
+            threads.append([])
+        elif line.startswith(_FRAME) and threads:
+            file, _, rest = line[len(_FRAME) :].rpartition('", line ')
+            number, _, function = rest.partition(" in ")
+            threads[-1].append(Frame(file, int(number) if number.isdigit() else 0, function))
+    return threads
+
+
+def _in_collective(frame: Frame) -> bool:
+    if any(part in frame.file for part in _IN_COLLECTIVE):
+        return True
+    vendor = any(part in frame.file for part in _VENDORS)
+    return vendor and ".wait(" in linecache.getline(frame.file, frame.line)
+
+
+def process_state(pid: int) -> str:
+    """A letter as in `ps`; empty if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[0]
+
+
+def _ask(page: Page, state: str) -> bool:
+    """The signal first: a stopped process gets it the moment it is continued, where it stands."""
+    asked = state not in ("", "Z", "X") and send(page.pid, page.signal)
+    if asked and state in ("T", "t"):
+        send(page.pid, signal.SIGCONT)
+    return asked
+
+
+def _until_quiet(pages: Mapping[int, Page], starts: Mapping[int, int], patience_s: float) -> None:
+    """Until every rank has written and stopped writing."""
+    deadline = time.monotonic() + patience_s
+    last: dict[int, int] = {}
+    while pages and time.monotonic() < deadline:
+        time.sleep(0.02)
+        sizes = {rank: os.fstat(page.descriptor).st_size for rank, page in pages.items()}
+        if sizes == last and all(sizes[rank] > starts[rank] for rank in pages):
+            return
+        last = sizes
+
+
+def _read_from(descriptor: int, start: int) -> str:
+    parts = []
+    while part := os.pread(descriptor, 1 << 16, start):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts).decode("utf-8", errors="replace")
+
+
+def _write(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)

@@ -1,0 +1,84 @@
+"""ledger/node-0.jsonl: what happened to a run on one node and when, by its agent. Append-only.
+
+Every line has `event`, `attempt`, `time` (seconds since the epoch, for people), `clock`
+(CLOCK_MONOTONIC seconds, for durations) and `boot` (which boot of which machine that clock is of):
+
+    attempt      an attempt begins: ranks
+    rank         a rank's process is started: rank, pid
+    training     the first rank of the node begins its first step: step
+    first_step   it has done it
+    spent        its seconds by phase so far, and where it is (see `Spending`)
+    straggler    rank, ratio, step; `well` when it is one no longer: rank
+    hang         rank, phase, step, stalled_s, limit_s, waited_since
+    stacks       where they are: folder
+    rank_ended   rank, code
+    ended        the attempt is over: exit_code, why
+
+Standard library only. A torn last line (agent killed in mid-write) is left out when read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.records.json_file import append_line, end_torn_line, read_lines
+
+
+@dataclass(frozen=True)
+class Event:
+    event: str
+    attempt: int
+    time: float
+    clock: float
+    boot: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """Appends the events of one attempt. A disk that refuses them ends nothing."""
+
+    def __init__(self, path: Path, *, attempt: int) -> None:
+        self._path = path
+        self._attempt = attempt
+        self._boot = boot_id()
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            end_torn_line(path)
+
+    def write(self, event: str, **facts: Any) -> None:
+        line = {
+            "event": event,
+            "attempt": self._attempt,
+            "time": round(time.time(), 3),
+            "clock": round(time.monotonic(), 3),
+            "boot": self._boot,
+        }
+        try:
+            append_line(self._path, line | facts)
+        except OSError:
+            return
+
+
+def read_ledger(path: Path) -> list[Event]:
+    """Oldest first; lines that are no events are left out."""
+    heads = ("event", "attempt", "time", "clock", "boot")
+    return [
+        Event(
+            str(line["event"]),
+            int(line["attempt"]),
+            float(line["time"]),
+            float(line["clock"]),
+            str(line["boot"]),
+            {key: value for key, value in line.items() if key not in heads},
+        )
+        for line in read_lines(path)
+        if isinstance(line, dict) and all(head in line for head in heads)
+    ]
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
