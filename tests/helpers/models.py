@@ -9,9 +9,10 @@ import torch
 
 from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.engine.base import FragmentSource
+from trainer.engine.model_setup import settle
 from trainer.models.build import build_model
 from trainer.models.init import InitialValues, initial_rules
-from trainer.models.language_model import LanguageModel, materialize
+from trainer.models.language_model import LanguageModel
 from trainer.records.fragment import MASTER, Fragment
 
 FAMILIES = ("llama", "mistral", "qwen3", "gpt2", "gpt_neox")
@@ -48,7 +49,7 @@ def tiny_shape(family: str, **changes: Any) -> ShapeModel:
 
 def filled(model: LanguageModel, source: FragmentSource) -> LanguageModel:
     """The model on the CPU with the source's values: what an engine does on one rank."""
-    materialize(model, device=torch.device("cpu"))
+    settle(model, dtype=next(model.parameters()).dtype, device=torch.device("cpu"))
     for name, parameter in model.named_parameters():
         values = torch.empty(parameter.numel())
         fragment = Fragment(name, MASTER, tuple(parameter.shape), 0, parameter.numel())

@@ -17,7 +17,7 @@ import torch
 
 from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.errors import ConfigError, LonghaulError, ModelError, Problem
-from trainer.models.language_model import LanguageModel, materialize
+from trainer.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def small_model(section: ShapeModel | FolderModel, *, device: torch.device) -> L
     if device.type == "cpu" and attention == "flash_attention_2":
         attention = "sdpa"
     model = LanguageModel(_construct(config, torch.float32, attention), loss_chunk_tokens=0)
-    materialize(model, device=device)
+    model.to_empty(device=device)  # nothing is tied, and buffers get their exact values back
     model.eval()
     return model
 

@@ -103,21 +103,6 @@ class LanguageModel(nn.Module):
         return self
 
 
-def materialize(model: nn.Module, *, device: torch.device) -> None:
-    """Give every meta parameter uninitialised storage on `device`; tied ones stay one.
-
-    For models outside an engine (tests, generation, export); an engine settles its own.
-    """
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, old in list(module.named_parameters(recurse=False)):
-            if old.is_meta and id(old) not in made:
-                empty = torch.empty_like(old, device=device)
-                made[id(old)] = nn.Parameter(empty, old.requires_grad)
-            setattr(module, name, made.get(id(old), old))
-    model.to(device)
-
-
 def compile_model(model: LanguageModel) -> None:
     """Compile each decoder layer in place: one graph for all, names of parameters unchanged.
 
