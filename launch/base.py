@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from launch.budgets import RestartRules
+from launch.limits import WatchRules
 from launch.ranks_spec import WORKER, RanksSpec
 from trainer.plan import RunPlan
+
+_STATE_BYTES = 12  # of a parameter: fp32 weight and two moments
+_SLOW_DISK = 20e6  # bytes a second that the slowest load is allowed
 
 
 class JobState(Enum):
@@ -39,7 +43,17 @@ def spec_of(plan: RunPlan, *, module: str = WORKER) -> RanksSpec:
         rendezvous_port=resources.rendezvous_port,
         grace_s=plan.config.launch.grace_s,
         restart=RestartRules(**plan.config.restart.model_dump(exclude={"lease_s"})),
+        watch=_watch_rules(plan),
     )
+
+
+def _watch_rules(plan: RunPlan) -> WatchRules:
+    """Each rank loads its share of weights and moments, from a disk that may be slow."""
+    section, world_size = plan.config.watch, plan.world_size
+    slowest_load_s = plan.num_parameters * _STATE_BYTES / world_size / _SLOW_DISK
+    timeout_s = plan.config.resources.collective_timeout_s
+    given = section.model_dump() | {"load_s": max(section.load_s, round(slowest_load_s, 1))}
+    return WatchRules(**given, ceiling_s=timeout_s - section.grace_s)
 
 
 class Backend(Protocol):

@@ -32,7 +32,8 @@ _KINDS: dict[Phase, Kind] = {
 class WatchRules:
     """The section `watch` of the settings, as an agent reads it. Units: seconds, but for `factor`.
 
-    `ceiling_s`: no limit is above it, for then the collectives' own time-out would speak first.
+    `ceiling_s`: no limit is above it, for then the collectives' own time-out would speak first;
+    0: there is none.
     """
 
     enabled: bool = False
@@ -44,7 +45,7 @@ class WatchRules:
     save_s: float = 900.0
     eval_s: float = 900.0
     grace_s: float = 5.0
-    ceiling_s: float = float("inf")
+    ceiling_s: float = 0.0
 
     def floor(self, kind: Kind) -> float:
         return float(getattr(self, f"{kind}_s"))
@@ -60,7 +61,8 @@ class Limits:
     def limit(self, beat: Beat) -> float:
         kind = kind_of(beat)
         learned = self._rules.factor * self.longest.get(kind, 0.0)
-        return min(max(self._rules.floor(kind), learned), self._rules.ceiling_s)
+        limit = max(self._rules.floor(kind), learned)
+        return min(limit, self._rules.ceiling_s) if self._rules.ceiling_s else limit
 
     def learn(self, kind: Kind, seconds: float) -> None:
         self.longest[kind] = max(self.longest.get(kind, 0.0), seconds)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.budgets import RestartRules
+from launch.limits import WatchRules
 from trainer.records.json_file import read_json
 
 RANKS_FILE = "submission/ranks.json"  # under the attempt's folder
@@ -27,6 +28,7 @@ class RanksSpec:
     rendezvous_port: int  # 0: a free one
     grace_s: float  # from "save and stop" to SIGKILL
     restart: RestartRules = field(default_factory=RestartRules)
+    watch: WatchRules = field(default_factory=WatchRules)
 
     @property
     def world_size(self) -> int:
@@ -40,4 +42,8 @@ def spec_text(spec: RanksSpec) -> str:
 def read_spec(path: Path) -> RanksSpec:
     """Raises: FileNotFoundError, ValueError, TypeError (another version's file)."""
     values: dict[str, Any] = read_json(path)
-    return RanksSpec(**values | {"restart": RestartRules(**values.get("restart", {}))})
+    rules = {
+        "restart": RestartRules(**values.get("restart", {})),
+        "watch": WatchRules(**values.get("watch", {})),
+    }
+    return RanksSpec(**values | rules)

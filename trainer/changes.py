@@ -53,6 +53,7 @@ _CLASSES: dict[str, tuple[Class, str]] = {
     "observers": ("free", "what is shown"),
     "resume": ("free", "how to resume"),
     "launch": ("free", "where ranks are started"),
+    "watch": ("free", "when a rank counts as hung"),
     "restart": ("free", "what follows a failure"),
     "drills": ("free", "whether it may be broken on purpose"),
 }

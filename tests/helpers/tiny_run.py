@@ -45,6 +45,7 @@ _TINY = (
     "observers.peak_tflops=0.1",
     "resources.device=cpu",
     "resources.collective_timeout_s=30",
+    "watch.enabled=false",  # its limits are longer than that
     "launch.grace_s=20",
 )
 

@@ -95,6 +95,10 @@ def test_what_cannot_work_is_refused_with_an_override_that_does(
 
 
 def test_a_new_tokenizer_for_trained_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(values("model=hf_folder", f"model.path={tmp_path}"))
+    assert caught.value.problems[0].what == f"{tmp_path} is no model folder: it has no config.json"
+    (tmp_path / "config.json").touch()
     problem = problem_of("model=hf_folder", f"model.path={tmp_path}")
     assert problem.where == "data.tokenizer"
     assert "the model's weights know another vocabulary" in problem.what
@@ -106,7 +110,7 @@ def test_a_model_folder_that_is_not_there_is_said_before_its_tokenizer() -> None
     with pytest.raises(ConfigError) as caught:
         validate(values("model=hf_folder", "model.path=/nope"))
     assert [p.where for p in caught.value.problems] == ["model.path", "data.tokenizer"]
-    assert caught.value.problems[0].what == "there is no folder /nope"
+    assert caught.value.problems[0].what == "/nope is no model folder: it does not exist"
 
 
 def test_two_rules_broken_are_two_problems() -> None:
@@ -131,3 +135,16 @@ def test_a_device_that_is_found_later_is_judged_then() -> None:
     assert not engine_problems(made, device="cuda")
     [problem] = engine_problems(made, device="cpu")
     assert problem.where == "precision.kind"
+
+
+@pytest.mark.parametrize(
+    "name", ["start_s", "load_s", "first_step_s", "step_s", "save_s", "eval_s"]
+)
+def test_a_hang_must_be_named_before_the_collectives_give_up(name: str) -> None:
+    problem = problem_of(f"watch.{name}=1796")
+    assert problem.where == f"watch.{name}"
+    assert "a hang is named after 1796 s and watch.grace_s (5 s)" in problem.what
+    assert "resources.collective_timeout_s (1800 s)" in problem.what
+    assert problem.fix.startswith("resources.collective_timeout_s=3602")
+    config(f"watch.{name}=1794")
+    config(f"watch.{name}=1796", "watch.enabled=false")

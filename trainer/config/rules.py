@@ -17,6 +17,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
 from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.config.sections.training import CustomTask, Wsd
+from trainer.config.watch_rules import watch_problems
 from trainer.errors import Problem
 
 Device = Literal["cpu", "cuda"]
@@ -33,6 +34,7 @@ def problems(config: Config) -> list[Problem]:
         *_data_problems(config),
         *_trust_problems(config),
         *_resume_problems(config),
+        *watch_problems(config),
     ]
 
 

@@ -16,6 +16,7 @@ from trainer.config.sections.run import (
     StepsSection,
 )
 from trainer.config.sections.training import Engine, Optimizer, PrecisionSection, Schedule, Task
+from trainer.config.sections.watch import WatchSection
 from trainer.config.sections.watching import CheckpointSection, EvalsSection, ObserversSection
 
 
@@ -39,4 +40,5 @@ class Config(Section):
     resume: ResumeSection
     launch: LaunchSection
     restart: RestartSection
+    watch: WatchSection
     drills: DrillsSection
