@@ -1,10 +1,12 @@
-"""Starts, signals and reaps the ranks of one node, and says how the attempt ended.
+"""Starts, signals and reaps the ranks of one node; after a failure, starts them again.
 
-    python -m launch.agent RUN_FOLDER --attempt N [--node-rank 0]
+    python -m launch.agent RUN_FOLDER --attempt N [--node-rank 0] [--once]
 
 Every rank gets five variables and a log of its own. When one dies the others get a moment to
 write their own errors, then they are ended: nothing of an attempt outlives its agent, however the
-agent goes (launch/guard.py covers SIGKILL). Standard library only.
+agent goes (launch/guard.py covers SIGKILL). What follows is decided from what the ranks left
+(launch/outcome.py); if it is another attempt, its ranks start on this node at once. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -13,87 +15,93 @@ import argparse
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.attempts import close_attempt, read_lines_of
-from launch.console import Console, open_console
+from launch.console import Console
 from launch.failure import failure_text, record_death
-from launch.guard import start_guard
+from launch.guard import Guard, start_guard
 from launch.inbox import SignalInbox
+from launch.lease import Lease
 from launch.liveness import own_mark, write_mark
-from launch.machine import LOOPBACK, check_devices, free_port
-from launch.outcome import Ended, Outcome, decide, observe, write_ended
-from launch.processes import FAMILY, Family, send, start
+from launch.machine import check_devices, rendezvous_socket
+from launch.next_attempt import next_attempt, superseded
+from launch.outcome import Ended, Outcome, decide, newest_checkpoint, observe, write_ended
+from launch.processes import send
+from launch.ranks import FreshStart, Ranks, Starter, reap_strays, start_ranks
 from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
+from launch.run_folder import locked, own
 from trainer.errors import Exit, LonghaulError, RunFolderError
-from trainer.records.attempt import Stop, StopCause, write_record
+from trainer.records.attempt import Stop, StopCause, error_record, write_first, write_record
+from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
 
-PEER_GRACE_S = 5.0  # for the other ranks to write their own errors after one died
+PEER_GRACE_S = 0.5  # for the other ranks to log what they saw after one died; its words are kept
 LEAVE_S = 60.0  # for the other ranks to leave after one left in order
 TERM_PATIENCE_S = 2.0  # from SIGTERM to SIGKILL
 
 
-@dataclass
-class Ranks:
-    """The ranks of this node while they run: the one mutable thing here."""
+@dataclass(frozen=True)
+class Node:
+    """What outlives an attempt on this node. `tag` marks every process that is started here."""
 
-    files: AttemptFiles
-    spec: RanksSpec
+    run: RunFiles
+    rank: int
+    once: bool
     tag: str
-    children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    pidfds: dict[int, int] = field(default_factory=dict)  # pidfd -> rank
-    codes: dict[int, int] = field(default_factory=dict)
-    deadline: float | None = None  # then everything is ended
-    stopping: bool = False
-    ending: bool = False  # deaths are our own doing from here on
-    interrupts: int = 0
-    first_failed: int | None = None
-
-    @property
-    def family(self) -> Family:
-        return Family(tag=self.tag, sessions=frozenset(c.pid for c in self.children.values()))
-
-    def sooner(self, seconds: float) -> None:
-        at = time.monotonic() + seconds
-        self.deadline = at if self.deadline is None else min(self.deadline, at)
-
-    def end(self, *, patience_s: float) -> None:
-        self.ending = True
-        self.deadline = None
-        self.family.end(patience_s=patience_s)
+    inbox: SignalInbox
+    guard: Guard
+    starter: Starter
 
 
-def run_attempt(run: RunFiles, attempt: int, *, node_rank: int = 0) -> Outcome:
-    """Run the ranks of one node to their end, then decide from what they left.
+def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False) -> Outcome:
+    """Run the ranks of one node until the run needs no further attempt here; how the last ended.
 
+    `once`: somebody else makes the next attempt.
     Raises: Refused before anything is started (port taken, more ranks than devices);
-    RunFolderError if the attempt has no plan or another attempt owns the run.
+    RunFolderError if the attempt has no plan, was started before, or another one owns the run.
     """
-    files = run.attempt(attempt)
-    spec = _spec(files)
-    check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
-    port = free_port(spec.rendezvous_port)
-    write_mark(files.agent, own_mark())
-    ranks = Ranks(files=files, spec=spec, tag=f"{os.getpid()}.{time.time_ns()}")
+    following: AttemptFiles | None = run.attempt(attempt)
+    tag = f"{os.getpid()}.{time.time_ns()}"
     with ExitStack() as stack:
         inbox = stack.enter_context(SignalInbox())
-        guard = start_guard(ranks.tag)
+        guard = start_guard(tag)
         stack.callback(guard.dismiss)
+        node = Node(run, node_rank, once, tag, inbox, guard, FreshStart())
+        while following is not None:
+            outcome, following = _one_attempt(node, following)
+            if following is not None:
+                step = newest_checkpoint(run)
+                place = f"from step {step}" if step else "from the start: nothing was saved yet"
+                _say(f"{outcome.why}; attempt {following.number} goes on {place}")
+    return outcome
+
+
+def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles | None]:
+    """How it ended, and the attempt that follows at once, if one does."""
+    spec = _spec(files)
+    check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
+    ranks = Ranks(files=files, spec=spec, tag=node.tag)
+    with ExitStack() as stack:
+        listener = stack.enter_context(rendezvous_socket(spec.rendezvous_port))
+        lease = _claim(node, files)
         stack.callback(lambda: ranks.end(patience_s=TERM_PATIENCE_S))  # strays, and our own errors
-        console = _start(run, ranks, node_rank=node_rank, port=port)
+        console = start_ranks(
+            ranks, node.starter, run_folder=node.run.root, node_rank=node.rank, listener=listener
+        )
+        listener.close()  # rank 0 has it
         for child in ranks.children.values():
-            guard.watch(child.pid)
-        _wait(ranks, inbox, console)
+            node.guard.watch(child.pid)
+        _wait(node, ranks, lease, console)
         ranks.end(patience_s=TERM_PATIENCE_S)
         if console is not None:
             console.finish()
-    return _conclude(run, ranks, attempt)
+        reap_strays([node.guard.pid])
+    return _conclude(node, ranks)
 
 
 def _spec(files: AttemptFiles) -> RanksSpec:
@@ -106,69 +114,28 @@ def _spec(files: AttemptFiles) -> RanksSpec:
         raise RunFolderError(f"{path} cannot be read ({e}); start a new attempt") from e
 
 
-def _start(run: RunFiles, ranks: Ranks, *, node_rank: int, port: int) -> Console | None:
-    """Start every rank; rank 0's console, if it is on this node."""
-    console = None
-    for local_rank in range(ranks.spec.ranks_per_node):
-        rank = node_rank * ranks.spec.ranks_per_node + local_rank
-        log = os.open(ranks.files.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        output = log
-        if rank == 0:
-            console = open_console(ranks.files.rank_log(0))
-            output = console.writer
-        argv = [sys.executable, "-m", ranks.spec.module, str(run.root)]
-        argv += ["--attempt", str(ranks.files.number)]
-        env = rank_environment(ranks.spec, rank=rank, local_rank=local_rank, port=port)
-        env |= {FAMILY: ranks.tag}
-        env.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions(ranks.files)))
-        child = start(argv, env=env, stdout=output, stderr=log)
-        os.close(log)
-        if console is not None and rank == 0:
-            os.close(console.writer)
-        ranks.children[rank] = child
-        ranks.pidfds[os.pidfd_open(child.pid)] = rank
-    return console
+def _claim(node: Node, files: AttemptFiles) -> Lease | None:
+    """This process carries the attempt from here on; the first node's agent speaks for all."""
+    if node.rank > 0:
+        return None
+    with locked(node.run):
+        refuse_if_superseded(node.run.owner, files.number)
+        lease = Lease.take(files)
+        write_mark(files.agent, own_mark())
+        own(node.run, files.number)
+    return lease
 
 
-def rank_environment(spec: RanksSpec, *, rank: int, local_rank: int, port: int) -> dict[str, str]:
-    """Ours plus the five variables of the contract, and what keeps vendors quiet and apart."""
-    env = dict(os.environ) | {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(spec.world_size),
-        "LOCAL_RANK": str(local_rank),
-        "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(max(1, spec.threads_per_rank)),
-        "PYTHONUNBUFFERED": "1",
-    }
-    env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # DeepSpeed 0.19.8 on torch 2.13
-    if spec.device == "cpu":
-        env["DS_ACCELERATOR"] = "cpu"
-    return env
-
-
-def _extensions(files: AttemptFiles) -> Path:
-    """A folder for JIT-built ops of this attempt alone.
-
-    A process killed while it builds in the shared default leaves a lock file there, on which
-    every later job of the machine waits for ever.
-    """
-    return files.root.resolve() / "torch_extensions"
-
-
-def _wait(ranks: Ranks, inbox: SignalInbox, console: Console | None) -> None:
+def _wait(node: Node, ranks: Ranks, lease: Lease | None, console: Console | None) -> None:
     """Until every rank has ended, by itself or by us."""
     poll = select.poll()
-    poll.register(inbox.reader, select.POLLIN)
-    for pidfd in ranks.pidfds:
-        poll.register(pidfd, select.POLLIN)
-    if console is not None:
-        poll.register(console.reader, select.POLLIN)
+    readers = [node.inbox.reader, *ranks.pidfds, *([console.reader] if console else [])]
+    for descriptor in readers:
+        poll.register(descriptor, select.POLLIN)
     while ranks.pidfds:
-        left = None if ranks.deadline is None else max(0.0, ranks.deadline - time.monotonic())
-        for descriptor, _ in poll.poll(None if left is None else left * 1000 + 1):
-            if descriptor == inbox.reader:
-                for number in inbox.read():
+        for descriptor, _ in poll.poll(_patience_ms(ranks, lease)):
+            if descriptor == node.inbox.reader:
+                for number in node.inbox.read():
                     _on_signal(ranks, number)
             elif descriptor in ranks.pidfds:
                 poll.unregister(descriptor)
@@ -176,8 +143,32 @@ def _wait(ranks: Ranks, inbox: SignalInbox, console: Console | None) -> None:
                 os.close(descriptor)
             elif console is not None and not console.pump():
                 poll.unregister(descriptor)
-        if ranks.deadline is not None and time.monotonic() >= ranks.deadline:
-            ranks.end(patience_s=0.0 if ranks.stopping else TERM_PATIENCE_S)
+        _on_time(node, ranks, lease)
+
+
+def _patience_ms(ranks: Ranks, lease: Lease | None) -> float | None:
+    due = [at for at in (ranks.deadline, lease.due if lease else None) if at is not None]
+    return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
+
+
+def _on_time(node: Node, ranks: Ranks, lease: Lease | None) -> None:
+    """What is due without anything having happened."""
+    now = time.monotonic()
+    if lease is not None and now >= lease.due:
+        lease.beat()
+        _leave_if_superseded(node, ranks)
+    if ranks.deadline is not None and now >= ranks.deadline:
+        at_once = ranks.stopping or ranks.first_failed is not None
+        ranks.end(patience_s=0.0 if at_once else TERM_PATIENCE_S)
+
+
+def _leave_if_superseded(node: Node, ranks: Ranks) -> None:
+    """Somebody took the run over while we could not be asked: nothing here may go on."""
+    error = superseded(node.run, ranks.files)
+    if error is None or ranks.ending:
+        return
+    write_first(ranks.files.error, error_record(error, rank=0, step=None))
+    ranks.end(patience_s=0.0)
 
 
 def _on_signal(ranks: Ranks, number: int) -> None:
@@ -226,19 +217,27 @@ def _stopped_before_it_began(ranks: Ranks, code: int) -> bool:
     return ranks.stopping and by_stop and not ranks.files.started.exists()
 
 
-def _conclude(run: RunFiles, ranks: Ranks, attempt: int) -> Outcome:
+def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
     ended = Ended(
         time=time.time(),
         codes={str(rank): code for rank, code in sorted(ranks.codes.items())},
         killed_by_user=ranks.interrupts >= 2,
         first_failed_rank=ranks.first_failed,
     )
-    write_ended(ranks.files.ended, ended)
-    outcome = decide(observe(run, attempt), earlier=read_lines_of(run))
-    close_attempt(run, attempt, outcome)
-    if outcome.exit_code not in (Exit.DONE, Exit.SAVED, Exit.INTERRUPTED):
-        _say(failure_text(ranks.files) or outcome.why)
-    return outcome
+    run, files, rules = node.run, ranks.files, ranks.spec.restart
+    following = None
+    with locked(run):  # nobody may think in between that the run is free
+        write_ended(files.ended, ended)
+        seen = observe(run, files.number)
+        outcome = decide(seen, earlier=read_lines_of(run), rules=rules)
+        close_attempt(run, files.number, outcome)
+        failed = outcome.action == "again" and outcome.exit_code == Exit.FAILED
+        here = rules.enabled and not node.once and ranks.spec.nodes == 1
+        if failed and here and seen.stop is None and superseded(run, files) is None:
+            following = next_attempt(run, files, outcome)
+    if following is None and outcome.exit_code not in (Exit.DONE, Exit.SAVED, Exit.INTERRUPTED):
+        _say(failure_text(files) or outcome.why)
+    return outcome, following
 
 
 def _say(text: str) -> None:
@@ -253,9 +252,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--once", action="store_true", help="somebody else makes the next attempt")
     given = parser.parse_args(argv)
+    run = RunFiles(given.run_folder)
     try:
-        outcome = run_attempt(RunFiles(given.run_folder), given.attempt, node_rank=given.node_rank)
+        outcome = carry(run, given.attempt, node_rank=given.node_rank, once=given.once)
     except LonghaulError as e:
         _say(str(e))
         return e.exit_code

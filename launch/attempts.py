@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from launch.outcome import Outcome, observe
+from trainer.errors import Exit
 from trainer.records.attempt import read_started
 from trainer.records.json_file import append_line, read_lines
 from trainer.records.run_files import RunFiles
@@ -13,6 +14,15 @@ from trainer.records.run_files import RunFiles
 
 def read_lines_of(run: RunFiles) -> list[dict[str, Any]]:
     return list(read_lines(run.attempts_log))
+
+
+def concluded(run: RunFiles, attempt: int) -> Outcome | None:
+    """How an attempt that has its line ended."""
+    for line in read_lines_of(run):
+        if line.get("attempt") == attempt:
+            code = Exit(line["exit_code"])
+            return Outcome(line["action"], code, line["why"], line.get("cause"))
+    return None
 
 
 def close_attempt(run: RunFiles, attempt: int, outcome: Outcome) -> None:
@@ -31,6 +41,8 @@ def close_attempt(run: RunFiles, attempt: int, outcome: Outcome) -> None:
         "action": outcome.action,
         "exit_code": int(outcome.exit_code),
         "why": outcome.why,
+        "cause": outcome.cause,
+        "step_back": outcome.step_back,
         "checkpoint_step": observed.checkpoint_step,
         "codes": observed.ended.codes if observed.ended else {},
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.attempts import read_lines_of
 from launch.outcome import newest_checkpoint
-from launch.run_folder import DEFAULT_ROOT
+from launch.run_folder import DEFAULT_ROOT, attempts
 from launch.status import last_metrics
 from trainer.errors import DataError, Exit
 from trainer.records.attempt import read_done
@@ -25,6 +25,8 @@ def say_finished(run: RunFiles, step: int) -> None:
 
 
 def say_ending(run: RunFiles, files: AttemptFiles, code: int) -> None:
+    """`files`: the attempt that was started; others may have followed it."""
+    files = attempts(run)[-1] if attempts(run) else files
     if code == Exit.DONE:
         print("\n".join([*_result(run, files), *_sample(run, files), *_next(run)]))
         return

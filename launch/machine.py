@@ -23,12 +23,32 @@ def free_port(wanted: int, *, host: str = LOOPBACK) -> int:
         try:
             probe.bind((host, wanted))
         except OSError as e:
-            why = "is taken" if e.errno == errno.EADDRINUSE else f"cannot be used ({e.strerror})"
-            raise Refused(
-                f"resources.rendezvous_port: port {wanted} on {host} {why}\n"
-                "     try: resources.rendezvous_port=0"
-            ) from e
+            raise _port_refused(wanted, host, e) from e
         return int(probe.getsockname()[1])
+
+
+def rendezvous_socket(wanted: int, *, host: str = LOOPBACK) -> socket.socket:
+    """Listening at `wanted`, or at a free port for 0: held, so that nobody takes it meanwhile.
+
+    Raises: Refused if `wanted` is taken or not ours to take.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, wanted))
+        listener.listen(2048)
+    except OSError as e:
+        listener.close()
+        raise _port_refused(wanted, host, e) from e
+    return listener
+
+
+def _port_refused(wanted: int, host: str, error: OSError) -> Refused:
+    why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+    return Refused(
+        f"resources.rendezvous_port: port {wanted} on {host} {why}\n"
+        "     try: resources.rendezvous_port=0"
+    )
 
 
 def num_gpus() -> int:

@@ -27,13 +27,14 @@ class Family:
 
     tag: str
     sessions: frozenset[int]
+    spared: frozenset[int] = frozenset()
 
     def members(self) -> list[int]:
-        """Pids that are alive (zombies are not), never our own."""
+        """Pids that are alive (zombies are not), never our own and never `spared`."""
         found = []
         needle = f"{FAMILY}={self.tag}".encode()
         for entry in os.scandir("/proc"):
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            if not entry.name.isdigit() or int(entry.name) in (os.getpid(), *self.spared):
                 continue
             state, session = _state_and_session(int(entry.name))
             if state in ("Z", "X", ""):
@@ -78,8 +79,12 @@ def start(
     stdout: int,
     stderr: int,
     own_session: bool = True,
+    kept: Collection[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own that the kernel kills when this thread ends."""
+    """Start a process in a session of its own that the kernel kills when this thread ends.
+
+    `kept`: descriptors that it inherits, under the same numbers.
+    """
     return subprocess.Popen(
         list(argv),
         env=dict(env),
@@ -87,6 +92,7 @@ def start(
         stdout=stdout,
         stderr=stderr,
         start_new_session=own_session,
+        pass_fds=tuple(kept),
         umask=0o077,  # what ranks write is their owner's alone, whatever vendor writes it
         preexec_fn=die_with_parent(),
     )

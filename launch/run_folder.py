@@ -9,20 +9,23 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launch.liveness import ProcessMark, is_alive, is_elsewhere, read_mark
+from launch.lease import is_silent
+from launch.liveness import ProcessMark, is_alive, is_elsewhere, own_mark, read_mark
 from trainer.config.names import nearest
-from trainer.errors import Refused, RunFolderError
+from trainer.errors import Refused, RunFolderError, Superseded
 from trainer.records.json_file import fsync_folder, read_json, write_json
+from trainer.records.owner import Owner, read_owner, write_owner
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 FORMAT = 1
 DEFAULT_ROOT = "runs"
+REMOVING = ".removing"  # as trainer/checkpoint/folder.py names what is to be deleted
 _VERSIONS_OF = ("longhaul", "torch", "deepspeed", "transformers")
 
 
@@ -149,18 +152,26 @@ def new_attempt(run: RunFiles) -> AttemptFiles:
 
 
 def own(run: RunFiles, attempt: int) -> None:
-    """From here on only this attempt may write checkpoints; older ones see it and leave."""
-    partial = run.owner.with_name(f".owner.{os.getpid()}.partial")
-    partial.touch(mode=0o600)
-    partial.write_text(f"{attempt}\n", encoding="ascii")
-    partial.replace(run.owner)
+    """From here on only this process's attempt may write; older ones see it and leave.
+
+    Saves that were under way are moved off afterwards: one that was just being published is either
+    published before, and seen, or not at all.
+    """
+    mark = own_mark()
+    write_owner(run.owner, Owner(attempt, mark.host, mark.pid, mark.start_ticks, mark.boot_id))
+    for path in run.checkpoints.glob("step-*.incoming-*"):
+        if not path.name.endswith(REMOVING):
+            with suppress(OSError):  # gone meanwhile, or another file system's trouble
+                path.rename(path.with_name(path.name + REMOVING))
 
 
 def owner(run: RunFiles) -> int | None:
+    """The attempt that may write; None if there is none yet, or the file is damaged."""
     try:
-        return int(run.owner.read_text(encoding="ascii"))
-    except (FileNotFoundError, ValueError):
+        found = read_owner(run.owner)
+    except Superseded:
         return None
+    return found.attempt if found else None
 
 
 def running(run: RunFiles) -> ProcessMark | None:
@@ -183,15 +194,37 @@ def locked(run: RunFiles) -> Iterator[None]:
         os.close(descriptor)
 
 
-def refuse_if_running(run: RunFiles) -> None:
-    """Raises: Refused if an agent carries the run already."""
+def refuse_if_running(run: RunFiles, *, silent: ProcessMark | None = None) -> None:
+    """Raises: Refused if an agent carries the run already. `silent`: one known to be dead."""
     mark = running(run)
-    if mark is not None:
-        raise Refused(
-            f"run {run.name} is running already (attempt {attempts(run)[-1].number}, process "
-            f"{mark.pid} on {mark.host}); see `longhaul status {run.name}`, "
-            f"end it with `longhaul stop {run.name}`"
-        )
+    if mark is None or mark == silent:
+        return
+    fix = f"end it with `longhaul stop {run.name}`"
+    if is_elsewhere(mark):
+        fix = f"end it on {mark.host}; if that machine is gone for good: resume.takeover=true"
+    raise Refused(
+        f"run {run.name} is running already (attempt {attempts(run)[-1].number}, process "
+        f"{mark.pid} on {mark.host}); see `longhaul status {run.name}`, {fix}"
+    )
+
+
+def silent_owner(run: RunFiles, *, lease_s: float, takeover: bool = False) -> ProcessMark | None:
+    """The agent of the newest attempt if nothing more is to be expected of it, though `running`
+    cannot know that: it is on another host and its heartbeat does not move for `lease_s`, or the
+    user says so (`takeover`). Waits only for another host.
+    """
+    mark = running(run)
+    if mark is None or takeover:
+        return mark
+    if not is_elsewhere(mark):
+        return None
+    print(
+        f"run {run.name} belongs to process {mark.pid} on {mark.host}; waiting up to "
+        f"{lease_s:.0f} s for a sign of life",
+        file=sys.stderr,
+        flush=True,
+    )
+    return mark if is_silent(attempts(run)[-1], lease_s) else None
 
 
 def _versions() -> dict[str, str]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from launch.base import Backend, Submission
 from launch.compute import compute, config_file
 from launch.dry_run import DryRun
 from launch.ending import say_ending, say_finished
-from launch.liveness import own_mark, write_mark
+from launch.liveness import ProcessMark, own_mark, write_mark
 from launch.machine import device_for, num_cores
 from launch.run_folder import (
     attempts,
@@ -31,6 +32,7 @@ from launch.run_folder import (
     new_attempt,
     read_record,
     refuse_if_running,
+    silent_owner,
 )
 from launch.settings import stored_values
 from launch.status import close_old_attempts, finished_step
@@ -40,6 +42,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import ConfigError, DataError, Exit, Problem, Refused, RunFolderError
+from trainer.faultpoints import planned
 from trainer.plan import RunPlan, StorePlan, read_plan, write_plan
 from trainer.planning import make_plan
 from trainer.records.built_ops import needs_async_io
@@ -56,6 +59,7 @@ class Standing:
     config: Config
     run: RunFiles | None
     stores: tuple[StorePlan, ...] | None  # None: to be prepared
+    silent: ProcessMark | None = None  # the run's agent, of which nothing more is to be expected
 
 
 def start(config: Config, *, backend: Backend | None = None) -> int:
@@ -64,6 +68,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     Raises: ConfigError, Refused, RunFolderError, DataError.
     """
     standing = stand(config)
+    config = standing.config
     if standing.run is not None and (done := _finished(standing)):
         say_finished(standing.run, done)
         return Exit.DONE
@@ -73,12 +78,12 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
         code = prepare(standing.config)
         if isinstance(code, int):
             return code
-        standing = Standing(config, standing.run, code)
+        standing = replace(standing, stores=code)
         _refuse_other_tokens(standing)
         plan_of(standing, attempt=1, run_id="")  # what the data makes impossible, before the folder
     run = standing.run or _create(config)
     with locked(run):
-        refuse_if_running(run)
+        refuse_if_running(run, silent=standing.silent)
         close_old_attempts(run)
         files = new_attempt(run)
         write_mark(files.agent, own_mark())
@@ -112,9 +117,14 @@ def dry_run(config: Config) -> DryRun:
 
 def stand(config: Config) -> Standing:
     """Raises: ConfigError, Refused or RunFolderError if the run cannot be started like this."""
+    planned(os.environ, enabled=config.drills.enabled)
     _refuse_without_async_io(config)
     run = existing(Path(config.run.root), config.run.name)
-    mode = config.resume.mode
+    mode, takeover = config.resume.mode, config.resume.takeover
+    # Of this command alone: stored, it would take the run over again at every later start.
+    resume = config.resume.model_copy(update={"takeover": False})
+    config = config.model_copy(update={"resume": resume})
+    silent = None
     if run is None and mode == "must":
         folder = Path(config.run.root) / config.run.name
         raise Refused(f"resume=must, but there is no run {folder}; start it with resume=auto")
@@ -124,14 +134,15 @@ def stand(config: Config) -> Standing:
                 f"resume=never, but the run {run.root} exists; choose another run.name, or go on "
                 "with it: resume=auto"
             )
-        refuse_if_running(run)
+        silent = silent_owner(run, lease_s=config.restart.lease_s, takeover=takeover)
+        refuse_if_running(run, silent=silent)
         _refuse_another_run(run, config)
     try:
         found = find_stores(config.data.model_dump(mode="json"))
     except DataError as e:  # a corpus file that is not there: nothing has been written yet
         raise Refused(str(e)) from e
     stores = None if found is None else tuple(StorePlan(**asdict(one)) for one in found)
-    standing = Standing(config, run, stores)
+    standing = Standing(config, run, stores, silent)
     _refuse_other_tokens(standing)
     return standing
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.attempts import close_attempt, read_lines_of
+from launch.attempts import close_attempt, concluded, read_lines_of
 from launch.outcome import decide, newest_checkpoint, observe
 from launch.run_folder import attempts, running
 from trainer.errors import Exit
@@ -55,7 +55,8 @@ def _state(run: RunFiles) -> tuple[str, str]:
     mark = running(run)
     if mark is not None:
         return "running", f"process {mark.pid} on {mark.host}"
-    outcome = decide(observe(run, known[-1].number), earlier=_earlier(run, known[-1].number))
+    newest = known[-1].number
+    outcome = concluded(run, newest) or decide(observe(run, newest), earlier=_earlier(run, newest))
     words = {
         Exit.DONE: "finished",
         Exit.SAVED: "stopped",

@@ -27,12 +27,13 @@ from trainer.dist.place import Place
 from trainer.dist.signals import StopSignals
 from trainer.dist.startup import StartUp
 from trainer.errors import Exit, LonghaulError
-from trainer.plan import RunPlan, plan_of_attempt
+from trainer.faultpoints import arm_from
+from trainer.plan import plan_of_attempt
 from trainer.records import attempt as records
+from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import RunFiles
 
 if TYPE_CHECKING:  # at run time they come with torch, after the signal handlers stand
-    from trainer.dist.world import World
     from trainer.observers.base import Observer
 
 _ECHO_WAITS_S = 2.0  # so that the rank that knows the cause writes error.json first
@@ -78,13 +79,22 @@ class Rank:
         self._place = Place.from_env()
         plan = plan_of_attempt(self._files)
         self._place.check(plan.world_size)
+        refuse_if_superseded(self._run.owner, self._files.number)
+        arm_from(os.environ, enabled=plan.config.drills.enabled, rank=self._place.rank)
         self._startup.lap("python")
         from trainer.build import build_job, build_observers
+        from trainer.dist.join import join
         from trainer.dist.world import leave
         from trainer.loop import fit
 
         self._startup.lap("imports")
-        world = _meet(plan, self._place)
+        world = join(
+            self._place,
+            device=plan.device,
+            threads=plan.threads_per_rank,
+            timeout_s=plan.config.resources.collective_timeout_s,
+            token=f"{plan.run_id}.{plan.attempt}",
+        )
         self._startup.lap("meet")
         job, state = build_job(plan, world, run=self._run, stop=self._stop, startup=self._startup)
         self._state = state
@@ -131,16 +141,6 @@ class Rank:
         """After the records are written: an observer may take its time."""
         for observer in self._observers:
             observer.close()
-
-
-def _meet(plan: RunPlan, place: Place) -> World:
-    """Raises: WorldError if there is no device for this rank, or the others do not come."""
-    from trainer.dist.device import choose_device, use_host
-    from trainer.dist.world import meet
-
-    use_host(plan.threads_per_rank, device=plan.device)
-    device = choose_device(plan.device, place)
-    return meet(place, device=device, timeout_s=plan.config.resources.collective_timeout_s)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,10 @@ class LocalBackend:
 
     def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
         """Run to the end, in this process: argv says the same as a command of its own."""
-        from launch.agent import run_attempt
+        from launch.agent import carry
 
         del submission  # its files are in the attempt's folder; the agent reads them there
-        return run_attempt(RunFiles(run_folder), attempt).exit_code
+        return carry(RunFiles(run_folder), attempt).exit_code
 
     def state(self, run_folder: Path, *, attempt: int) -> JobState:
         mark = read_mark(RunFiles(run_folder).attempt(attempt).agent)

@@ -210,7 +210,9 @@ def test_an_attempt_whose_agent_was_killed_is_closed_by_the_next(start: Start, h
 
 
 def test_a_failure_tells_what_to_do_next(start: Start, here: Path) -> None:
-    code, out, err = end(start("train", {"0": ["hang"], "1": ["raise", "row 17 is empty"]}))
+    code, out, err = end(
+        start("train", {"0": ["hang"], "1": ["raise", "row 17 is empty"]}, "restart=off")
+    )
     assert code == 76
     assert "rank 1 failed: DataError: row 17 is empty" in err
     assert "longhaul logs first-run --why" in out

@@ -1,7 +1,8 @@
 """A rank without torch that keeps the worker's contract, so that agents are tested in milliseconds.
 
 Run as `python -m tests.helpers.fake_worker RUN_FOLDER --attempt N`; what each rank does stands in
-FAKE_BEHAVIOUR of the environment: {"0": ["wait"], "1": ["raise", "bad row"]}.
+FAKE_BEHAVIOUR of the environment: {"0": ["wait"], "1": ["raise", "bad row"]}; {"2:1": ["wait"]} is
+what rank 1 does in attempt 2.
 
     finish           write done.json (rank 0) and leave
     wait             until told to stop; then save (rank 0 writes a checkpoint), leave with 75
@@ -11,6 +12,7 @@ FAKE_BEHAVIOUR of the environment: {"0": ["wait"], "1": ["raise", "bad row"]}.
     exit CODE        leave without a word
     children         start a child and a grandchild in a session of its own, then wait
     say TEXT         print, then finish
+    die STEP ...     save these steps (rank 0), then be killed
 """
 
 from __future__ import annotations
@@ -36,23 +38,20 @@ def main() -> int:
     run = RunFiles(Path(sys.argv[1]))
     files = run.attempt(int(sys.argv[3]))
     rank = int(os.environ["RANK"])
-    what, *rest = json.loads(os.environ["FAKE_BEHAVIOUR"])[str(rank)]
+    behaviours = json.loads(os.environ["FAKE_BEHAVIOUR"])
+    what, *rest = behaviours.get(f"{files.number}:{rank}", behaviours[str(rank)])
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda n, _: None if what == "hang" else told.append(n))
     if rank == 0:
-        started = Started(
-            time=time.time(),
-            step=0,
-            world_size=int(os.environ["WORLD_SIZE"]),
-            host=socket.gethostname(),
-        )
-        write_record(files.started, started)
+        _say_started(files)
     if what == "children":
         _start_children(files.root)
     (files.root / f"up-{rank}").write_text(str(os.getpid()))
     if what in ("finish", "say"):
         return _finish(files, rank, rest)
+    if what == "die":
+        _die(run, rest if rank == 0 else [])
     if what == "exit":
         print("about to leave", file=sys.stderr, flush=True)
         return int(rest[0])
@@ -63,10 +62,25 @@ def main() -> int:
         time.sleep(0.01)
     (files.root / f"told-{rank}").write_text(" ".join(map(str, told)))
     if rank == 0:
-        folder = run.checkpoints / "step-00000005"
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text("{}")
+        _save(run, 5)
     return Exit.SAVED
+
+
+def _say_started(files: AttemptFiles) -> None:
+    world_size, host = int(os.environ["WORLD_SIZE"]), socket.gethostname()
+    write_record(files.started, Started(time.time(), 0, world_size, host))
+
+
+def _die(run: RunFiles, steps: list[str]) -> None:
+    for step in steps:
+        _save(run, int(step))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _save(run: RunFiles, step: int) -> None:
+    folder = run.checkpoints / f"step-{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text("{}")
 
 
 def _finish(files: AttemptFiles, rank: int, words: list[str]) -> Exit:

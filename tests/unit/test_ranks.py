@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.agent import rank_environment
+from launch.ranks import rank_environment
 from launch.machine import check_devices, device_for, free_port, num_gpus
 from launch.ranks_spec import RanksSpec, read_spec, spec_text
 from launch.table import age_text, text_of

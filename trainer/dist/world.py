@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from trainer.dist.meeting import meeting_place
 from trainer.dist.place import Place as Place
 from trainer.errors import Exit, LonghaulError, PeerFailed, WorldError
 from trainer.faultpoints import faultpoint
@@ -158,12 +159,14 @@ def meet(
     device: torch.device,
     timeout_s: float = 600.0,
     init_method: str = "env://",
+    token: str = "",
 ) -> World:
     """Join the other ranks (MASTER_ADDR and MASTER_PORT unless `init_method` says). Collective.
 
+    `token`: names the attempt; ranks of another one and second ranks of a number are turned away.
     A world of one process makes no process group, except under `torchrun`-like launchers' eyes:
     DeepSpeed needs a group even for one rank, so the engine makes its own in that case.
-    Raises: WorldError if the ranks do not meet in time.
+    Raises: WorldError if the ranks do not meet in time, or this one has no place among them.
     """
     faultpoint("start.imported")
     if place.world_size == 1:
@@ -172,9 +175,11 @@ def meet(
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_s)
     try:
+        store = meeting_place(place, token, timeout) if init_method == "env://" else None
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            init_method=init_method,
+            init_method=init_method if store is None else None,
+            store=store,
             rank=place.rank,
             world_size=place.world_size,
             timeout=timeout,

@@ -1,0 +1,88 @@
+"""The attempt after one that failed: same settings, same plan, one number more. No torch.
+
+Each attempt has one restarter: whoever holds the nodes makes the next one here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launch.liveness import own_mark, write_mark
+from launch.outcome import Outcome, newest_checkpoint
+from launch.ranks_spec import RANKS_FILE
+from launch.run_folder import new_attempt
+from trainer.errors import Superseded
+from trainer.records.json_file import fsync_folder, read_json, write_json
+from trainer.records.owner import refuse_if_superseded
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+RESTART_FILE = "restart.json"  # under the attempt's folder, if it was started by itself
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Why an attempt was started without anybody asking. `parked`: under checkpoints/, or ""."""
+
+    restart_of: int
+    cause: str
+    why: str
+    from_step: int
+    parked: str
+    time: float
+
+
+def next_attempt(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> AttemptFiles:
+    """Make the folder and the plan of the attempt after `files`. The run must be locked.
+
+    Raises: Superseded if another attempt owns the run; OSError if the folder cannot be written.
+    """
+    refuse_if_superseded(run.owner, files.number)
+    parked = ""
+    if outcome.step_back:
+        parked = park(run, newest_checkpoint(run), outcome.why).relative_to(run.root).as_posix()
+    following = new_attempt(run)
+    write_mark(following.agent, own_mark())
+    (following.root / RANKS_FILE).parent.mkdir(mode=0o700, parents=True)
+    shutil.copyfile(files.root / RANKS_FILE, following.root / RANKS_FILE)
+    restart = Restart(
+        restart_of=files.number,
+        cause=outcome.cause or "",
+        why=outcome.why,
+        from_step=newest_checkpoint(run),
+        parked=parked,
+        time=time.time(),
+    )
+    write_json(following.root / RESTART_FILE, asdict(restart))
+    if files.plan.exists():  # last: an attempt with a plan is complete
+        write_json(following.plan, read_json(files.plan) | {"attempt": following.number})
+    return following
+
+
+def park(run: RunFiles, step: int, why: str) -> Path:
+    """Move a checkpoint out of every reader's sight, with a note saying why. Never deleted."""
+    folder = run.checkpoints / "quarantine"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    source = run.checkpoints / f"step-{step:08d}"
+    number = 1
+    while (target := folder / f"{source.name}.{number}").exists():
+        number += 1
+    source.rename(target)
+    fsync_folder(folder)
+    fsync_folder(run.checkpoints)
+    note = f"set aside whole, because nothing went on from it: {why}\n"
+    (target / "why.txt").write_text(note, encoding="utf-8")
+    return target
+
+
+def superseded(run: RunFiles, files: AttemptFiles) -> Superseded | None:
+    """Whether another attempt owns the run by now; None too where that cannot be read."""
+    try:
+        refuse_if_superseded(run.owner, files.number)
+    except Superseded as e:
+        return e
+    except OSError:
+        return None
+    return None
