@@ -1,0 +1,84 @@
+"""python -m launch.drills [D3 D12 ...] [--short] [--write docs/drills.md]: break runs, judge them.
+
+Exit code 0 if every drill that ran held, 78 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.drills.bench import Bench, run_one
+from launch.drills.report import page, table
+from launch.drills.runs import Site
+from launch.drills.table import DRILLS
+from launch.machine import num_cores, num_gpus
+from trainer.errors import Exit, LonghaulError, Refused
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.drills", description=__doc__)
+    parser.add_argument("drills", nargs="*", metavar="DRILL", help="D12; all without any")
+    parser.add_argument("--short", action="store_true", help="fewer cases, as in `make test`")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="do it in this folder and leave it there")
+    parser.add_argument("--write", type=Path, help="write the page of the drills here")
+    given = parser.parse_args(argv)
+    try:
+        wanted = [d for d in DRILLS if not given.drills or d.label in given.drills]
+        unknown = set(given.drills) - {d.label for d in DRILLS}
+        if unknown:
+            raise Refused(f"no drill {min(unknown)}; there is {', '.join(d.label for d in DRILLS)}")
+        with tempfile.TemporaryDirectory(prefix="longhaul-drills-") as folder:
+            site = Site(given.keep or Path(folder))
+            bench = Bench(site, short=given.short, seed=given.seed)
+            print(f"reference: {bench.reference.step_s * 1000:.0f} ms a step", flush=True)
+            ran = []
+            for drill in wanted:
+                ran.append(run_one(bench, drill))
+                print(table(ran[-1:]), flush=True)
+    except LonghaulError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return int(e.exit_code)
+    headline = headlines(bench)
+    print("\n".join(["", *headline]))
+    if given.write is not None:
+        text = page(ran, headline=headline, date=time.strftime("%Y-%m-%d"), machine=machine())
+        given.write.write_text(text, encoding="utf-8")
+    return Exit.STOP if any(one.is_bad for one in ran) else Exit.DONE
+
+
+def headlines(bench: Bench) -> list[str]:
+    """The figures that people ask for, of the drills that ran."""
+    figures = bench.figures
+    return [text.format(**figures) for needed, text in _HEADLINES if needed <= figures.keys()]
+
+
+_HEADLINES: tuple[tuple[set[str], str], ...] = (
+    ({"damaged", "noticed"}, "damaged checkpoints noticed: {noticed:.0f} of {damaged:.0f}"),
+    (
+        {"kill_recover_s"},
+        "kill -9 of any rank: first new step after {kill_recover_s:.1f} s at most",
+    ),
+    ({"preempt_steps_lost"}, "preemption: {preempt_steps_lost:.0f} steps lost"),
+)
+
+
+def machine() -> str:
+    """The class of this machine, not its name."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = f"{num_gpus()} GPUs" if num_gpus() else "no GPU"
+    return (
+        f"{num_cores()} {platform.machine()} cores, {memory:.0f} GiB, {gpus}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Ranks and launchers that are killed: D12, D19."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+from launch.drills.bench import Bench, Result
+from launch.drills.oracle.ending import Ending
+from launch.drills.oracle.leftovers import processes_of
+from launch.drills.oracle.recovery import (
+    seconds_to_first_step,
+    slow_recoveries,
+    steps_redone,
+)
+from launch.drills.reference import SAVE_EVERY
+from launch.drills.runs import DrillFailed, Said
+from trainer.errors import Exit
+from trainer.faultpoints import Fault
+
+RECOVER_S = 15.0
+_GONE_S = 5.0
+_MAX_STARTS = 20
+# Where in a step a rank dies; each kill takes the next one.
+_PLACES = (
+    "step.forward",
+    "step.update",
+    "data.read",
+    "step.backward",
+    "step.agree",
+    "step.end",
+    "step.begin",
+)
+KILLED = Ending(Exit.FAILED, r"rank \d failed: .*killed by signal 9|SIGKILL")
+DONE = Ending(Exit.DONE, "finished at step")
+
+
+def kill_any_rank_at_any_step(bench: Bench) -> Result:
+    """D12. One run that is killed again and again: two deaths between any two saves."""
+    kills = _kills(bench, windows=1 if bench.short else 6)
+    name, site = "d12", bench.site
+    before = site.look(name)
+    last = to_the_end(bench, name, kills)
+    wrong = bench.judge(name, endings=[*[KILLED] * len(kills), DONE], before=before, last=last)
+    steps = site.steps(name)
+    fired = [site.fired(k.token) for k in kills]
+    wrong += [
+        f"the kill at step {k.step} did not happen"
+        for k, f in zip(kills, fired, strict=True)
+        if not f
+    ]
+    seconds = [seconds_to_first_step(f[0]["time"], steps) for f in fired if f]
+    wrong += ["a kill was not recovered from" for one in seconds if one is None]
+    redone = steps_redone(steps)
+    if redone > len(kills) * SAVE_EVERY:
+        wrong.append(f"{redone} steps were made again after {len(kills)} kills")
+    slowest = max((s for s in seconds if s is not None), default=float("nan"))
+    said = (
+        f"{len(kills)} kills of both ranks at steps {kills[0].step} to {kills[-1].step}: losses, "
+        f"weights and moments bit-equal; {redone} steps redone; first step after {slowest:.1f} s"
+    )
+    late = slow_recoveries([s for s in seconds if s is not None], bound_s=RECOVER_S)
+    return Result(len(kills), said, tuple(wrong), {"kill_recover_s": slowest}, tuple(late[:1]))
+
+
+def to_the_end(bench: Bench, name: str, faults: Sequence[Fault], *overrides: str) -> Said:
+    """Train, and resume after every failure, as a person would; what the last command said."""
+    said = bench.site.train(name, *overrides, faults=faults)
+    for _ in range(_MAX_STARTS):
+        if said.code not in (Exit.FAILED, Exit.SAVED):
+            return said
+        said = bench.site.resume(name, faults=faults)
+    raise DrillFailed(f"{name} did not end after {_MAX_STARTS} starts:\n{said.err[-2000:]}")
+
+
+def _kills(bench: Bench, *, windows: int) -> list[Fault]:
+    """Two a window of SAVE_EVERY steps, at different places in it, of different ranks."""
+    found: list[Fault] = []
+    for window in range(windows):
+        first, second = 1 + window % 4, 2 + window % 4
+        for rank, offset in enumerate((first, second)):
+            number = len(found)
+            found.append(
+                Fault(
+                    _PLACES[number % len(_PLACES)],
+                    "kill",
+                    rank=(rank + window) % 2,
+                    step=window * SAVE_EVERY + offset,
+                    token=bench.site.token(f"d12-{number}"),
+                )
+            )
+    return found
+
+
+def nothing_outlives_its_launcher(bench: Bench) -> Result:
+    """D19. The launcher is killed, then its terminal goes away."""
+    site, wrong, late, slowest = bench.site, list[str](), list[str](), 0.0
+    for number, how in enumerate((signal.SIGKILL, signal.SIGHUP)):
+        name = f"d19-{how.name.lower()}"
+        before = site.look(name)
+        running = site.begin("train", name, start_new_session=True)
+        site.until(name, running, step=2 + number)
+        pids = [pid for pid, _ in processes_of(site.run(name).root)]
+        began = time.monotonic()
+        os.kill(running.process.pid, how)
+        code = running.wait().code
+        wrong += [f"{name}: {text}" for text in site.left_over(name, before)]
+        seconds = time.monotonic() - began
+        if how == signal.SIGHUP and code != Exit.SAVED:
+            wrong.append(f"{name}: returned {code}, not {Exit.SAVED}")
+        if how == signal.SIGKILL:
+            slowest = seconds
+            if seconds > _GONE_S:
+                late.append(f"{len(pids)} processes took {seconds:.1f} s to end")
+        last = site.resume(name)
+        if last.code != Exit.DONE:
+            wrong.append(f"{name}: the next attempt returned {last.code}: {last.err[-300:]}")
+    said = f"launcher killed, terminal gone: 0 processes, ports, locks left after {slowest:.1f} s"
+    return Result(2, said, tuple(wrong), {"orphans_gone_s": slowest}, tuple(late))

@@ -1,0 +1,1 @@
+"""Eight checks, one file each; a check is a pure function from evidence to what is wrong."""
