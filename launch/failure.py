@@ -7,6 +7,7 @@ import socket
 import time
 from pathlib import Path
 
+from launch.budgets import HUNG
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, read_error, write_first, write_record
 from trainer.records.run_files import AttemptFiles
@@ -66,7 +67,7 @@ def failure_text(files: AttemptFiles) -> str:
     error = read_failure(files)
     if error is None:
         return ""
-    if error.kind in ("Killed", "Exited"):
+    if error.kind in ("Killed", "Exited", HUNG):
         lines = [f"rank {error.rank} {_was(error)}{error.message}"]
     else:
         lines = [f"rank {error.rank} failed: {error.kind}: {error.message}"]

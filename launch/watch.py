@@ -27,13 +27,12 @@ from launch.stacks import Page, dump_stacks
 from launch.stragglers import Stragglers
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, write_record
-from trainer.records.ledger import Ledger
+from trainer.records.ledger import SPENT_EVERY_S, Ledger
 from trainer.records.pulse import ENVIRONMENT, LOOP, PAGE_BYTES, Beat, read_beat, read_worked
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 POLL_S = 0.25
 _PAUSE_S = 2.0  # between two polls: then this process stood still too, as a stopped machine does
-_SPENT_EVERY_S = 60.0
 _NAMED = 8  # ranks named one by one
 _FRAMES = 6  # of the culprit's stack that a person is told at once
 
@@ -109,7 +108,7 @@ class Watch:
                 self._limits.learn(kind_of_row(name), own)
         self._tell_progress(running)
         self._tell_stragglers(running)
-        if self._spent_at is None or now - self._spent_at > _SPENT_EVERY_S:
+        if self._spent_at is None or now - self._spent_at > SPENT_EVERY_S:
             self._spent_at = now
             self._write_spent()
             self._keep_longest()

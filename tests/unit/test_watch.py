@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.culprit import Standing, Witness, culprit, is_certain, overdue
+from launch.failure import failure_text
 from launch.limits import Limits, WatchRules, read_longest, write_longest
 from launch.stacks import witness
 from launch.stragglers import WINDOW, Stragglers
@@ -238,6 +239,7 @@ def test_a_hang_is_found_within_a_second_of_its_limit_and_told_once(rig: Rig) ->
     error = read_error(rig.files.error)
     assert error is not None
     assert (error.kind, error.rank, error.step, error.exit_code) == ("Hung", 1, 1, 76)
+    assert failure_text(rig.files).startswith("rank 1 hung in forward of step 2 for 10.")
     assert rig.events().count("hang") == 1
 
 

@@ -27,6 +27,8 @@ from typing import Any
 
 from trainer.records.json_file import append_line, end_torn_line, read_lines
 
+SPENT_EVERY_S = 60.0  # so much is lost with an agent that is killed
+
 
 @dataclass(frozen=True)
 class Event:
