@@ -181,3 +181,5 @@ def test_names_are_listed_as_people_do() -> None:
         "", "a", "a or b", "a, b or c",
     ]  # fmt: skip
     assert nearest_setting("zzz.qqq", ["run.name"]) is None
+    assert nearest_setting("foo", ["restart.oom"]) is None  # short names are alike by chance
+    assert nearest_setting("sed", ["run.seed"]) == "run.seed"

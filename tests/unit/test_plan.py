@@ -124,6 +124,7 @@ def test_a_tokenizer_to_be_trained_is_told_the_size_that_fits(folder: Path) -> N
 
 
 def test_a_folder_that_is_no_model_is_a_problem_of_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     made = config("model=hf_folder", f"model.path={tmp_path}", "model.weights=fresh")
     [problem] = problems(made)
     assert problem.where == "model.path"

@@ -76,5 +76,5 @@ def test_a_missing_model_folder_is_said_first(
 ) -> None:
     assert main(["train", "model=hf_folder", "model.path=/nope"]) == Exit.REFUSED
     said = capsys.readouterr().err
-    assert "1. model.path: there is no folder /nope" in said
+    assert "1. model.path: /nope is no model folder: it does not exist" in said
     assert "2. data.tokenizer: a new tokenizer, but the model's weights know another" in said

@@ -64,7 +64,8 @@ def nearest_setting(key: str, known: Sequence[str]) -> str | None:
     meant = SYNONYMS.get(own)
     if meant in known and best < 0.9:
         return meant
-    return candidate if best >= 0.62 else None
+    least = 0.62 if len(own) > 4 else 0.75  # two letters of three are alike by chance
+    return candidate if best >= least else None
 
 
 def nearest_group(key: str, groups: Mapping[str, Sequence[str]], *, value: str) -> str | None:

@@ -1,8 +1,8 @@
 """Rules between sections: each yields Problems. No machine, no tokenizer is asked.
 
 What needs a machine's device, a tokenizer or what a model folder holds is asked by
-trainer/planning.py. Only whether that folder is there is asked here: all else about it would be
-said of a folder that is a typing mistake.
+trainer/planning.py. Only whether there is a model in that folder is asked here: all else would be
+said of a typing mistake.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def world_size(config: Config) -> int:
 def _model_problems(config: Config) -> Iterator[Problem]:
     model = config.model
     if not isinstance(model, ShapeModel):
-        if not Path(model.path).is_dir():
-            yield Problem("model.path", f"there is no folder {model.path}", "")
+        yield from _folder_problems(Path(model.path))
         return
     heads, grouped = model.num_attention_heads, model.num_key_value_heads
     if model.hidden_size % heads:
@@ -68,6 +67,13 @@ def _model_problems(config: Config) -> Iterator[Problem]:
         if getattr(model, name) is not None and model.family not in families:
             what = f"{model.family} has no such setting and would leave it unused"
             yield Problem(f"model.{name}", what, f"model.{name}=null")
+
+
+def _folder_problems(folder: Path) -> Iterator[Problem]:
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        fix = "model.path=FOLDER, a Hugging Face model folder"
+        yield Problem("model.path", f"{folder} is no model folder: it {what}", fix)
 
 
 def _ungrouped_problems(model: ShapeModel) -> Iterator[Problem]:

@@ -108,7 +108,7 @@ def _beginnings(config: Config, keys: StoreKeys) -> dict[str, list[str]]:
     found = {}
     for name, source in config.data.sources.items():
         if found_store(keys.store_folder(name), source=name, weight=source.weight) is None:
-            found[name] = _check_sample(source, trust=config.run.trust)
+            found[name] = _check_sample(name, source, trust=config.run.trust)
             if not found[name]:
                 raise DataError(f"data.sources.{name} holds no text; correct its paths or settings")
     return found
@@ -137,7 +137,7 @@ def _make(config: Config, keys: StoreKeys, *, beginnings: dict[str, list[str]], 
                 tokenizer=tokenizer,
                 tokenizer_folder=keys.tokenizer_folder,
             )
-            sample = beginnings.get(name) or _check_sample(source, trust=config.run.trust)
+            sample = beginnings.get(name) or _check_sample(name, source, trust=config.run.trust)
             _make_store(work, sample=sample, log=log)
 
 
@@ -179,10 +179,10 @@ def _make_store(work: _Work, *, sample: list[str], log: Log) -> None:
         _write_store(work, accelerated=False, log=log)
 
 
-def _check_sample(source: AnySource, *, trust: tuple[str, ...]) -> list[str]:
+def _check_sample(name: str, source: AnySource, *, trust: tuple[str, ...]) -> list[str]:
     texts: list[str] = []
     size = 0
-    rejected = Rejected()
+    rejected = Rejected(source=name)
     for text in documents(source, trust=trust, rejected=rejected):
         texts.append(text[:CHECK_BYTES])
         size += len(texts[-1])
@@ -196,7 +196,7 @@ def _write_store(work: _Work, *, accelerated: bool, log: Log) -> None:
     writer.resume()
     if writer.next_document:
         log(f"{work.name}: going on behind document {writer.next_document:,}")
-    rejected = Rejected()
+    rejected = Rejected(source=work.name)
     every = documents(work.source, trust=work.trust, rejected=rejected)
     rest = islice(every, writer.next_document, None)
     settings = EncodeSettings(work.tokenizer_folder, accelerated, _num_processes(work))

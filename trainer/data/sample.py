@@ -20,9 +20,9 @@ def sampled(data: DataSection, *, trust: Sequence[str], num_bytes: int) -> Itera
     Of a source larger than MAX_READ times its part only the first so many bytes are sampled.
     """
     total_weight = sum(source.weight for source in data.sources.values())
-    for source in data.sources.values():
+    for name, source in data.sources.items():
         quota = max(1, int(num_bytes * source.weight / total_weight))
-        yield from _of_source(source, trust=trust, quota=quota)
+        yield from _of_source(name, source, trust=trust, quota=quota)
 
 
 def total_bytes(source: AnySource) -> int:
@@ -37,12 +37,12 @@ def total_bytes(source: AnySource) -> int:
             return 0
 
 
-def _of_source(source: AnySource, *, trust: Sequence[str], quota: int) -> Iterator[str]:
+def _of_source(name: str, source: AnySource, *, trust: Sequence[str], quota: int) -> Iterator[str]:
     if isinstance(source, DatasetsSource) or not (total := total_bytes(source)):
         share = _UNKNOWN_SHARE
     else:
         share = max(quota / total, 1 / MAX_READ)
-    rejected = Rejected()  # a policy `skip` counts later, when all is read
+    rejected = Rejected(source=name)  # a policy `skip` counts later, when all is read
     taken = 0
     for number, text in enumerate(documents(source, trust=trust, rejected=rejected)):
         if share < 1 and number > 0 and not is_held_out(number, share):

@@ -39,8 +39,12 @@ class Documents(Protocol):
 
 @dataclass
 class Rejected:
-    """Counts the documents that the policy `skip` left out, and keeps the first few reasons."""
+    """Counts the documents that the policy `skip` left out, and keeps the first few reasons.
 
+    `source`: its name, for the override in a message.
+    """
+
+    source: str = "NAME"
     policy: str = "stop"
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -48,7 +52,8 @@ class Rejected:
     def add(self, reason: str) -> None:
         """Raises: DataError under the policy `stop`."""
         if self.policy != "skip":
-            raise DataError(f"{reason}; mend it, or set on_bad_line=skip for this source")
+            skip = f"data.sources.{self.source}.on_bad_line=skip"
+            raise DataError(f"{reason}; mend it, or leave out what is bad: {skip}")
         self.count += 1
         if len(self.examples) < NUM_EXAMPLES:
             self.examples.append(reason)
