@@ -22,6 +22,10 @@ help: ## This list
 setup: ## The virtual environment, by constraints.txt
 	@.ci/setup
 
+.PHONY: ops
+ops: setup ## Build what swapping state to a disk needs (and its tests), once; minutes, libaio-dev
+	$(BIN)/python -m trainer.commands.build_async_io
+
 # --- runs ------------------------------------------------------------------------------------
 
 .PHONY: train

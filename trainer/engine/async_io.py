@@ -49,6 +49,8 @@ def build_async_io(op_builders: Callable[[], Any], device: Literal["cpu", "cuda"
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as building:
         os.environ["TORCH_EXTENSIONS_DIR"] = building
         os.environ["DS_ACCELERATOR"] = device
+        # torch runs `ninja`, which may be installed beside this Python only.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         _compile(op_builders().AsyncIOBuilder())
         made = Path(building) / "made"
         made.mkdir()
