@@ -44,11 +44,15 @@ smoke: setup ## In a minute: train on two ranks, kill -9 one, resume, finish, ex
 bench: setup ## Every benchmark, few rounds, or some of them: make bench ARGS="startup loader"
 	@.ci/bench $(ARGS)
 
+.PHONY: drills
+drills: setup ## Break real runs in every way we know and write docs/drills.md: make drills ARGS="D12 D40a"
+	$(BIN)/python -m launch.drills $(if $(ARGS),$(ARGS),--write docs/drills.md)
+
 # --- checks ----------------------------------------------------------------------------------
 
 .PHONY: test
-test: check ## Everything CI runs: check, then contract, distributed, cluster
-	$(call run-tests,contract distributed cluster)
+test: check ## Everything CI runs: check, then contract, distributed, drills, cluster
+	$(call run-tests,contract distributed drills cluster)
 
 .PHONY: check
 check: format lint arch ## Under a minute, changes nothing: format, lint, types, architecture, unit, golden

@@ -14,12 +14,15 @@ from typing import Any, Literal
 from launch.drills.oracle.checkpoints import wrong_checkpoints
 from launch.drills.oracle.digest import wrong_tensors
 from launch.drills.oracle.ending import Ending, wrong_endings
+from launch.drills.oracle.ledger import wrong_ledger
 from launch.drills.oracle.leftovers import Seen
 from launch.drills.oracle.losses import wrong_losses
 from launch.drills.oracle.samples import wrong_samples
 from launch.drills.reference import BATCH, STEPS
 from launch.drills.runs import DrillFailed, Said, Site
 from trainer.errors import Exit
+from trainer.records.account import account
+from trainer.records.ledger import read_ledger
 
 _BUSY = 2.0  # processes a core; a drill alone makes about one
 Tier = Literal["U", "P", "G", "C"]  # in process, one process, ranks, a scheduler or a cluster
@@ -126,7 +129,13 @@ class Bench:
         found += self.wrong_checkpoints(name, verified, newest=whole.steps)
         found += wrong_endings(site.attempts(name), endings, code=last.code if last else None)
         found += site.left_over(name, before)
+        found += self.wrong_ledger(name)
         return [f"{name}: {text}" for text in found]
+
+    def wrong_ledger(self, name: str) -> list[str]:
+        run = self.site.run(name)
+        events = read_ledger(run.ledger(0))
+        return wrong_ledger(events, account(run.root), self.site.steps(name)) if events else []
 
     def wrong_checkpoints(
         self, name: str, verified: Sequence[dict[str, Any]], *, newest: int

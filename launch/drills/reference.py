@@ -48,7 +48,7 @@ def write_experiment(folder: Path) -> Path:
 def _settings(folder: Path, corpus: Path) -> dict[str, dict[str, Any]]:
     return {
         "run": {"root": str(folder / "runs"), "trust": ["trainer"]},
-        "resources": {"device": "cpu", "threads_per_rank": 1, "collective_timeout_s": 60},
+        "resources": {"device": "cpu", "threads_per_rank": 1},
         "steps": {"total": STEPS, "save_every": SAVE_EVERY, "eval_every": 0, "log_every": 1},
         "batch": {"global_batch_size": BATCH, "micro_batch_size": 1},
         "model": {

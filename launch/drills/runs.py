@@ -117,10 +117,9 @@ class Site:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
         process = subprocess.Popen(
             list(argv),
-            cwd=self.folder,
             env=dict(os.environ) | quiet | (env or {}),
             text=True,
-            **(pipes | how),
+            **({"cwd": self.folder} | pipes | how),
         )
         return Running(process)
 

@@ -15,6 +15,7 @@ import pytest
 from launch.drills.oracle.checkpoints import wrong_checkpoints
 from launch.drills.oracle.digest import wrong_tensors
 from launch.drills.oracle.ending import Ending, wrong_endings
+from launch.drills.oracle.ledger import wrong_ledger
 from launch.drills.oracle.leftovers import Seen, left_over, look
 from launch.drills.oracle.losses import wrong_losses
 from launch.drills.oracle.recovery import (
@@ -24,6 +25,8 @@ from launch.drills.oracle.recovery import (
     steps_redone,
 )
 from launch.drills.oracle.samples import Consumed, wrong_samples
+from trainer.records.account import Account
+from trainer.records.ledger import Event
 
 
 def step(number: int, loss: float, *, attempt: int = 1, at: float = 0.0) -> dict[str, Any]:
@@ -197,6 +200,43 @@ def test_a_process_a_port_a_lock_a_file_and_shared_memory_are_found(tmp_path: Pa
         shared.unlink()
     (temporary / "half").unlink()
     assert left_over(before, look(run, temporary=[temporary])) == []
+
+
+# --- 6: the ledger ---------------------------------------------------------------------------
+
+
+def ledger(*, wall: float = 10.0) -> list[Event]:
+    return [
+        Event("attempt", 1, 0.0, 100.0, "b"),
+        Event("ended", 1, wall, 100.0 + wall, "b", {"exit_code": 0}),
+    ]
+
+
+def spent(*, step: float = 9.95, steps: int = 3, idle: float = 0.0) -> Account:
+    return Account(10.0, {"step": step, "idle": idle}, steps, 0)
+
+
+def test_a_ledger_that_adds_up_passes() -> None:
+    lines = [step(n, 0.0) for n in (1, 2, 3)]
+    assert wrong_ledger(ledger(), spent(), lines) == []
+    assert wrong_ledger(ledger(), spent(steps=4), lines) == []  # killed before its line was written
+
+
+@pytest.mark.parametrize(
+    ("events", "account", "said"),
+    [
+        (ledger(wall=11.0), spent(), "accounts for 9.95 or more of 11.00 s"),
+        (ledger(), spent(step=9.8), "accounts for 9.80"),
+        (ledger(), spent(step=10.4, idle=-0.4), "-0.40 s of idle"),
+        (ledger(), spent(steps=2), "counts 2 steps, metrics.jsonl has 3"),
+        (ledger(), spent(steps=5), "counts 5 steps"),
+        ([], spent(), "there is no ledger"),
+    ],
+)
+def test_time_or_steps_that_nobody_accounts_for_are_found(
+    events: list[Event], account: Account, said: str
+) -> None:
+    assert said in "; ".join(wrong_ledger(events, account, [step(n, 0.0) for n in (1, 2, 3)]))
 
 
 # --- 7: endings ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,10 +21,11 @@ from trainer.tasks.causal_lm import CausalLm
 
 
 class Recorded(CausalLm):
-    """`spoil`: {"sample": index, "how": nan | inf | loss | element | embedding}, or nothing.
+    """`spoil`: {"sample": index, "how": nan | inf | loss | element | embedding | eat}, or nothing.
 
     nan, inf: the loss that goes backward. loss: the value that is reported, not its gradient.
-    element: one element of one gradient. embedding: the embedding's gradient only.
+    element: one element of one gradient. embedding: the embedding's gradient only. eat: memory,
+    until there is none.
     """
 
     def __init__(self, *, folder: str, spoil: dict[str, Any] | None = None) -> None:
@@ -42,7 +43,15 @@ class Recorded(CausalLm):
         return loss
 
 
+def _eat() -> NoReturn:
+    taken = []
+    while True:
+        taken.append(b"x" * (64 << 20))
+
+
 def _spoilt(loss: torch.Tensor, model: torch.nn.Module, how: str) -> torch.Tensor:
+    if how == "eat":
+        _eat()
     if how in ("nan", "inf"):
         return loss * float(how)
     if how == "loss":

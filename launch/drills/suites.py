@@ -1,0 +1,40 @@
+"""Drills that are a room's own tests: carried out as they are, and counted."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launch.drills.bench import Bench, Result
+from launch.drills.runs import DrillFailed
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_COUNT = re.compile(r"(\d+) (passed|failed|error|skipped)")
+_LIMIT_S = 300.0
+
+
+def tests_of(*paths: str, what: str) -> Callable[[Bench], Result]:
+    """A drill: every test of these files holds. `what`: what they are, after their number."""
+
+    def run(bench: Bench) -> Result:
+        return _hold(bench, paths, what=what)
+
+    return run
+
+
+def _hold(bench: Bench, paths: Sequence[str], *, what: str) -> Result:
+    """Raises: DrillFailed outside the repository."""
+    there = [path for path in paths if (_REPOSITORY / path.partition("::")[0]).exists()]
+    if len(there) != len(paths):
+        raise DrillFailed(f"{set(paths) - set(there)} is not here: it needs the repository")
+    argv = [sys.executable, "-m", "pytest", *paths, "-o", "addopts=", "-p", "no:cacheprovider"]
+    argv += ["--rootdir", str(_REPOSITORY), "-c", str(_REPOSITORY / "pyproject.toml")]
+    said = bench.site.command([*argv, "-q"], cwd=_REPOSITORY).wait(_LIMIT_S)
+    counts = {word: int(number) for number, word in _COUNT.findall(said.out)}
+    passed = counts.get("passed", 0)
+    wrong = [line for line in said.out.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if said.code or not passed:
+        wrong = wrong or [f"pytest returned {said.code}: {said.out[-500:]}{said.err[-500:]}"]
+    return Result(passed, f"{passed} {what}", tuple(wrong))

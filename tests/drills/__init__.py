@@ -1,0 +1,1 @@
+"""The drills that matter most, in short form; `make drills` runs all of them."""

@@ -1,0 +1,43 @@
+"""Real runs, broken on purpose and judged by the bench's oracle. `make drills` runs the long forms.
+
+Of the fifteen most valuable drills, D1 is tests/unit/test_checkpoint_crashes.py and its
+neighbours, D35 and D37 are tests of the rooms that load and write.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.drills.bench import Bench, run_one
+from launch.drills.report import table
+from launch.drills.runs import Site
+from launch.drills.table import DRILLS
+
+_HERE = ("D3", "D9", "D12", "D14", "D4", "D7", "D21", "D25", "D2", "D40a")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(Site(tmp_path_factory.mktemp("drills")), short=True)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("label", _HERE)
+def test_a_drill_holds(bench: Bench, label: str) -> None:
+    (drill,) = [one for one in DRILLS if one.label == label]
+    ran = run_one(bench, drill)
+    print(f"\n{table([ran])}")
+    assert not ran.is_bad, table([ran])
+
+
+def test_every_drill_is_carried_out_or_says_what_it_needs(tmp_path: Path) -> None:
+    assert {drill.number for drill in DRILLS} == set(range(1, 41))
+    labels = [drill.label for drill in DRILLS]
+    assert len(set(labels)) == len(labels)
+    for drill in DRILLS:
+        assert (drill.run is None) is bool(drill.needs), drill.label
+        assert drill.fault, drill.label
+        assert drill.promise, drill.label
+        assert drill.bound, drill.label
