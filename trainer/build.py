@@ -25,7 +25,9 @@ from trainer.engine.model_setup import weight_dtype
 from trainer.errors import DataError
 from trainer.evals.table import evals_of
 from trainer.faultpoints import faultpoint
-from trainer.loop import Every, Job, StopFlag, TrainState, restored
+from trainer.guard.guard import Guard
+from trainer.guard.incident import Incidents
+from trainer.job import Every, Job, StopFlag, TrainState, restored
 from trainer.meter import Meter
 from trainer.models.attention import check_packing
 from trainer.models.build import build_model
@@ -62,9 +64,10 @@ def build_job(
     engine = build_engine(plan, world)
     startup.lap("build")
     checkpoints = open_checkpoints(plan, run)
-    state, cursor = _resume(plan, world, engine=engine, checkpoints=checkpoints)
+    state, saved = _resume(plan, world, engine=engine, checkpoints=checkpoints)
     startup.lap("load")
     faultpoint("start.loaded")
+    cursor = saved.get("cursor")
     stream = world.each(lambda: open_stream(plan, world, sources=sources, cursor=cursor))
     task = build_task(plan)
     evals = world.each(lambda: evals_of(plan, task, stream=stream, sources=sources))
@@ -88,6 +91,8 @@ def build_job(
         ),
         seed_step=step_seeder(config.run.seed),
         meter=_meter(plan, world),
+        guard=Guard(config.guard, saved.get("guard")),
+        incidents=_incidents(plan, world, run),
         pulse=startup.pulse,
     )
     startup.lap("peak")
@@ -155,6 +160,18 @@ def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
     )
 
 
+def _incidents(plan: RunPlan, world: World, run: RunFiles) -> Incidents:
+    facts = {
+        "attempt": plan.attempt,
+        "run_id": plan.run_id,
+        "engine": engine_name(plan),
+        "precision": plan.config.precision.kind,
+        "device": str(world.device),
+        "seed": plan.config.run.seed,
+    }
+    return Incidents(run.incidents, world.place.rank, facts)
+
+
 def engine_name(plan: RunPlan) -> str:
     engine = plan.config.engine
     return "plain" if isinstance(engine, PlainEngine) else f"zero{engine.stage}"
@@ -171,13 +188,13 @@ def _make_model(plan: RunPlan, device: torch.device) -> LanguageModel:
 
 def _resume(
     plan: RunPlan, world: World, *, engine: Engine, checkpoints: CheckpointStore
-) -> tuple[TrainState, dict[str, Any] | None]:
-    """The loop's state and the data cursor; None for a run that begins."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """The loop's state, and all that was saved with it; nothing for a run that begins."""
     found = checkpoints.load_latest(world, engine)
     if found is None:
         engine.load(starting_values(plan, engine), step=0)
-        return TrainState(), None
-    return restored(found), found["cursor"]
+        return TrainState(), {}
+    return restored(found), found
 
 
 # --- data ---------------------------------------------------------------------------------------

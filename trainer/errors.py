@@ -15,7 +15,8 @@ LonghaulError                 76  failed; start me again
 |  |- CheckpointMismatch      78  a whole checkpoint, but of another run, model or version
 |  |- SaveFailed              76  one save failed on some rank; the run goes on
 |  `- TooManyFailedSaves      78  `checkpoint.max_failed_saves` in a row
-`- NonFiniteStep              78  loss or gradient norm is not finite; the step was not applied
+|- ReplicasDiffer             76  ranks that must hold the same weights do not (kind: hardware)
+`- NonFiniteStep              78  steps went wrong, and neither skipping nor going back helped
 """
 
 from __future__ import annotations
@@ -116,6 +117,10 @@ class SaveFailed(CheckpointError):
 
 class TooManyFailedSaves(CheckpointError):
     exit_code = Exit.STOP
+
+
+class ReplicasDiffer(LonghaulError):
+    """A silent corruption: which rank, as far as a majority tells."""
 
 
 class NonFiniteStep(LonghaulError):

@@ -1,7 +1,7 @@
 """Named places where a drill may make something go wrong; elsewhere they do nothing.
 
     faultpoint("save.begin")                 kill, stop, raise, sleep ... here
-    faultpoint("step.backward", damage)      or hand over who can damage a value
+    faultpoint("step.update", damage)        or hand over who can damage a value
 
 A process is armed by its worker, from a variable of the environment, and only if the run says
 `drills.enabled`. An unarmed point costs one comparison. Every name is in `POINTS`: a drill that
@@ -29,9 +29,10 @@ POINTS = {
     "start.loaded": "the checkpoint or the starting values are loaded",
     "step.begin": "before the first micro-step",
     "step.forward": "after a micro-step's forward; the subject is its loss",
-    "step.backward": "after a micro-step's backward; the subject is the engine",
+    "step.gradient": "before a micro-step's backward; the subject is the gradient it will make",
+    "step.backward": "after a micro-step's backward",
     "step.agree": "before the step's own collective",
-    "step.update": "before the optimizer's update",
+    "step.update": "before the optimizer's update; the subject is a weight on this rank",
     "step.end": "after the update",
     "data.read": "before a rank reads rows",
     "save.begin": "before the ranks agree to save",
@@ -46,7 +47,7 @@ POINTS = {
 }
 
 _DAMAGES = ("nan", "inf", "flip")  # of a value that the point hands over
-_POINTS_WITH_A_VALUE = ("step.forward", "step.backward")
+_POINTS_WITH_A_VALUE = ("step.forward", "step.gradient", "step.update")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Meter:
         terms: float,
         tokens: float,
         tokens_before: int,
+        skipped: int,
         clock: Clock,
     ) -> StepReport:
         """`terms`, `tokens`: of the step, all ranks; `tokens_before`: seen until this step."""
@@ -68,4 +69,5 @@ class Meter:
             tokens_per_second=rate,
             mfu=self.flops_per_token * rate / peak if peak else 0.0,
             memory_bytes=self.memory_bytes(),
+            skipped=skipped,
         )

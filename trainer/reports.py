@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class StepReport:
     tokens_per_second: float  # effective tokens, world
     mfu: float  # flops_per_token x tokens / (step_s x peak x world_size)
     memory_bytes: int  # peak on this rank: device memory, or resident set on CPU
+    skipped: int = 0  # steps of the run so far that the numerics guard left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +50,21 @@ class SaveReport:
     bytes: int
     path: str
     problem: str = ""
+    waited_s: float = 0.0
+    write_s: float = 0.0
+    skipped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardReport:
+    """A step whose numbers cannot be right, or the way back past some (trainer/remedy.py)."""
+
+    step: int
+    action: Literal["log", "skip", "rewind"]
+    kind: Literal["non_finite", "spike"]
+    said: str
+    loss: float | None
+    grad_norm: float | None
+    skipped: int  # steps so far
+    samples: tuple[int, int]  # [start, stop): of the step; of a way back: left out from now on
+    to_step: int | None = None  # of a way back: training goes on after this step

@@ -135,8 +135,8 @@ def test_with_a_token_a_fault_happens_once_whatever_is_started_again(tmp_path: P
 
 def test_a_value_is_damaged_by_who_hands_it_over() -> None:
     seen: list[tuple[str, int]] = []
-    arm([Fault("step.backward", "nan", value=7)], rank=0)
-    faultpoint("step.backward", lambda how, element: seen.append((how, element)))
+    arm([Fault("step.gradient", "nan", value=7)], rank=0)
+    faultpoint("step.gradient", lambda how, element: seen.append((how, element)))
     assert seen == [("nan", 7)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.guards import guard_rules
 from trainer.batch import TokenBatch
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.sections.training import PrecisionSection
@@ -19,9 +20,12 @@ from trainer.engine.base import Engine
 from trainer.engine.plain import PlainEngine
 from trainer.errors import NonFiniteStep, SaveFailed, TooManyFailedSaves
 from trainer.evals.held_out import means
-from trainer.loop import Every, Job, TrainState, fit, restored
+from trainer.guard.guard import Guard
+from trainer.guard.incident import Incidents
+from trainer.job import Every, Job, TrainState, restored
+from trainer.loop import fit
 from trainer.meter import Meter
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
 
 
 class Distance:
@@ -50,6 +54,9 @@ class Steps:
     def cursor(self, step: int) -> dict[str, Any]:
         return {"next_sample": step}
 
+    def go_back(self, cursor: dict[str, Any], *, without: tuple[int, int]) -> None:
+        raise AssertionError("nothing here asks for it")
+
 
 class Notes:
     """An observer and an evaluation that write down what happens."""
@@ -68,6 +75,9 @@ class Notes:
 
     def on_save(self, report: SaveReport) -> None:
         self.seen.append(f"save {report.step}" + ("" if report.succeeded else " failed"))
+
+    def on_guard(self, report: GuardReport) -> None:
+        self.seen.append(f"{report.action} {report.step}")
 
     def close(self) -> None:
         self.seen.append("closed")
@@ -119,6 +129,8 @@ def _job(folder: Path, notes: Notes, *, task: Distance | None = None, stop_at: i
             world_size=1,
         ),
         pulse=NoPulse(),
+        guard=Guard(guard_rules(non_finite="stop")),
+        incidents=Incidents(folder.parent / "incidents", 0, {}),
     )
 
 
@@ -165,6 +177,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path
     with pytest.raises(NonFiniteStep, match=r"step 4: loss nan.*it was not applied"):
         fit(job, TrainState())
     assert job.checkpoints.steps() == [3]
+    assert notes.seen[-1] == "skip 4"
 
 
 def test_a_failed_save_is_survived_but_not_at_the_end(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trainer.observers.guarded import Guarded
 from trainer.observers.jsonl import JsonLines
 from trainer.observers.sampled import Sampled
 from trainer.records.metrics import read_metrics
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
 
 
 class Heard:
@@ -37,6 +37,7 @@ class Heard:
 
     def on_eval(self, report: EvalReport) -> None: ...
     def on_save(self, report: SaveReport) -> None: ...
+    def on_guard(self, report: GuardReport) -> None: ...
 
     def close(self) -> None:
         self.closed = True

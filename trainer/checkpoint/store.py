@@ -308,6 +308,23 @@ class CheckpointStore:
         """Published steps, oldest first."""
         return self._folders.steps()
 
+    # --- going back --------------------------------------------------------------------------
+
+    def set_aside(self, world: World, *, after: int, why: str) -> list[int]:
+        """Move the steps after `after` to quarantine: the run goes on from there. Collective.
+
+        Newest first, so that what a kill leaves behind is a run that has not yet gone back.
+        """
+
+        def move() -> list[int]:
+            gone = [step for step in self._folders.steps() if step > after]
+            for step in reversed(gone):
+                self._folders.quarantine(step, why)
+            return gone
+
+        self._settle(world)
+        return world.lead(move)
+
 
 def _check_belongs(manifest: Manifest, engine: Engine, run_hash: str) -> None:
     """Raises: CheckpointMismatch naming the first tensor that differs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainer.config.sections.base import Section
 from trainer.config.sections.data import DataSection
+from trainer.config.sections.guard import GuardSection
 from trainer.config.sections.model import Model
 from trainer.config.sections.restart import RestartSection
 from trainer.config.sections.run import (
@@ -35,6 +36,7 @@ class Config(Section):
     engine: Engine
     precision: PrecisionSection
     checkpoint: CheckpointSection
+    guard: GuardSection
     evals: EvalsSection
     observers: ObserversSection
     resume: ResumeSection

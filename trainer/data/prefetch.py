@@ -19,7 +19,7 @@ class Prefetch(Generic[T]):
 
     def __init__(self, read: Callable[[int], list[T]], *, ahead: int) -> None:
         self._read = read
-        self._ahead = ahead
+        self.ahead = ahead
         self._changed = threading.Condition()
         self._ready: deque[T] = deque()
         self._first = 0  # number of the first item of _ready
@@ -42,7 +42,7 @@ class Prefetch(Generic[T]):
                 self._changed.wait()
             item = self._ready.popleft()
             self._first += 1
-            if len(self._ready) < self._ahead:
+            if len(self._ready) < self.ahead:
                 self._changed.notify_all()
             return item
 
@@ -66,7 +66,7 @@ class Prefetch(Generic[T]):
         while True:
             with self._changed:
                 while not self._closed and (
-                    self._error is not None or len(self._ready) >= self._ahead
+                    self._error is not None or len(self._ready) >= self.ahead
                 ):
                     self._changed.wait()
                 if self._closed:

@@ -117,6 +117,16 @@ class Stream:
         batch = self._shape.global_batch_size
         return self._cursor.advanced(step, global_batch_size=batch).as_dict()
 
+    def go_back(self, cursor: dict[str, Any], *, without: tuple[int, int]) -> None:
+        """Stand where `cursor` says; the samples [start, stop) are never read again."""
+        self._cursor = Cursor.of(cursor).skipping(*without)
+        self._ordered, self._held = None, {}
+        if self._prefetch is not None:
+            # Its thread may be reading rows of the old order: it ends before anybody reads anew.
+            ahead = self._prefetch.ahead
+            self._prefetch.close()
+            self._prefetch = Prefetch(self._read, ahead=ahead)
+
     def places(self, first: int, count: int) -> list[Place]:
         """Where the samples first, first + 1, ... come from, to show and to count."""
         sources, rows = self._order.locate(np.arange(first, first + count, dtype=np.int64))

@@ -6,7 +6,7 @@ given to `accumulate`. The caller divides by the step's weight; adapters undo wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,12 +19,13 @@ from trainer.records.fragment import Fragment
 class StepStats:
     """`grad_norm`: L2 norm over all parameters and ranks, before clipping.
 
-    A gradient that is not finite is never applied; the norm says so, and the caller stops. Only
-    under a loss scale is that expected now and then: `applied` is False and the scale was lowered.
+    A gradient that is not finite is never applied; the norm says so (inf or nan). Only under a
+    loss scale is that expected now and then: `overflowed`, and the scale was lowered.
     """
 
     grad_norm: float
-    applied: bool
+    applied: bool  # False: parameters, moments and counters are those before the step
+    overflowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class FragmentSource(Protocol):
         """
 
 
+def always(grad_norm: float) -> bool:
+    """The answer of a caller that takes every step."""
+    return True
+
+
 class Engine(Protocol):
     """Collective: every rank calls `accumulate`, `step` and `load` in the same order."""
 
@@ -61,10 +67,11 @@ class Engine(Protocol):
     def accumulate(self, loss: torch.Tensor, *, last: bool) -> None:
         """Backward of one micro-step's loss; `last` marks the step's last one."""
 
-    def step(self, *, lr: float) -> StepStats:
+    def step(self, *, lr: float, apply_if: Callable[[float], bool] = always) -> StepStats:
         """Reduce, clip, update with learning rate `lr`; gradients are zero afterwards.
 
-        Parameter groups with a `lr_scale` multiply `lr` by it.
+        Parameter groups with a `lr_scale` multiply `lr` by it. `apply_if` is asked with the
+        gradient norm, if that is finite; all ranks must answer alike. If not, nothing is applied.
         """
 
     def fragments(self) -> Iterator[HeldFragment]:
@@ -75,6 +82,12 @@ class Engine(Protocol):
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         """Names and whole shapes of all trained parameters, in the model's order."""
+
+    def replicated(self) -> Sequence[tuple[str, torch.Tensor]]:
+        """Live weights that every rank holds whole and alike between steps, in the model's order.
+
+        Empty where a rank is alone or shares all of them out.
+        """
 
     def close(self) -> None:
         """Give back what the vendor holds. Not collective."""

@@ -20,10 +20,11 @@ from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import World
 from trainer.engine import fragments
 from trainer.engine.async_io import load_async_io
-from trainer.engine.base import FragmentSource, HeldFragment, StepStats
+from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always
 from trainer.engine.bootstrap import new_groups_time_out, prepare_process, quiet, skip_compiler
 from trainer.engine.fragments import Region
 from trainer.engine.model_setup import (
+from trainer.engine.last_word import LastWord
     MakeModel,
     MakeOptimizer,
     compute_in_bf16,
@@ -95,6 +96,8 @@ class DeepSpeedEngine:
             made = deepspeed.initialize(model=model, optimizer=self._base, config=config)
             self._ds: Any = made[0]
         owned = list(self._owners())
+        if self._stage:
+            self._last_word = LastWord(self._base, self._ds.optimizer)
         self._create_moments(owned)
         if isinstance(self._base, ShardedMuon):
             self._base.place(self._matrices([owner for owner, _ in owned], group_of))
@@ -109,17 +112,15 @@ class DeepSpeedEngine:
         # Our losses add up to the step's loss: nothing is divided by the number of micro-steps.
         self._ds.backward(self._undo_average(loss), scale_wrt_gas=False)
 
-    def step(self, *, lr: float) -> StepStats:
+    def step(self, *, lr: float, apply_if: Callable[[float], bool] = always) -> StepStats:
         for group in self._base.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         if self._stage == 0:
-            return self._step_unsharded()
+            return self._step_unsharded(apply_if)
+        self._last_word.given_to(apply_if)
         self._ds.step()
-        norm = float(self._ds.get_global_grad_norm())
-        if norm < 0:  # how DeepSpeed writes a norm that is not finite
-            norm = math.inf
-        # It skips such a step in every precision; only for a loss scale is that part of the plan.
-        return StepStats(norm, applied=self._ds.was_step_applied() or not self._scales_loss)
+        said = self._last_word
+        return StepStats(said.norm, said.applied, said.overflowed and self._scales_loss)
 
     def fragments(self) -> Iterator[HeldFragment]:
         if self._stage == 0:
@@ -157,6 +158,11 @@ class DeepSpeedEngine:
         return [(n, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._trained]
 
     def close(self) -> None:
+    def replicated(self) -> Sequence[tuple[str, torch.Tensor]]:
+        if self._stage < 3:
+            return [(n, p.data) for n, p in self._trained]
+        return [(n, p.data) for n, p in self._trained if getattr(p, "ds_persist", False)]
+
         self._ds.destroy()
         nn.functional.linear = self._linear
         if self._swap:
@@ -183,15 +189,16 @@ class DeepSpeedEngine:
 
         settle(model, dtype=dtype, device=self.device, each=partition)
 
-    def _step_unsharded(self) -> StepStats:
+    def _step_unsharded(self, apply_if: Callable[[float], bool]) -> StepStats:
         """DeepSpeed has no gradient norm at stage 0, so the clipping is done here as well."""
         parameters = [p for _, p in self._trained]
         norm = float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
-        if math.isfinite(norm):
+        applied = math.isfinite(norm) and apply_if(norm)
+        if applied:
             self._ds.step()
         else:  # the caller stops the run; the weights stay good
             self._ds.zero_grad()
-        return StepStats(norm, applied=True)
+        return StepStats(norm, applied)
 
     def _owned_regions(self) -> list[Region]:
         if self._stage == 0:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
 from trainer.config.sections.training import PrecisionSection
 from trainer.engine import fragments
-from trainer.engine.base import FragmentSource, HeldFragment, StepStats
+from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always
 from trainer.engine.model_setup import (
     MakeModel,
     MakeOptimizer,
@@ -63,16 +63,17 @@ class PlainEngine:
             self._move_gradients_to_masters()
 
     @torch.no_grad()
-    def step(self, *, lr: float) -> StepStats:
+    def step(self, *, lr: float, apply_if: Callable[[float], bool] = always) -> StepStats:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         masters = [p for _, p in self._masters]
         norm = float(nn.utils.clip_grad_norm_(masters, self._max_grad_norm))
-        if math.isfinite(norm):  # else the caller stops the run; the weights stay good
+        applied = math.isfinite(norm) and apply_if(norm)
+        if applied:
             self._optimizer.step()
             self._refresh_weights()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepStats(norm, applied=True)
+        return StepStats(norm, applied)
 
     def fragments(self) -> Iterator[HeldFragment]:
         return fragments.held(fragments.whole(self._masters), self._optimizer)
@@ -83,6 +84,9 @@ class PlainEngine:
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         return [(name, tuple(p.shape)) for name, p in self._masters]
+
+    def replicated(self) -> Sequence[tuple[str, torch.Tensor]]:
+        return []
 
     def close(self) -> None:
         """Nothing is held that garbage collection would not free."""

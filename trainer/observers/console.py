@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from trainer.records.sizes import size_text
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
 
 _REFRESH_HZ = 4.0
 _SMOOTHING = 0.9  # of seconds a step, for the time left
@@ -55,6 +55,9 @@ class PlainLines:
 
     def on_save(self, report: SaveReport) -> None:
         self._say(_saved(report))
+
+    def on_guard(self, report: GuardReport) -> None:
+        self._say(_guarded(report))
 
     def close(self) -> None:
         """Every line was flushed when it was written."""
@@ -107,6 +110,9 @@ class LivePanel:
     def on_save(self, report: SaveReport) -> None:
         self._save = _saved(report)
         self._live.update(self._draw())
+
+    def on_guard(self, report: GuardReport) -> None:
+        self._live.console.print(_guarded(report), highlight=False, markup=False)
 
     def close(self) -> None:
         self._live.update(self._draw(), refresh=True)
@@ -163,7 +169,16 @@ def _saved(report: SaveReport) -> str:
     if not report.succeeded:
         return f"SAVE AT STEP {report.step} FAILED: {report.problem}"
     size = size_text(report.bytes)
-    return f"saved step {report.step}: {size}, training stood still {report.stall_s:.2f} s"
+    waited = f" ({report.waited_s:.2f} s of it for a free buffer)" if report.waited_s > 0.01 else ""
+    return (
+        f"saved step {report.step}: {size} in {report.write_s:.2f} s, "
+        f"training stood still {report.stall_s:.2f} s{waited}"
+    )
+
+
+def _guarded(report: GuardReport) -> str:
+    what = {"log": "SPIKE", "skip": "STEP SKIPPED", "rewind": "BACK"}[report.action]
+    return f"{what} at step {report.step}: {report.said}"
 
 
 def _duration(seconds: float) -> str:

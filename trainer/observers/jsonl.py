@@ -7,6 +7,8 @@ One JSON object a line, appended, never rewritten; `kind` says which:
     step     a logged step: step loss learning_rate grad_norm tokens tokens_per_second mfu ...
              (reports.StepReport has the meaning and unit of each)
     eval     step, eval_seconds and eval_<name> of each value; samples if it generated text
+    guard    what the numerics guard did: step, action (log, skip, rewind), kind, said, loss,
+             grad_norm, skipped (steps so far), samples [first, one past the last], to_step
     save     step, succeeded, stall_s (training stood still), bytes, path
 
 An attempt that went back to a checkpoint does some steps again: their lines carry its `attempt`
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.records.json_file import append_line, end_torn_line
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
 
 
 class JsonLines:
@@ -48,6 +50,9 @@ class JsonLines:
 
     def on_save(self, report: SaveReport) -> None:
         self._write("save", asdict(report))
+
+    def on_guard(self, report: GuardReport) -> None:
+        self._write("guard", asdict(report))
 
     def close(self) -> None:
         """Every line was written when it was told; there is nothing to give back."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.observers.base import Observer
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
 
 
 class Sampled:
@@ -28,6 +28,9 @@ class Sampled:
 
     def on_save(self, report: SaveReport) -> None:
         self._inner.on_save(report)
+
+    def on_guard(self, report: GuardReport) -> None:
+        self._inner.on_guard(report)
 
     def close(self) -> None:
         if self._held_back is not None:

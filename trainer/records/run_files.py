@@ -9,6 +9,7 @@ metrics.jsonl           one line a logged step
 ledger/node-0.jsonl     what happened when, by the agent
 watch.json              the longest phases so far
 checkpoints/step-00000100/
+incidents/step-00000123/ what each rank had when a step went wrong
 tensorboard/  wandb/  profile/  export/
 """
 
@@ -109,6 +110,11 @@ class RunFiles:
     def ledger(self, node: int) -> Path:
         """What happened when on one node; see trainer/records/ledger.py."""
         return self.root / "ledger" / f"node-{node}.jsonl"
+
+    @property
+    def incidents(self) -> Path:
+        """Steps whose numbers were wrong; see trainer/guard/incident.py."""
+        return self.root / "incidents"
 
     @property
     def checkpoints(self) -> Path:

@@ -1,0 +1,1 @@
+"""What watches the numbers of training: anomalies, replicas that differ, records of incidents."""

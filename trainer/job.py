@@ -1,0 +1,117 @@
+"""The live parts of a run on one rank, and what of it must survive a restart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trainer.batch import TokenBatch
+from trainer.checkpoint.store import CheckpointStore
+from trainer.dist.heartbeat import Pulse
+from trainer.dist.world import World
+from trainer.engine.base import Engine
+from trainer.guard.guard import Guard
+from trainer.guard.incident import Incidents
+from trainer.meter import Meter
+from trainer.observers.base import Observer
+from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.tasks.base import Task
+
+
+class Stream(Protocol):
+    """This rank's endless source of micro-batches; a pure function of the step."""
+
+    def step(self, step: int) -> Sequence[TokenBatch]: ...
+    def close(self) -> None: ...
+
+    def cursor(self, step: int) -> dict[str, Any]:
+        """Where the data stands after `step` steps; small, equal on all ranks."""
+
+    def go_back(self, cursor: dict[str, Any], *, without: tuple[int, int]) -> None:
+        """Stand where `cursor` says; the samples [start, stop) are not read again."""
+
+
+class Eval(Protocol):
+    """At steps of its own and at the last one. `run` is collective."""
+
+    def due(self, step: int) -> bool: ...
+    def run(self, world: World, engine: Engine, step: int) -> EvalReport: ...
+
+
+class StopFlag(Protocol):
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Every:
+    """Due at multiples of `steps`; never when `steps` is 0."""
+
+    steps: int
+
+    def due(self, step: int) -> bool:
+        return self.steps > 0 and step % self.steps == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Built once, in build.py; never mutated."""
+
+    world: World
+    engine: Engine
+    task: Task
+    stream: Stream
+    checkpoints: CheckpointStore
+    stop: StopFlag  # set by the signal handlers of worker.py
+    total_steps: int
+    save: Every
+    evals: Sequence[Eval]
+    observers: Sequence[Observer]  # rank 0 only; empty elsewhere
+    learning_rate: Callable[[int], float]  # step -> rate; pure, so there is nothing to resume
+    seed_step: Callable[[int, int], None]  # (step, first sample of the micro-batch) -> reseed
+    meter: Meter
+    pulse: Pulse  # read from outside the rank
+    guard: Guard
+    incidents: Incidents
+
+
+@dataclass
+class TrainState:
+    """All that must survive a restart, except what engine, guard and the data's cursor hold."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    last_loss: float | None = None
+
+    def advance(self, report: StepReport) -> None:
+        self.step = report.step
+        self.tokens_seen = report.tokens_seen
+        if math.isfinite(report.loss):
+            self.last_loss = report.loss
+
+    def go_back(self, other: TrainState) -> None:
+        self.step, self.tokens_seen = other.step, other.tokens_seen
+        self.last_loss = other.last_loss
+
+
+def training_of(job: Job, state: TrainState) -> dict[str, Any]:
+    """What a checkpoint's manifest holds of the loop; `restored` reads it back."""
+    return {
+        "step": state.step,
+        "tokens_seen": state.tokens_seen,
+        "last_loss": state.last_loss,
+        "cursor": job.stream.cursor(state.step),
+        "guard": job.guard.saved(),
+        "needed_before": job.guard.first_anomaly,  # retention keeps a step older than this one
+    }
+
+
+def restored(training: dict[str, Any]) -> TrainState:
+    return TrainState(training["step"], training["tokens_seen"], training["last_loss"])
+
+
+def tell_saved(job: Job, reports: Sequence[SaveReport]) -> None:
+    for report in reports:
+        for observer in job.observers:
+            observer.on_save(report)
