@@ -31,12 +31,14 @@ from launch.liveness import own_mark, write_mark
 from launch.machine import check_devices, rendezvous_socket
 from launch.next_attempt import next_attempt, superseded
 from launch.outcome import Ended, Outcome, decide, newest_checkpoint, observe, write_ended
-from launch.processes import send
-from launch.ranks import FreshStart, Ranks, Starter, reap_strays, start_ranks
-from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
+from launch.processes import FAMILY, send
+from launch.ranks import Ranks, common_environment, reap_strays, start_ranks
+from launch.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec
 from launch.run_folder import locked, own
+from launch.warm import WarmStart
 from trainer.errors import Exit, LonghaulError, RunFolderError
 from trainer.records.attempt import Stop, StopCause, error_record, write_first, write_record
+from trainer.records.json_file import read_json
 from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
 
@@ -55,7 +57,7 @@ class Node:
     tag: str
     inbox: SignalInbox
     guard: Guard
-    starter: Starter
+    starter: WarmStart
 
 
 def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False) -> Outcome:
@@ -71,7 +73,9 @@ def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False
         inbox = stack.enter_context(SignalInbox())
         guard = start_guard(tag)
         stack.callback(guard.dismiss)
-        node = Node(run, node_rank, once, tag, inbox, guard, FreshStart())
+        starter = _starter(run.attempt(attempt), tag, inbox)
+        stack.callback(starter.end)
+        node = Node(run, node_rank, once, tag, inbox, guard, starter)
         while following is not None:
             outcome, following = _one_attempt(node, following)
             if following is not None:
@@ -81,11 +85,28 @@ def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False
     return outcome
 
 
+def _starter(files: AttemptFiles, tag: str, inbox: SignalInbox) -> WarmStart:
+    """With a standby already on its way, if the settings want one."""
+    spec = _spec(files)
+    check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
+    env = common_environment(spec) | {FAMILY: tag}
+    plan = read_json(files.plan) if files.plan.exists() else {}
+    settings = {"config": plan.get("config"), "device": spec.device}
+    starter = WarmStart(settings, env, files.root / "standby.log", inbox.reader)
+    if _wants_standby(spec) and plan:
+        starter.begin(quiet=False)
+    return starter
+
+
+def _wants_standby(spec: RanksSpec) -> bool:
+    return spec.restart.standby and spec.module == WORKER
+
+
 def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles | None]:
     """How it ended, and the attempt that follows at once, if one does."""
     spec = _spec(files)
     check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
-    ranks = Ranks(files=files, spec=spec, tag=node.tag)
+    ranks = Ranks(files=files, spec=spec, tag=node.tag, spared=node.starter.pids)
     with ExitStack() as stack:
         listener = stack.enter_context(rendezvous_socket(spec.rendezvous_port))
         lease = _claim(node, files)
@@ -100,7 +121,7 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
         ranks.end(patience_s=TERM_PATIENCE_S)
         if console is not None:
             console.finish()
-        reap_strays([node.guard.pid])
+        reap_strays([node.guard.pid, *node.starter.pids])
     return _conclude(node, ranks)
 
 
@@ -157,6 +178,9 @@ def _on_time(node: Node, ranks: Ranks, lease: Lease | None) -> None:
     if lease is not None and now >= lease.due:
         lease.beat()
         _leave_if_superseded(node, ranks)
+        if _wants_standby(ranks.spec) and ranks.files.started.exists():
+            node.starter.begin(quiet=True)  # the first one died, or could not be used
+            ranks.spared = node.starter.pids
     if ranks.deadline is not None and now >= ranks.deadline:
         at_once = ranks.stopping or ranks.first_failed is not None
         ranks.end(patience_s=0.0 if at_once else TERM_PATIENCE_S)

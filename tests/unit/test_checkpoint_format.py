@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from tests.helpers.slice_engine import LAYOUTS, SHAPES, SliceEngine, expected_part
 from trainer.checkpoint.checksum import ALGORITHMS, crc32c_by_table
 from trainer.checkpoint.format import Identity, decode_header, encode_header
+from trainer.checkpoint.held import live_blocks, plan_fragments
 from trainer.checkpoint.layout import FileIndex, even_share, is_even, positions, spans
 from trainer.checkpoint.ranges import StoredTensors
-from trainer.checkpoint.writer import live_blocks, plan_fragments, write_rank_file
+from trainer.checkpoint.writer import write_rank_file
 from trainer.engine.base import HeldFragment
 from trainer.errors import CheckpointError, DamagedCheckpoint
 from trainer.records.fragment import Fragment

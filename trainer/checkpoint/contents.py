@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.checkpoint.agreement import Disagreed, agree
 from trainer.checkpoint.layout import Span, is_even, positions, spans
-from trainer.checkpoint.writer import plan_fragments
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.records.fragment import Fragment
@@ -26,30 +25,44 @@ class Contents:
     rule: Rule
 
 
-def agree_on_contents(world: World, engine: Engine, *, known: Contents | None) -> Contents:
-    """Collective. Raises: Disagreed if the ranks together do not hold every element once."""
+def agree_on_contents(
+    world: World,
+    engine: Engine,
+    *,
+    known: Contents | None,
+    held: Callable[[], tuple[Fragment, ...]],
+) -> Contents:
+    """`held` says what this rank holds; it may fail. Collective.
+
+    Raises: Disagreed if the ranks together do not hold every element once.
+    """
     plans: list[tuple[Fragment, ...]] = []
 
-    def look() -> dict[str, Any]:
-        plan = plan_fragments(engine)
+    def look() -> bool:
+        plan = held()
         plans.append(plan)
+        return known is not None and known.mine == plan
+
+    is_known = agree(world, look, all)
+    if is_known and known is not None:
+        return known
+    return _agree_anew(world, engine, plans[0])
+
+
+def _agree_anew(world: World, engine: Engine, mine: tuple[Fragment, ...]) -> Contents:
+    def look() -> dict[str, Any]:
         return {
-            "kinds": sorted({f.kind for f in plan}),
-            "even": is_even(plan, world.place.rank, world.place.world_size),
-            "known": known is not None and known.mine == plan,
+            "kinds": sorted({f.kind for f in mine}),
+            "even": is_even(mine, world.place.rank, world.place.world_size),
         }
 
     def decide(seen: Sequence[Any]) -> dict[str, Any]:
         return {
             "kinds": sorted({kind for s in seen for kind in s["kinds"]}),
             "even": all(s["even"] for s in seen),
-            "known": all(s["known"] for s in seen),
         }
 
     agreed = agree(world, look, decide)
-    if agreed["known"] and known is not None:
-        return known
-    mine = plans[0]
     tensors = _tensors(world, engine, mine, agreed["kinds"])
     if agreed["even"]:
         return Contents(mine, (), tensors, "even")

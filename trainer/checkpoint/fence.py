@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.records.owner import refuse_if_superseded
+from trainer.records.owner import Owner, refuse_if_superseded
 
 
 class Fence:
-    """Of one attempt on one rank; `checkpoints` is RunFiles.checkpoints."""
+    """Of one attempt on one rank; `checkpoints` is RunFiles.checkpoints.
 
-    def __init__(self, checkpoints: Path, attempt: int) -> None:
+    `known`: the owner when the rank started, where a writer process is told it.
+    Raises: Superseded; OSError if the owner cannot be read.
+    """
+
+    def __init__(self, checkpoints: Path, attempt: int, *, known: Owner | None = None) -> None:
         self._owner = checkpoints.parent / "owner"
         self._attempt = attempt
-        self._first = refuse_if_superseded(self._owner, attempt)
+        self.known = known or refuse_if_superseded(self._owner, attempt)
 
     def check(self) -> None:
         """Raises: Superseded; OSError if the owner cannot be read now."""
-        refuse_if_superseded(self._owner, self._attempt, known=self._first)
+        refuse_if_superseded(self._owner, self._attempt, known=self.known)

@@ -12,12 +12,14 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import CheckpointError, DamagedCheckpoint
+from trainer.faultpoints import faultpoint
 from trainer.records.manifest import LIMIT_BYTES, MANIFEST_NAME, Manifest, decode, digest_of
-from trainer.storage.local import Storage, ensure_folder, read_whole, write_whole
+from trainer.storage.local import Storage, ensure_folder, if_absent, read_whole, write_whole
 
 # What a broken file looks like. Other errors (no permission, too many open files) say nothing
 # about the checkpoint, and nothing is condemned for them.
@@ -68,26 +70,45 @@ class StepFolders:
             raise DamagedCheckpoint(f"{MANIFEST_NAME}: of step {manifest.step}")
         return manifest, digest_of(content)
 
-    def begin(self, step: int, attempt: int) -> Path:
-        """An empty incoming folder of this attempt, after removing what older saves left."""
+    def enter(self, step: int, attempt: int) -> Path:
+        """This attempt's incoming folder; the first rank that comes makes it."""
         ensure_folder(self.storage, self.root)
-        self.reap(attempt)
         folder = self.incoming(step, attempt)
-        self.storage.make_folder(folder)
+        if_absent(lambda: self.storage.make_folder(folder))
         return folder
 
-    def reap(self, attempt: int) -> None:
+    def reap(self, attempt: int, *, but: str = "") -> None:
         """Remove what this attempt and those before it left unfinished; later ones' stays."""
         for name in self.unfinished():
             match = _INCOMING.fullmatch(name)
-            if match is None or int(match[1]) <= attempt:
+            if name != but and (match is None or int(match[1]) <= attempt):
                 self.storage.remove_tree(self.root / name)
 
-    def publish(self, incoming: Path, step: int, manifest: bytes) -> Path:
-        """Make a fully written folder the step. It is durable when this returns."""
+    def publish(
+        self,
+        incoming: Path,
+        step: int,
+        manifest: bytes,
+        *,
+        files: Iterable[str],
+        may: Callable[[], None],
+    ) -> Path:
+        """Make a fully written folder the step. It is durable when this returns.
+
+        `files`: what must lie in it, whatever the ranks said. `may` is asked at the last moment,
+        and raises if this process may no longer write.
+        Raises: OSError; CheckpointError if a file is gone.
+        """
         final = self.step(step)
+        found = set(self.storage.list(incoming))
+        if gone := sorted(set(files) - found):
+            raise CheckpointError(f"{len(gone)} written files are gone, {gone[0]} for one")
+        if MANIFEST_NAME in found:  # of a save of this step that failed
+            self.storage.remove_file(incoming / MANIFEST_NAME)
         write_whole(self.storage, incoming / MANIFEST_NAME, manifest)
         self.storage.fsync_folder(incoming)
+        faultpoint("save.before_rename")
+        may()
         self.storage.rename(incoming, final)
         self.storage.fsync_folder(self.root)
         return final

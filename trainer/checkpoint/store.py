@@ -1,12 +1,7 @@
 """A run's checkpoints: saved by all ranks, real in one rename, loaded newest first.
 
-A save, in order (every arrow is an agreement of all ranks; a failure anywhere is one everywhere):
-
-    rank 0: empty incoming folder -> all: what do I hold -> all: my file, fsync
-    -> rank 0: manifest last, fsync, fsync folder, rename, fsync parent; pointer; retention
-
-A load: rank 0 names the newest step -> all: manifest, engine.load, checking every chunk while
-reading -> verdict. What is damaged goes to quarantine and the step before is tried.
+How a save goes: saving.py where training waits for it, background.py where it does not. How a load
+goes: loading.py. What is on the disk: folder.py. Here: which of them, and what a failure means.
 """
 
 from __future__ import annotations
@@ -16,31 +11,23 @@ import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoint.agreement import Disagreed, agree
-from trainer.checkpoint.contents import Contents, agree_on_contents
+from trainer.checkpoint import loading
+from trainer.checkpoint.background import BackgroundSaves, WhenBusy
 from trainer.checkpoint.fence import Fence
-from trainer.checkpoint.folder import StepFolders, doomed
-from trainer.checkpoint.format import CHUNK_BYTES, Identity
-from trainer.checkpoint.ranges import StoredTensors
-from trainer.checkpoint.reader import CheckpointReader, PatientReader
-from trainer.checkpoint.verify import verify_files
-from trainer.checkpoint.writer import live_blocks, write_rank_file
+from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.format import CHUNK_BYTES
+from trainer.checkpoint.link import DirectLink, Link, ProcessLink
+from trainer.checkpoint.saving import ForegroundSaves, SaveSettings
+from trainer.checkpoint.staging import Staging
 from trainer.dist.world import World
 from trainer.engine.base import Engine
-from trainer.errors import (
-    CheckpointError,
-    CheckpointMismatch,
-    DamagedCheckpoint,
-    RunFolderError,
-    SaveFailed,
-    TooManyFailedSaves,
-)
-from trainer.records.manifest import Manifest, RankFile, digest_of, encode, rank_file_name
+from trainer.errors import CheckpointError, TooManyFailedSaves
 from trainer.reports import SaveReport
 from trainer.storage.local import LocalStorage, Storage
 
@@ -53,6 +40,11 @@ class CheckpointStore:
     `folder`: RunFiles.checkpoints. `run_hash`: over the run's frozen settings; a checkpoint of
     another one is refused ("" is not compared). `origin`: who writes (engine, stage), for people.
     `keep_every`: multiples of so many steps are kept for ever (0: none).
+    `asynchronous`: training goes on while a writer process writes. What it does when both staging
+    buffers are taken: `when_busy`. A writer that does nothing for `writer_timeout_s` is given up.
+    `checksum_source`: find bits that flip between the copy and the write.
+    `drills`: the writer process may be broken on purpose. `storage`: instead of the local disk;
+    then everything is done in this process, also what would be asynchronous.
     """
 
     def __init__(
@@ -64,25 +56,46 @@ class CheckpointStore:
         keep_last: int = 2,
         keep_every: int = 0,
         max_failed_saves: int = 3,
+        asynchronous: bool = False,
+        when_busy: WhenBusy = "wait",
+        writer_timeout_s: float = 300.0,
+        checksum_source: bool = False,
+        drills: bool = False,
         origin: Mapping[str, Any] | None = None,
         storage: Storage | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        self._storage = storage or LocalStorage()
-        self._folders = StepFolders(self._storage, folder)
-        self._attempt = attempt
-        self._fence = Fence(folder, attempt)
-        self._run_hash = run_hash
-        self._keep_last = keep_last
-        self._keep_every = keep_every
+        self._folders = StepFolders(storage or LocalStorage(), folder)
+        self._settings = SaveSettings(
+            attempt=attempt,
+            run_hash=run_hash,
+            keep_last=keep_last,
+            keep_every=keep_every,
+            origin={**_versions(), **(origin or {})},
+            chunk_bytes=chunk_bytes,
+            owner=Fence(folder, attempt).known,
+        )
         self._max_failed_saves = max_failed_saves
-        self._origin = {**_versions(), **(origin or {})}
-        self._chunk_bytes = chunk_bytes
-        self._contents: Contents | None = None
+        self._foreground = ForegroundSaves(self._folders, self._settings)
+        self._background: BackgroundSaves | None = None
+        self._asynchronous = asynchronous
+        self._when_busy = when_busy
+        self._writer_timeout_s = writer_timeout_s
+        self._checksum_source = checksum_source
+        self._drills = drills
+        self._has_own_storage = storage is not None
         self._failed_in_a_row = 0
         self._parent: int | None = None
+        self._unheard: list[SaveReport] = []  # of saves that ended where nobody listened
 
     # --- saving ------------------------------------------------------------------------------
+
+    def prepare(self, world: World, engine: Engine) -> None:
+        """What the first save would otherwise stand still for: buffers, a writer process. Local."""
+        if self._asynchronous:
+            # What fails here fails the first save, on all ranks.
+            with contextlib.suppress(OSError, CheckpointError):
+                self._saves(world).prepare(engine)
 
     def save(
         self, world: World, engine: Engine, *, step: int, training: Mapping[str, Any]
@@ -93,144 +106,99 @@ class CheckpointStore:
         are untouched. A step that is stored and whole already is left as it is.
         Raises: TooManyFailedSaves after `max_failed_saves` failures in a row.
         """
-        started = time.perf_counter()
-        try:
-            stored_bytes, problem = self._save(world, engine, step, training)
-            succeeded, self._failed_in_a_row, self._parent = True, 0, step
-        except SaveFailed as e:
-            succeeded, stored_bytes, problem = False, 0, str(e)
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= self._max_failed_saves:
-                raise TooManyFailedSaves(
-                    f"{self._failed_in_a_row} saves in a row failed, as many as "
-                    f"checkpoint.max_failed_saves allows; the last: {e}"
-                ) from e
-        if problem and world.place.rank == 0:
-            _log.warning("%s", problem)
-        return SaveReport(
-            step=step,
-            succeeded=succeeded,
-            stall_s=time.perf_counter() - started,
-            bytes=stored_bytes,
-            path=str(self._folders.step(step)),
-            problem=problem,
-        )
+        if not self._asynchronous:
+            report = self._foreground.save(
+                world, engine, step=step, training=training, parent=self._parent
+            )
+            return self._counted(world, [report])[0]
+        saves = self._saves(world)
+        self._settle(world)
+        started = time.monotonic()
+        reports = saves.begin(world, engine, step=step, training=training)
+        (report,) = self._counted(world, reports + saves.settle(world))
+        return replace(report, stall_s=time.monotonic() - started)
 
     def begin(
         self, world: World, engine: Engine, *, step: int, training: Mapping[str, Any]
     ) -> list[SaveReport]:
-        """Begin a save that goes on while training does; reports of what has ended. Collective."""
-        return [self.save(world, engine, step=step, training=training)]
+        """Begin a save that goes on while training does; reports of what has ended. Collective.
+
+        Raises: TooManyFailedSaves, as `save` does; so do `finish` and `drain`.
+        """
+        if not self._asynchronous:
+            return [self.save(world, engine, step=step, training=training)]
+        saves = self._saves(world)
+        reports = saves.begin(world, engine, step=step, training=training)
+        return self._heard(self._counted(world, reports))
 
     def written(self) -> bool:
         """Whether this rank's part of the save under way has ended, well or not. Cheap, local."""
-        return False
+        return self._background is not None and self._background.written()
 
     def finish(self, world: World) -> list[SaveReport]:
-        """Publish the save that every rank has `written`, or say that it failed. Collective."""
-        return []
+        """What comes next for the save that every rank has `written`: publication, or its report.
+
+        Collective.
+        """
+        if self._background is None:
+            return []
+        return self._heard(self._counted(world, self._background.finish(world)))
 
     def drain(self, world: World) -> list[SaveReport]:
-        """Wait for the save under way, if there is one, and finish it. Collective."""
-        return []
+        """Wait for the saves under way, where training ends, and finish them. Collective."""
+        if self._background is None:
+            return self._heard([])
+        return self._heard(self._counted(world, self._background.drain(world)))
 
-    def _save(
-        self, world: World, engine: Engine, step: int, training: Mapping[str, Any]
-    ) -> tuple[int, str]:
-        """Bytes stored over all ranks, and what went wrong after the step was safe."""
-        try:
-            if not agree(world, _nothing, lambda _: self._begin(step)):
-                whole = self._already_whole(world, step)
-                if whole is not None:
-                    return whole, ""
-            contents = agree_on_contents(world, engine, known=self._contents)
-            self._contents = contents
-            done = agree(
-                world,
-                lambda: self._write(world, engine, contents, step),
-                lambda rows: self._publish(contents, step, training, rows),
+    def close(self) -> None:
+        """End the writer process. Not collective; never hangs. A save under way is lost."""
+        if self._background is not None:
+            self._background.close()
+            self._background = None
+
+    def _saves(self, world: World) -> BackgroundSaves:
+        if self._background is None:
+            rank = world.place.rank
+            self._background = BackgroundSaves(
+                self._folders,
+                self._settings,
+                rank=rank,
+                link=self._link(rank),
+                staging=Staging(
+                    chunk_bytes=self._settings.chunk_bytes,
+                    checksums=self._checksum_source,
+                    pin=world.device.type == "cuda",
+                ),
+                when_busy=self._when_busy,
             )
-            return int(done["bytes"]), str(done["problem"])
-        except Disagreed as e:
-            world.lead(self._discard)
-            raise SaveFailed(f"step {step} was not saved: {e}") from e
+            self._background.parent = self._parent
+        return self._background
 
-    def _begin(self, step: int) -> bool:
-        """False if the step is there already."""
-        if self._storage.exists(self._folders.step(step)):
-            return False
-        self._folders.begin(step, self._attempt)
-        return True
+    def _link(self, rank: int) -> Link:
+        if self._has_own_storage:
+            return DirectLink(self._folders)
+        timeout_s, drills = self._writer_timeout_s, self._drills
+        return ProcessLink(self._folders.root, rank=rank, patience_s=timeout_s, drills=drills)
 
-    def _already_whole(self, world: World, step: int) -> int | None:
-        """Check the stored step, each rank its share; None once a damaged one is out of the way."""
-        rank, size = world.place.rank, world.place.world_size
+    def _counted(self, world: World, reports: Sequence[SaveReport]) -> list[SaveReport]:
+        """Failures in a row, the same on all ranks. Raises: TooManyFailedSaves."""
+        for report in reports:
+            if report.problem and world.place.rank == 0:
+                _log.warning("%s", report.problem)
+            if report.succeeded:
+                self._failed_in_a_row, self._parent = 0, report.step
+            elif not report.skipped:
+                self._failed_in_a_row += 1
+            if self._failed_in_a_row >= self._max_failed_saves:
+                raise TooManyFailedSaves(
+                    f"{self._failed_in_a_row} saves in a row failed, as many as "
+                    f"checkpoint.max_failed_saves allows; the last: {report.problem}"
+                )
+        return list(reports)
 
-        def check() -> int:
-            manifest, _ = self._folders.manifest(step)
-            mine = range(rank, manifest.world_size, size)
-            verify_files(self._storage, self._folders.step(step), manifest, mine)
-            return sum(manifest.files[r].size for r in mine)
-
-        try:
-            return int(agree(world, check, sum))
-        except Disagreed as e:
-            if not e.is_damage:
-                raise
-            self._quarantine(world, step, str(e))
-            agree(world, _nothing, lambda _: self._begin(step))
-            return None
-
-    def _write(self, world: World, engine: Engine, contents: Contents, step: int) -> list[Any]:
-        place = world.place
-        written = write_rank_file(
-            self._storage,
-            self._folders.incoming(step, self._attempt),
-            Identity(step, place.rank, place.world_size),
-            contents.mine,
-            live_blocks(engine, contents.mine),
-            chunk_bytes=self._chunk_bytes,
-        )
-        return [written.size, written.digest, contents.spans]
-
-    def _publish(
-        self, contents: Contents, step: int, training: Mapping[str, Any], rows: Sequence[Any]
-    ) -> dict[str, Any]:
-        """Rank 0, once every file is durable. After the rename nothing can undo the save."""
-        files = tuple(
-            RankFile(rank_file_name(rank), size, digest, tuple((a, b) for a, b in spans))
-            for rank, (size, digest, spans) in enumerate(rows)
-        )
-        manifest = Manifest(
-            step=step,
-            world_size=len(files),
-            attempt=self._attempt,
-            run_hash=self._run_hash,
-            parent_step=self._parent,
-            created=time.time(),
-            rule=contents.rule,
-            tensors=contents.tensors,
-            files=files,
-            training=training,
-            origin=self._origin,
-        )
-        content = encode(manifest)
-        self._fence.check()
-        self._folders.publish(self._folders.incoming(step, self._attempt), step, content)
-        problem = ""
-        try:
-            self._folders.point(step, digest_of(content))
-            kept = self._folders.steps()
-            for old in doomed(kept, keep_last=self._keep_last, keep_every=self._keep_every):
-                self._folders.remove(old)
-        except OSError as e:
-            problem = f"step {step} is saved, but tidying up after it failed: {e}"
-        return {"bytes": sum(f.size for f in files), "problem": problem}
-
-    def _discard(self) -> None:
-        """Give back the room of a failed save; what cannot be removed now is reaped later."""
-        with contextlib.suppress(OSError):
-            self._folders.reap(self._attempt)
+    def _heard(self, reports: Sequence[SaveReport]) -> list[SaveReport]:
+        told, self._unheard = [*self._unheard, *reports], []
+        return told
 
     # --- loading -----------------------------------------------------------------------------
 
@@ -241,66 +209,34 @@ class CheckpointStore:
         Raises: RunFolderError if there are only damaged ones; CheckpointMismatch if the newest is
         of another run or model; CheckpointError if it cannot be read. All ranks raise alike.
         """
-        while True:
-            found = world.lead(self._newest)
-            if found["step"] is None:
-                if not found["quarantined"]:
-                    return None
-                raise RunFolderError(
-                    f"{self._folders.root}: every checkpoint is damaged and now in quarantine/ "
-                    f"({', '.join(found['quarantined'][-3:])}, why.txt inside); bring back a whole "
-                    "one, or start anew with resume.mode=never"
-                )
-            try:
-                return self._load(world, engine, int(found["step"]))
-            except Disagreed as e:
-                if not e.is_damage:
-                    raise _as_error(e) from e
-                self._quarantine(world, int(found["step"]), str(e))
+        self._settle(world)
+        run_hash = self._settings.run_hash
+        found = loading.load_latest(world, engine, self._folders, run_hash=run_hash)
+        if found is None:
+            return None
+        self._went_on_from(found[0])
+        return found[1]
 
     def load(self, world: World, engine: Engine, *, step: int) -> dict[str, Any]:
         """Fill the engine from this step and no other; nothing is moved. Collective.
 
         Raises: CheckpointMismatch, DamagedCheckpoint, CheckpointError, alike on all ranks.
         """
-        try:
-            return self._load(world, engine, step)
-        except Disagreed as e:
-            raise _as_error(e) from e
+        self._settle(world)
+        run_hash = self._settings.run_hash
+        training = loading.load_step(world, engine, self._folders, step=step, run_hash=run_hash)
+        self._went_on_from(step)
+        return training
 
-    def _newest(self) -> dict[str, Any]:
-        steps = self._folders.steps()
-        quarantined = self._folders.quarantined()
-        return {"step": steps[-1] if steps else None, "quarantined": quarantined}
-
-    def _load(self, world: World, engine: Engine, step: int) -> dict[str, Any]:
-        """Raises: Disagreed. Nothing may train on the engine before this has returned."""
-        seen: list[Manifest] = []
-
-        def look() -> str:
-            manifest, digest = self._folders.manifest(step)
-            _check_belongs(manifest, engine, self._run_hash)
-            seen.append(manifest)
-            return digest
-
-        agree(world, look, _all_equal)
-        stored = StoredTensors(self._storage, self._folders.step(step), seen[0])
-        source = PatientReader(CheckpointReader(stored))
-        try:
-            engine.load(source, step=step)
-        finally:
-            stored.close()
-        agree(world, source.verdict, _all_equal)
+    def _went_on_from(self, step: int) -> None:
         self._parent = step
-        return dict(seen[0].training)
+        if self._background is not None:
+            self._background.parent = step
 
-    def _quarantine(self, world: World, step: int, why: str) -> None:
-        def move() -> str:
-            return str(self._folders.quarantine(step, why))
-
-        where = world.lead(move)
-        if world.place.rank == 0:
-            _log.warning("step %d is damaged (%s); moved to %s", step, why, where)
+    def _settle(self, world: World) -> None:
+        """A save under way may be the step to be loaded."""
+        if self._background is not None:
+            self._unheard += self._counted(world, self._background.settle(world))
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -324,46 +260,6 @@ class CheckpointStore:
 
         self._settle(world)
         return world.lead(move)
-
-
-def _check_belongs(manifest: Manifest, engine: Engine, run_hash: str) -> None:
-    """Raises: CheckpointMismatch naming the first tensor that differs."""
-    where = f"checkpoint of step {manifest.step}"
-    if run_hash and manifest.run_hash and manifest.run_hash != run_hash:
-        raise CheckpointMismatch(
-            f"{where}: it belongs to another run ({manifest.run_hash[:12]}, "
-            f"this one is {run_hash[:12]}); use another run.name"
-        )
-    stored = {t.name: t.shape for t in manifest.tensors}
-    for name, shape in engine.layout():
-        if name not in stored:
-            raise CheckpointMismatch(f"{where}: it has no tensor {name!r}, which the model trains")
-        if stored[name] != tuple(shape):
-            raise CheckpointMismatch(
-                f"{where}: {name!r} has shape {list(stored[name])}, "
-                f"but this model's is {list(shape)}"
-            )
-    extra = stored.keys() - {name for name, _ in engine.layout()}
-    if extra:
-        raise CheckpointMismatch(
-            f"{where}: it has {len(extra)} tensors that the model does not train, "
-            f"{min(extra)!r} for one"
-        )
-
-
-def _all_equal(values: Sequence[Any]) -> None:
-    if any(v != values[0] for v in values):
-        raise CheckpointError("the ranks see different checkpoints; is the folder shared by all?")
-
-
-def _as_error(e: Disagreed) -> CheckpointError:
-    if e.is_damage:
-        return DamagedCheckpoint(str(e))
-    return CheckpointMismatch(str(e)) if e.is_mismatch else CheckpointError(str(e))
-
-
-def _nothing() -> None:
-    return None
 
 
 def _versions() -> dict[str, str]:

@@ -81,6 +81,23 @@ def build_model(
     return model
 
 
+def import_family(section: ShapeModel | FolderModel) -> None:
+    """Import what `build_model` needs, for processes that are forked from this one.
+
+    A folder that cannot be used is left for whoever builds the model to complain about.
+    """
+    if isinstance(section, FolderModel):
+        try:
+            family = str(_read_config(Path(section.path)).get("model_type", ""))
+        except ModelError:
+            return
+    else:
+        family = section.family
+    if family in _FAMILIES:
+        _load(family, "config_class")
+        _load(family, "model_class")
+
+
 def small_model(section: ShapeModel | FolderModel, *, device: torch.device) -> LanguageModel:
     """A model of the same family and attention, small enough to run in milliseconds.
 

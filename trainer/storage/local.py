@@ -183,11 +183,12 @@ def ensure_folder(storage: Storage, path: Path) -> None:
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
-        _if_absent(lambda folder=folder: storage.make_folder(folder))  # type: ignore[misc]
+        if_absent(lambda folder=folder: storage.make_folder(folder))  # type: ignore[misc]
         storage.fsync_folder(folder.parent)
 
 
-def _if_absent(make: Callable[[], None]) -> None:
+def if_absent(make: Callable[[], None]) -> None:
+    """Make something that another process of the same run may make at the same time."""
     try:
         make()
     except FileExistsError:

@@ -15,6 +15,10 @@ class CheckpointSection(Section):
     keep_last: Annotated[int, Field(ge=1)]  # newest complete checkpoints kept
     keep_every: Count  # steps: multiples of this are kept for ever; 0: none
     max_failed_saves: Annotated[int, Field(ge=1)]  # in a row; then the run stops (exit 78)
+    asynchronous: bool  # training goes on while a process beside each rank writes
+    when_busy: Literal["wait", "skip"]  # a save is due while two are still being written
+    writer_timeout_s: Annotated[float, Field(gt=0)]  # a disk that does nothing is given up
+    checksum_source: bool  # find bits that flip in memory between the copy and the write
 
 
 class EvalsSection(Section):

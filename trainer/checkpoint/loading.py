@@ -1,0 +1,126 @@
+"""Filling an engine from a stored step: all ranks read, check and agree, or none goes on.
+
+Rank 0 names the newest step -> all: manifest, engine.load, checking every chunk while reading ->
+verdict. What is damaged goes to quarantine and the step before is tried.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.checkpoint.agreement import Disagreed, agree
+from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.ranges import StoredTensors
+from trainer.checkpoint.reader import CheckpointReader, PatientReader
+from trainer.dist.world import World
+from trainer.engine.base import Engine
+from trainer.errors import CheckpointError, CheckpointMismatch, DamagedCheckpoint, RunFolderError
+from trainer.records.manifest import Manifest
+
+_log = logging.getLogger("trainer.checkpoint")
+
+
+def load_latest(
+    world: World, engine: Engine, folders: StepFolders, *, run_hash: str
+) -> tuple[int, dict[str, Any]] | None:
+    """As CheckpointStore.load_latest says; also which step it was."""
+    while True:
+        found = world.lead(lambda: _newest(folders))
+        if found["step"] is None:
+            if not found["quarantined"]:
+                return None
+            raise RunFolderError(
+                f"{folders.root}: every checkpoint is damaged and now in quarantine/ "
+                f"({', '.join(found['quarantined'][-3:])}, why.txt inside); bring back a whole "
+                "one, or start anew with resume.mode=never"
+            )
+        try:
+            step = int(found["step"])
+            return step, _load(world, engine, folders, step, run_hash=run_hash)
+        except Disagreed as e:
+            if not e.is_damage:
+                raise _as_error(e) from e
+            quarantine(world, folders, int(found["step"]), str(e))
+
+
+def load_step(
+    world: World, engine: Engine, folders: StepFolders, *, step: int, run_hash: str
+) -> dict[str, Any]:
+    """As CheckpointStore.load says."""
+    try:
+        return _load(world, engine, folders, step, run_hash=run_hash)
+    except Disagreed as e:
+        raise _as_error(e) from e
+
+
+def quarantine(world: World, folders: StepFolders, step: int, why: str) -> None:
+    """Move a damaged step out of every reader's sight. Collective."""
+    where = world.lead(lambda: str(folders.quarantine(step, why)))
+    if world.place.rank == 0:
+        _log.warning("step %d is damaged (%s); moved to %s", step, why, where)
+
+
+def _newest(folders: StepFolders) -> dict[str, Any]:
+    steps = folders.steps()
+    return {"step": steps[-1] if steps else None, "quarantined": folders.quarantined()}
+
+
+def _load(
+    world: World, engine: Engine, folders: StepFolders, step: int, *, run_hash: str
+) -> dict[str, Any]:
+    """Raises: Disagreed. Nothing may train on the engine before this has returned."""
+    seen: list[Manifest] = []
+
+    def look() -> str:
+        manifest, digest = folders.manifest(step)
+        _check_belongs(manifest, engine, run_hash)
+        seen.append(manifest)
+        return digest
+
+    agree(world, look, _all_equal)
+    stored = StoredTensors(folders.storage, folders.step(step), seen[0])
+    source = PatientReader(CheckpointReader(stored))
+    try:
+        engine.load(source, step=step)
+    finally:
+        stored.close()
+    agree(world, source.verdict, _all_equal)
+    return dict(seen[0].training)
+
+
+def _check_belongs(manifest: Manifest, engine: Engine, run_hash: str) -> None:
+    """Raises: CheckpointMismatch naming the first tensor that differs."""
+    where = f"checkpoint of step {manifest.step}"
+    if run_hash and manifest.run_hash and manifest.run_hash != run_hash:
+        raise CheckpointMismatch(
+            f"{where}: it belongs to another run ({manifest.run_hash[:12]}, "
+            f"this one is {run_hash[:12]}); use another run.name"
+        )
+    stored = {t.name: t.shape for t in manifest.tensors}
+    for name, shape in engine.layout():
+        if name not in stored:
+            raise CheckpointMismatch(f"{where}: it has no tensor {name!r}, which the model trains")
+        if stored[name] != tuple(shape):
+            raise CheckpointMismatch(
+                f"{where}: {name!r} has shape {list(stored[name])}, "
+                f"but this model's is {list(shape)}"
+            )
+    extra = stored.keys() - {name for name, _ in engine.layout()}
+    if extra:
+        raise CheckpointMismatch(
+            f"{where}: it has {len(extra)} tensors that the model does not train, "
+            f"{min(extra)!r} for one"
+        )
+
+
+def _all_equal(values: Sequence[Any]) -> None:
+    if any(v != values[0] for v in values):
+        raise CheckpointError("the ranks see different checkpoints; is the folder shared by all?")
+
+
+def _as_error(e: Disagreed) -> CheckpointError:
+    if e.is_damage:
+        return DamagedCheckpoint(str(e))
+    return CheckpointMismatch(str(e)) if e.is_mismatch else CheckpointError(str(e))
