@@ -258,7 +258,6 @@ class CheckpointStore:
                 self._folders.quarantine(step, why)
             return gone
 
-        self._settle(world)
         return world.lead(move)
 
 

@@ -7,7 +7,6 @@ name quirks of DeepSpeed 0.19.8.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -24,8 +23,8 @@ from trainer.engine.async_io import load_async_io
 from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always
 from trainer.engine.bootstrap import new_groups_time_out, prepare_process, quiet, skip_compiler
 from trainer.engine.fragments import Region
-from trainer.engine.model_setup import (
 from trainer.engine.last_word import LastWord
+from trainer.engine.model_setup import (
     MakeModel,
     MakeOptimizer,
     compute_in_bf16,
@@ -96,9 +95,9 @@ class DeepSpeedEngine:
                 self._base = ShardedMuon(self._base.param_groups)
             made = deepspeed.initialize(model=model, optimizer=self._base, config=config)
             self._ds: Any = made[0]
-        owned = list(self._owners())
         if self._stage:
             self._last_word = LastWord(self._base, self._ds.optimizer)
+        owned = list(self._owners())
         self._create_moments(owned)
         if isinstance(self._base, ShardedMuon):
             self._base.place(self._matrices([owner for owner, _ in owned], group_of))
@@ -158,12 +157,12 @@ class DeepSpeedEngine:
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         return [(n, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._trained]
 
-    def close(self) -> None:
     def replicated(self) -> Sequence[tuple[str, torch.Tensor]]:
         if self._stage < 3:
             return [(n, p.data) for n, p in self._trained]
         return [(n, p.data) for n, p in self._trained if getattr(p, "ds_persist", False)]
 
+    def close(self) -> None:
         self._ds.destroy()
         nn.functional.linear = self._linear
         if self._swap:
@@ -197,7 +196,7 @@ class DeepSpeedEngine:
         applied = math.isfinite(norm) and apply_if(norm)
         if applied:
             self._ds.step()
-        else:  # the caller stops the run; the weights stay good
+        else:
             self._ds.zero_grad()
         return StepStats(norm, applied)
 
@@ -248,16 +247,6 @@ class DeepSpeedEngine:
         if self._swap is None:
             return nullcontext()
         return resident(self._ds.optimizer, sub_group, write=write)
-
-
-def import_deepspeed(device: str, *, optimizer: str) -> None:
-    """Import DeepSpeed as an engine would, for processes that are forked from this one."""
-    os.environ.setdefault("DS_ACCELERATOR", device)
-    import deepspeed
-
-    quiet(deepspeed)
-    if optimizer != "muon":
-        skip_compiler(deepspeed)
 
 
 def op_builders() -> Any:
