@@ -19,21 +19,25 @@ from launch.drills.runs import DrillFailed, Running, Site, wait_for
 from trainer.errors import Exit
 from trainer.faultpoints import Fault
 
-_BY_ALL = ("save.begin", "save.staged", "save.file_written", "save.file_durable")
+_BY_ALL = ("save.begin", "save.file_written", "save.file_durable")
 _BY_RANK_0 = ("save.before_manifest", "save.before_rename", "save.before_pointer")
 _WORLD = 3
+_SYNCHRONOUS = "checkpoint.asynchronous=false"
 _SMALL_MIB = 12
 _STUCK_S = 60.0  # two starts, a writer given up after 5 s
 
 
 def a_rank_dies_in_a_save(bench: Bench) -> Result:
-    """D2. Three ranks; each phase of a save kills each of them, two deaths a save at most."""
+    """D2. Three ranks; each phase of a save kills each of them, two deaths a save at most.
+
+    Saves are synchronous here, so that a rank itself is in every phase; writers die in D39.
+    """
     places = [(point, rank) for point in _BY_ALL for rank in range(_WORLD)]
     places += [(point, 0) for point in _BY_RANK_0]
     if bench.short:
         places = [("save.file_written", 1), ("save.before_rename", 0)]
     steps = max(STEPS, SAVE_EVERY * (len(places) // 2 + 2))
-    overrides = (f"resources.ranks_per_node={_WORLD}", f"steps.total={steps}")
+    overrides = (f"resources.ranks_per_node={_WORLD}", f"steps.total={steps}", _SYNCHRONOUS)
     whole = bench.reference_of(*overrides, steps=steps)
     faults = [
         Fault(

@@ -40,7 +40,7 @@ def out_of_memory(bench: Bench) -> Result:
             *("train", name),
             f"+task.settings.spoil={{sample:{_EATS_AT},how:eat}}",
             preexec_fn=join,
-        ).wait()
+        ).wait(300)
     attempts = site.attempts(name)
     wrong = site.left_over(name, before)
     causes = [attempt.get("cause") for attempt in attempts]

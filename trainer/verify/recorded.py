@@ -19,13 +19,14 @@ from trainer.dist.place import Place
 from trainer.records.json_file import append_line
 from trainer.tasks.causal_lm import CausalLm
 
+_LARGE = 1000.0
+_MEAL_BYTES = 64 << 20
+
 
 class Recorded(CausalLm):
-    """`spoil`: {"sample": index, "how": nan | inf | loss | element | embedding | eat}, or nothing.
+    """`spoil`: {"sample": index, "how": large | eat}, or nothing.
 
-    nan, inf: the loss that goes backward. loss: the value that is reported, not its gradient.
-    element: one element of one gradient. embedding: the embedding's gradient only. eat: memory,
-    until there is none.
+    large: a loss and its gradient a thousand times what they are. eat: memory, until there is none.
     """
 
     def __init__(self, *, folder: str, spoil: dict[str, Any] | None = None) -> None:
@@ -38,33 +39,12 @@ class Recorded(CausalLm):
     def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
         append_line(self._path, {**self._who, "time": time.time(), "ids": batch.sample_indices})
         loss = super().loss_sum(model, batch)
-        if self._spoil.get("sample") in batch.sample_indices:
-            return _spoilt(loss, model, str(self._spoil["how"]))
-        return loss
+        if self._spoil.get("sample") not in batch.sample_indices:
+            return loss
+        return loss * _LARGE if self._spoil["how"] == "large" else _eat()
 
 
 def _eat() -> NoReturn:
     taken = []
     while True:
-        taken.append(b"x" * (64 << 20))
-
-
-def _spoilt(loss: torch.Tensor, model: torch.nn.Module, how: str) -> torch.Tensor:
-    if how == "eat":
-        _eat()
-    if how in ("nan", "inf"):
-        return loss * float(how)
-    if how == "loss":
-        return loss + (float("nan") * loss.detach())
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    parameter = next(p for n, p in named if how == "element" or "embed" in n or "wte" in n)
-    width = 1 if how == "element" else parameter.numel()
-
-    def damage(gradient: torch.Tensor) -> torch.Tensor:
-        spoilt = gradient.clone()
-        spoilt.view(-1)[:width] = float("nan")
-        handle.remove()
-        return spoilt
-
-    handle = parameter.register_hook(damage)  # type: ignore[no-untyped-call]
-    return loss
+        taken.append(b"x" * _MEAL_BYTES)
