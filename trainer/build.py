@@ -65,6 +65,7 @@ def build_job(
     startup.lap("build")
     checkpoints = open_checkpoints(plan, run)
     state, saved = _resume(plan, world, engine=engine, checkpoints=checkpoints)
+    checkpoints.prepare(world, engine)
     startup.lap("load")
     faultpoint("start.loaded")
     cursor = saved.get("cursor")
@@ -156,6 +157,11 @@ def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
         keep_last=section.keep_last,
         keep_every=section.keep_every,
         max_failed_saves=section.max_failed_saves,
+        asynchronous=section.asynchronous,
+        when_busy=section.when_busy,
+        writer_timeout_s=section.writer_timeout_s,
+        checksum_source=section.checksum_source,
+        drills=plan.config.drills.enabled,
         origin={"engine": engine_name(plan), "precision": plan.config.precision.kind},
     )
 

@@ -42,7 +42,12 @@ class EvalReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveReport:
-    """One save. `stall_s`: how long training stood still."""
+    """One save. `stall_s`: how long training stood still, in `begin` and `finish` together.
+
+    `waited_s`: the part of it that went by until a staging buffer was free. `write_s`: from the
+    beginning until the step was durable; nobody waits for it if saves are asynchronous.
+    `skipped`: not tried, for the saves before were not done (checkpoint.when_busy=skip).
+    """
 
     step: int
     succeeded: bool

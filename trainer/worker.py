@@ -115,6 +115,7 @@ class Rank:
         elif world.place.rank == 0:
             done = records.Done(time.time(), state.step, state.last_loss)
             records.write_record(self._files.done, done)
+        job.checkpoints.close()
         job.engine.close()
         leave(world)
         return Exit.DONE if outcome == "finished" else Exit.SAVED

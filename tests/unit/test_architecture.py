@@ -23,6 +23,8 @@ _BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
 
 # Who may read or write os.environ outside launch/, and why.
 _ENVIRONMENT = {
+    "trainer/checkpoint/link.py": "hands it on to the writer process",
+    "trainer/checkpoint/writer_process.py": "what a drill planned for this process",
     "trainer/dist/heartbeat.py": "LONGHAUL_PULSE: the page that a watcher reads",
     "trainer/dist/place.py": "Place.from_env: who this process is",
     "trainer/dist/world.py": "names the address in a message when ranks do not meet",

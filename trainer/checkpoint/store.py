@@ -258,6 +258,7 @@ class CheckpointStore:
                 self._folders.quarantine(step, why)
             return gone
 
+        self._settle(world)
         return world.lead(move)
 
 

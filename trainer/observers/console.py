@@ -166,6 +166,8 @@ def _values(report: EvalReport) -> str:
 
 
 def _saved(report: SaveReport) -> str:
+    if report.skipped:
+        return report.problem
     if not report.succeeded:
         return f"SAVE AT STEP {report.step} FAILED: {report.problem}"
     size = size_text(report.bytes)
