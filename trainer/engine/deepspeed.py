@@ -7,6 +7,7 @@ name quirks of DeepSpeed 0.19.8.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -247,6 +248,16 @@ class DeepSpeedEngine:
         if self._swap is None:
             return nullcontext()
         return resident(self._ds.optimizer, sub_group, write=write)
+
+
+def import_deepspeed(device: str, *, optimizer: str) -> None:
+    """Import DeepSpeed as an engine would, for processes that are forked from this one."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    import deepspeed
+
+    quiet(deepspeed)
+    if optimizer != "muon":
+        skip_compiler(deepspeed)
 
 
 def op_builders() -> Any:
