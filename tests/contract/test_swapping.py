@@ -43,7 +43,8 @@ def same(got: Tensors, wanted: Tensors) -> bool:
 @needs_async_io
 def test_training_on_disk_is_training_in_memory(ranks: RankPool, tmp_path: Path) -> None:
     wanted = [on_disk(case) for case in CASES]
-    swapped = list(zip(*ranks.run(2, swap_cases.train_all, wanted, str(tmp_path)), strict=True))
+    done = ranks.run(2, swap_cases.train_all, wanted, str(tmp_path), timeout_s=300.0)
+    swapped = list(zip(*done, strict=True))
     in_memory = list(zip(*ranks.run(2, engine_cases.run_all, CASES), strict=True))
     for case, on_nvme, reference in zip(CASES, swapped, in_memory, strict=True):
         held = engine_cases.whole(part for rank in reference for part in rank.fragments)
