@@ -11,6 +11,7 @@ from typing import Protocol
 from launch.budgets import RestartRules
 from launch.limits import WatchRules
 from launch.ranks_spec import WORKER, RanksSpec
+from trainer.config.watch_rules import LEAD_S
 from trainer.plan import RunPlan
 
 _STATE_BYTES = 12  # of a parameter: fp32 weight and two moments
@@ -53,7 +54,7 @@ def _watch_rules(plan: RunPlan) -> WatchRules:
     slowest_load_s = plan.num_parameters * _STATE_BYTES / world_size / _SLOW_DISK
     timeout_s = plan.config.resources.collective_timeout_s
     given = section.model_dump() | {"load_s": max(section.load_s, round(slowest_load_s, 1))}
-    return WatchRules(**given, ceiling_s=timeout_s - section.grace_s)
+    return WatchRules(**given, ceiling_s=timeout_s - section.grace_s - LEAD_S)
 
 
 class Backend(Protocol):

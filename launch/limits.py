@@ -44,7 +44,7 @@ class WatchRules:
     step_s: float = 120.0
     save_s: float = 900.0
     eval_s: float = 900.0
-    grace_s: float = 5.0
+    grace_s: float = 0.0
     ceiling_s: float = 0.0
 
     def floor(self, kind: Kind) -> float:

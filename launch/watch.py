@@ -264,7 +264,7 @@ class _Watched:
 
     @property
     def page(self) -> Page:
-        return Page(self.descriptor, self.pid, self.beat.signal)
+        return Page(self.descriptor, self.beat.pid or self.pid, self.beat.signal)
 
     def read(self) -> None:
         found = read_beat(self.memory, self.beat)

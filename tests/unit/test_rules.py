@@ -141,10 +141,10 @@ def test_a_device_that_is_found_later_is_judged_then() -> None:
     "name", ["start_s", "load_s", "first_step_s", "step_s", "save_s", "eval_s"]
 )
 def test_a_hang_must_be_named_before_the_collectives_give_up(name: str) -> None:
-    problem = problem_of(f"watch.{name}=1796")
+    problem = problem_of(f"watch.{name}=1799")
     assert problem.where == f"watch.{name}"
-    assert "a hang is named after 1796 s and watch.grace_s (5 s)" in problem.what
+    assert "a hang is named after 1799 s and ended watch.grace_s (0 s) later" in problem.what
     assert "resources.collective_timeout_s (1800 s)" in problem.what
     assert problem.fix.startswith("resources.collective_timeout_s=3602")
-    config(f"watch.{name}=1794")
-    config(f"watch.{name}=1796", "watch.enabled=false")
+    config(f"watch.{name}=1798")
+    config(f"watch.{name}=1799", "watch.enabled=false")

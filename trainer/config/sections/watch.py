@@ -23,7 +23,7 @@ class WatchSection(Section):
     step_s: Seconds  # each phase of any other step
     save_s: Seconds
     eval_s: Seconds
-    grace_s: Seconds  # from SIGTERM to SIGKILL once a hang is found
+    grace_s: Annotated[float, Field(ge=0)]  # from the finding to SIGKILL
 
     @property
     def floors(self) -> dict[str, float]:
