@@ -11,11 +11,11 @@ from launch.drills.bench import Bench, Result
 from launch.drills.oracle.ending import Ending
 from launch.drills.oracle.leftovers import processes_of
 from launch.drills.oracle.recovery import (
-    seconds_to_first_step,
+    recoveries,
     slow_recoveries,
     steps_redone,
 )
-from launch.drills.reference import SAVE_EVERY
+from launch.drills.reference import SAVE_EVERY, STEPS
 from launch.drills.runs import DrillFailed, Said
 from trainer.errors import Exit
 from trainer.faultpoints import Fault
@@ -23,43 +23,34 @@ from trainer.faultpoints import Fault
 RECOVER_S = 15.0
 _GONE_S = 5.0
 _MAX_STARTS = 20
-# Where in a step a rank dies; each kill takes the next one.
-_PLACES = (
-    "step.forward",
-    "step.update",
-    "data.read",
-    "step.backward",
-    "step.agree",
-    "step.end",
-    "step.begin",
-)
+_PER_WINDOW = 3  # deaths between two saves
+# Passed by the writers beside the ranks; they die in D39.
+_OF_WRITERS = ("save.file_written", "save.file_durable", "save.before_")
 KILLED = Ending(Exit.FAILED, r"rank \d failed: .*killed by signal 9|SIGKILL")
 DONE = Ending(Exit.DONE, "finished at step")
 
 
 def kill_any_rank_at_any_step(bench: Bench) -> Result:
-    """D12. One run that is killed again and again: two deaths between any two saves."""
-    kills = _kills(bench, windows=1 if bench.short else 6)
+    """D12. One run that is killed again and again, at every point that the code has."""
+    kills = _kills(bench)
     name, site = "d12", bench.site
     before = site.look(name)
-    last = to_the_end(bench, name, kills)
+    last = to_the_end(bench, name, kills, "restart.max_idle=10")
     wrong = bench.judge(name, endings=[*[KILLED] * len(kills), DONE], before=before, last=last)
     steps = site.steps(name)
     fired = [site.fired(k.token) for k in kills]
-    wrong += [
-        f"the kill at step {k.step} did not happen"
-        for k, f in zip(kills, fired, strict=True)
-        if not f
-    ]
-    seconds = [seconds_to_first_step(f[0]["time"], steps) for f in fired if f]
-    wrong += ["a kill was not recovered from" for one in seconds if one is None]
+    never = [kill for kill, said in zip(kills, fired, strict=True) if not said]
+    wrong += [f"the kill at {kill.point} did not happen" for kill in never]
+    seconds = recoveries([f[0]["time"] for f in fired if f], steps)
+    if None in seconds[:-1]:  # the last one may strike when all steps are done
+        wrong.append("a kill was not recovered from")
     redone = steps_redone(steps)
     if redone > len(kills) * SAVE_EVERY:
         wrong.append(f"{redone} steps were made again after {len(kills)} kills")
     slowest = max((s for s in seconds if s is not None), default=float("nan"))
     said = (
-        f"{len(kills)} kills of both ranks at steps {kills[0].step} to {kills[-1].step}: losses, "
-        f"weights and moments bit-equal; {redone} steps redone; first step after {slowest:.1f} s"
+        f"{len(kills)} kills of both ranks, one at each point they pass: losses, weights, moments "
+        f"bit-equal; {redone} steps redone; first step after {slowest:.1f} s"
     )
     late = slow_recoveries([s for s in seconds if s is not None], bound_s=RECOVER_S)
     return Result(len(kills), said, tuple(wrong), {"kill_recover_s": slowest}, tuple(late[:1]))
@@ -75,22 +66,21 @@ def to_the_end(bench: Bench, name: str, faults: Sequence[Fault], *overrides: str
     raise DrillFailed(f"{name} did not end after {_MAX_STARTS} starts:\n{said.err[-2000:]}")
 
 
-def _kills(bench: Bench, *, windows: int) -> list[Fault]:
-    """Two a window of SAVE_EVERY steps, at different places in it, of different ranks."""
-    found: list[Fault] = []
-    for window in range(windows):
-        first, second = 1 + window % 4, 2 + window % 4
-        for rank, offset in enumerate((first, second)):
-            number = len(found)
-            found.append(
-                Fault(
-                    _PLACES[number % len(_PLACES)],
-                    "kill",
-                    rank=(rank + window) % 2,
-                    step=window * SAVE_EVERY + offset,
-                    token=bench.site.token(f"d12-{number}"),
-                )
-            )
+def _kills(bench: Bench) -> list[Fault]:
+    """One at every point that a rank passes, of both ranks in turn; several between two saves."""
+    passed = [(p, ranks) for p, ranks in bench.passed if not p.startswith(_OF_WRITERS)]
+    if bench.short:
+        passed = [one for one in passed if one[0] in ("step.backward", "step.update")]
+    found = []
+    in_steps = 0
+    for number, (point, ranks) in enumerate(passed):
+        step = 0 if point.startswith("start.") else STEPS
+        if point.startswith(("step.", "data.", "save.", "eval.")):
+            window, offset = divmod(in_steps, _PER_WINDOW)
+            step = window * SAVE_EVERY + 1 + offset + window % 2
+            in_steps += 1
+        token = bench.site.token(f"d12-{number}")
+        found.append(Fault(point, "kill", rank=ranks[number % len(ranks)], step=step, token=token))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from launch.drills.bench import Bench, Result
 from launch.drills.kills import DONE, KILLED, RECOVER_S, to_the_end
 from launch.drills.oracle.ending import Ending
-from launch.drills.oracle.recovery import seconds_to_first_step, slow_recoveries, steps_redone
+from launch.drills.oracle.recovery import recoveries, slow_recoveries, steps_redone
 from launch.drills.reference import SAVE_EVERY, STEPS
 from launch.drills.runs import DrillFailed, Running, Site, wait_for
 from trainer.errors import Exit
@@ -58,7 +58,7 @@ def a_rank_dies_in_a_save(bench: Bench) -> Result:
     never = [fault for fault in faults if not site.fired(fault.token)]
     wrong += [f"{fault.point} of rank {fault.rank} was never passed" for fault in never]
     lines = site.steps(name)
-    seconds = [seconds_to_first_step(f[0]["time"], lines) for f in happened]
+    seconds = recoveries([f[0]["time"] for f in happened], lines)
     late = slow_recoveries(seconds, bound_s=RECOVER_S)[:1]
     redone = steps_redone(lines)
     if redone > len(places) * (SAVE_EVERY + 1):

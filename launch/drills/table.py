@@ -116,7 +116,7 @@ DRILLS: tuple[Drill, ...] = (
     Drill(
         number=12,
         name="kill -9 of any rank at any step",
-        fault="SIGKILL of rank 0 or 1 at six places of a step, two between any two saves",
+        fault="SIGKILL of rank 0 or 1 at every point that a dry run passes, several between saves",
         promise="bits of losses, weights and moments equal the run left alone",
         bound="all, at most 5 steps redone, first step within 15 s",
         tier="G",

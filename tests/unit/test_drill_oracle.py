@@ -19,6 +19,7 @@ from launch.drills.oracle.ledger import wrong_ledger
 from launch.drills.oracle.leftovers import Seen, left_over, look
 from launch.drills.oracle.losses import wrong_losses
 from launch.drills.oracle.recovery import (
+    recoveries,
     seconds_to_first_step,
     seconds_to_recover,
     slow_recoveries,
@@ -261,6 +262,8 @@ def test_time_to_recover_is_from_the_fault_to_a_step_that_is_new() -> None:
     assert seconds_to_first_step(11.5, lines) == pytest.approx(9.5)
     assert seconds_to_recover(11.5, lines) == pytest.approx(11.0)
     assert steps_redone(lines) == 1
+    assert recoveries([11.2, 11.5], lines) == [pytest.approx(9.5)]  # of the second only
+    assert recoveries([11.5, 23.0], lines) == [pytest.approx(9.5), None]
     assert seconds_to_recover(23.0, lines) is None
     assert slow_recoveries([9.5, 11.0], bound_s=15) == []
     assert slow_recoveries([16.0, None], bound_s=15) == [

@@ -24,6 +24,19 @@ def seconds_to_first_step(fault_time: float, steps: Sequence[Mapping[str, Any]])
     return min(after) - fault_time if after else None
 
 
+def recoveries(
+    fault_times: Sequence[float], steps: Sequence[Mapping[str, Any]]
+) -> list[float | None]:
+    """`seconds_to_first_step` of each fault that no other fault followed before that step."""
+    found = []
+    ordered = sorted(fault_times)
+    for at, following in zip(ordered, [*ordered[1:], float("inf")], strict=True):
+        seconds = seconds_to_first_step(at, steps)
+        if seconds is None or at + seconds < following:
+            found.append(seconds)
+    return found
+
+
 def steps_redone(steps: Sequence[Mapping[str, Any]]) -> int:
     """Step lines beyond the first of each step."""
     return len(steps) - len({line["step"] for line in steps})
