@@ -14,16 +14,16 @@ from __future__ import annotations
 import argparse
 import os
 import select
-import signal
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.attempts import close_attempt, read_lines_of
 from launch.console import Console
-from launch.failure import failure_text, record_death
+from launch.failure import failure_text
 from launch.guard import Guard, start_guard
 from launch.inbox import SignalInbox
 from launch.lease import Lease
@@ -31,19 +31,19 @@ from launch.liveness import own_mark, write_mark
 from launch.machine import check_devices, rendezvous_socket
 from launch.next_attempt import next_attempt, superseded
 from launch.outcome import Ended, Outcome, decide, newest_checkpoint, observe, write_ended
-from launch.processes import FAMILY, send
+from launch.processes import FAMILY
 from launch.ranks import Ranks, common_environment, reap_strays, start_ranks
 from launch.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec
+from launch.reactions import on_exit, on_hang, on_signal, say
 from launch.run_folder import locked, own
 from launch.warm import WarmStart
+from launch.watch import POLL_S, Watch
 from trainer.errors import Exit, LonghaulError, RunFolderError
-from trainer.records.attempt import Stop, StopCause, error_record, write_first, write_record
+from trainer.records.attempt import error_record, write_first
 from trainer.records.json_file import read_json
 from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
 
-PEER_GRACE_S = 0.5  # for the other ranks to log what they saw after one died; its words are kept
-LEAVE_S = 60.0  # for the other ranks to leave after one left in order
 TERM_PATIENCE_S = 2.0  # from SIGTERM to SIGKILL
 
 
@@ -81,7 +81,7 @@ def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False
             if following is not None:
                 step = newest_checkpoint(run)
                 place = f"from step {step}" if step else "from the start: nothing was saved yet"
-                _say(f"{outcome.why}; attempt {following.number} goes on {place}")
+                say(f"{outcome.why}; attempt {following.number} goes on {place}")
     return outcome
 
 
@@ -110,19 +110,35 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
     with ExitStack() as stack:
         listener = stack.enter_context(rendezvous_socket(spec.rendezvous_port))
         lease = _claim(node, files)
+        watch = Watch(
+            files,
+            ranks=spec.ranks_of(node.rank),
+            rules=spec.watch,
+            world_size=spec.world_size,
+            node=node.rank,
+        )
+        how: dict[str, Any] = {"why": "the agent failed"}
+        stack.callback(lambda: watch.close(**how))
         stack.callback(lambda: ranks.end(patience_s=TERM_PATIENCE_S))  # strays, and our own errors
         console = start_ranks(
-            ranks, node.starter, run_folder=node.run.root, node_rank=node.rank, listener=listener
+            ranks,
+            node.starter,
+            watch,
+            run_folder=node.run.root,
+            node_rank=node.rank,
+            listener=listener,
         )
         listener.close()  # rank 0 has it
         for child in ranks.children.values():
             node.guard.watch(child.pid)
-        _wait(node, ranks, lease, console)
+        _wait(node, ranks, lease, watch, console)
         ranks.end(patience_s=TERM_PATIENCE_S)
         if console is not None:
             console.finish()
         reap_strays([node.guard.pid, *node.starter.pids])
-    return _conclude(node, ranks)
+        outcome, following = _conclude(node, ranks)
+        how |= {"exit_code": int(outcome.exit_code), "why": outcome.why}
+    return outcome, following
 
 
 def _spec(files: AttemptFiles) -> RanksSpec:
@@ -147,34 +163,42 @@ def _claim(node: Node, files: AttemptFiles) -> Lease | None:
     return lease
 
 
-def _wait(node: Node, ranks: Ranks, lease: Lease | None, console: Console | None) -> None:
+def _wait(
+    node: Node, ranks: Ranks, lease: Lease | None, watch: Watch, console: Console | None
+) -> None:
     """Until every rank has ended, by itself or by us."""
     poll = select.poll()
     readers = [node.inbox.reader, *ranks.pidfds, *([console.reader] if console else [])]
     for descriptor in readers:
         poll.register(descriptor, select.POLLIN)
     while ranks.pidfds:
-        for descriptor, _ in poll.poll(_patience_ms(ranks, lease)):
+        for descriptor, _ in poll.poll(_patience_ms(ranks)):
             if descriptor == node.inbox.reader:
                 for number in node.inbox.read():
-                    _on_signal(ranks, number)
+                    on_signal(ranks, number)
             elif descriptor in ranks.pidfds:
                 poll.unregister(descriptor)
-                _on_exit(ranks, ranks.pidfds.pop(descriptor))
+                rank = ranks.pidfds.pop(descriptor)
+                on_exit(ranks, rank)
+                watch.ended(rank, ranks.codes[rank])
                 os.close(descriptor)
             elif console is not None and not console.pump():
                 poll.unregister(descriptor)
-        _on_time(node, ranks, lease)
+        _on_time(node, ranks, lease, watch)
 
 
-def _patience_ms(ranks: Ranks, lease: Lease | None) -> float | None:
-    due = [at for at in (ranks.deadline, lease.due if lease else None) if at is not None]
-    return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
+def _patience_ms(ranks: Ranks) -> float:
+    if ranks.deadline is None:
+        return POLL_S * 1000
+    return min(POLL_S, max(0.0, ranks.deadline - time.monotonic())) * 1000 + 1
 
 
-def _on_time(node: Node, ranks: Ranks, lease: Lease | None) -> None:
+def _on_time(node: Node, ranks: Ranks, lease: Lease | None, watch: Watch) -> None:
     """What is due without anything having happened."""
     now = time.monotonic()
+    finding = None if ranks.ending or ranks.first_failed is not None else watch.poll(now)
+    if finding is not None:
+        on_hang(ranks, finding)
     if lease is not None and now >= lease.due:
         lease.beat()
         _leave_if_superseded(node, ranks)
@@ -193,52 +217,6 @@ def _leave_if_superseded(node: Node, ranks: Ranks) -> None:
         return
     write_first(ranks.files.error, error_record(error, rank=0, step=None))
     ranks.end(patience_s=0.0)
-
-
-def _on_signal(ranks: Ranks, number: int) -> None:
-    if number == signal.SIGINT:
-        ranks.interrupts += 1
-        if ranks.interrupts == 2:
-            _say("ending at once")
-            ranks.end(patience_s=0.0)
-        elif not ranks.stopping:
-            _say("stopping: every rank saves at the same step; Ctrl-C again ends at once")
-            _ask_to_stop(ranks, signal.SIGTERM, cause="interrupt", detail="Ctrl-C")
-    elif not ranks.stopping:
-        forwarded = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
-        cause: StopCause = "interrupt" if number == signal.SIGHUP else "scheduler"
-        _ask_to_stop(ranks, forwarded, cause=cause, detail=signal.Signals(number).name)
-
-
-def _ask_to_stop(ranks: Ranks, number: signal.Signals, *, cause: StopCause, detail: str) -> None:
-    ranks.stopping = True
-    if not ranks.files.stop.exists():  # `longhaul stop` has written its own before it signals us
-        stop = Stop(cause=cause, time=time.time(), detail=detail)
-        write_record(ranks.files.stop, stop)
-    for rank, child in ranks.children.items():
-        if rank not in ranks.codes:
-            send(child.pid, number)
-    ranks.sooner(ranks.spec.grace_s)
-
-
-def _on_exit(ranks: Ranks, rank: int) -> None:
-    code = ranks.children[rank].wait()
-    ranks.codes[rank] = code
-    if ranks.ending:
-        return
-    if code in (Exit.DONE, Exit.SAVED) or _stopped_before_it_began(ranks, code):
-        ranks.sooner(LEAVE_S)
-        return
-    if ranks.first_failed is None:
-        ranks.first_failed = rank
-        record_death(ranks.files, rank, code)
-    ranks.sooner(PEER_GRACE_S)
-
-
-def _stopped_before_it_began(ranks: Ranks, code: int) -> bool:
-    """A rank that still imports has no handler yet; the signal ends it and nothing is lost."""
-    by_stop = code in (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
-    return ranks.stopping and by_stop and not ranks.files.started.exists()
 
 
 def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
@@ -260,15 +238,8 @@ def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
         if failed and here and seen.stop is None and superseded(run, files) is None:
             following = next_attempt(run, files, outcome)
     if following is None and outcome.exit_code not in (Exit.DONE, Exit.SAVED, Exit.INTERRUPTED):
-        _say(failure_text(files) or outcome.why)
+        say(failure_text(files) or outcome.why)
     return outcome, following
-
-
-def _say(text: str) -> None:
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:  # the terminal is gone; the files say it
-        return
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -282,9 +253,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         outcome = carry(run, given.attempt, node_rank=given.node_rank, once=given.once)
     except LonghaulError as e:
-        _say(str(e))
+        say(str(e))
         return e.exit_code
-    _say(outcome.why)
+    say(outcome.why)
     return outcome.exit_code
 
 

@@ -16,6 +16,7 @@ from launch.console import Console, open_console
 from launch.machine import LOOPBACK
 from launch.processes import FAMILY, Family, start
 from launch.ranks_spec import RanksSpec
+from launch.watch import Watch
 from trainer.records.json_file import write_json
 from trainer.records.run_files import AttemptFiles
 
@@ -97,7 +98,13 @@ class Ranks:
 
 
 def start_ranks(
-    ranks: Ranks, starter: Starter, *, run_folder: Path, node_rank: int, listener: socket.socket
+    ranks: Ranks,
+    starter: Starter,
+    watch: Watch,
+    *,
+    run_folder: Path,
+    node_rank: int,
+    listener: socket.socket,
 ) -> Console | None:
     """Start every rank of this node; rank 0's console, if it is here."""
     console = None
@@ -105,11 +112,11 @@ def start_ranks(
     port = int(listener.getsockname()[1])
     shared = common_environment(spec) | {FAMILY: ranks.tag}
     shared.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions(files)))
-    for local_rank in range(spec.ranks_per_node):
-        rank = node_rank * spec.ranks_per_node + local_rank
+    for local_rank, rank in enumerate(spec.ranks_of(node_rank)):
         log = os.open(files.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         output, held = log, None
         env = shared | rank_variables(spec, rank=rank, local_rank=local_rank, port=port)
+        env |= watch.environment(rank)
         if rank == 0:
             console = open_console(files.rank_log(0))
             output = console.writer
@@ -125,6 +132,7 @@ def start_ranks(
             os.close(console.writer)
         ranks.children[rank] = child
         ranks.pidfds[os.pidfd_open(child.pid)] = rank
+        watch.started(rank, child.pid)
     write_json(files.root / PIDS_FILE, {str(r): c.pid for r, c in ranks.children.items()})
     return console
 

@@ -34,6 +34,10 @@ class RanksSpec:
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node
 
+    def ranks_of(self, node: int) -> range:
+        first = node * self.ranks_per_node
+        return range(first, first + self.ranks_per_node)
+
 
 def spec_text(spec: RanksSpec) -> str:
     return json.dumps(asdict(spec), indent=2) + "\n"

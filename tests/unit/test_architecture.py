@@ -26,11 +26,14 @@ _ENVIRONMENT = {
     "trainer/checkpoint/link.py": "hands it on to the writer process",
     "trainer/checkpoint/writer_process.py": "what a drill planned for this process",
     "trainer/dist/heartbeat.py": "LONGHAUL_PULSE: the page that a watcher reads",
+    "trainer/dist/meeting.py": "where the ranks meet, and who serves that place",
     "trainer/dist/place.py": "Place.from_env: who this process is",
     "trainer/dist/world.py": "names the address in a message when ranks do not meet",
     "trainer/engine/bootstrap.py": "sets what DeepSpeed reads, before it is imported",
     "trainer/engine/async_io.py": "the same, to build its operator",
     "trainer/records/built_ops.py": "LONGHAUL_OPS: where built operators lie",
+    "trainer/engine/deepspeed.py": "names the accelerator before DeepSpeed is imported",
+    "trainer/standby.py": "gives a forked rank its environment",
     "trainer/worker.py": "hands on what a drill planned for this process",
 }
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.ranks import rank_environment
 from launch.machine import check_devices, device_for, free_port, num_gpus
+from launch.ranks import rank_environment
 from launch.ranks_spec import RanksSpec, read_spec, spec_text
 from launch.table import age_text, text_of
 from trainer.errors import Refused

@@ -21,6 +21,4 @@ class RestartSection(Section):
     hang: Restarts
     node: Restarts
     oom: Restarts
-    lease_s: Annotated[
-        float, Field(gt=0)
-    ]  # an owner elsewhere that is silent so long is dead
+    lease_s: Annotated[float, Field(gt=0)]  # an owner elsewhere that is silent so long is dead

@@ -1,0 +1,77 @@
+"""What an agent does when a signal comes, a rank ends, or one stands still."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+
+from launch.failure import record_death
+from launch.processes import send
+from launch.ranks import Ranks
+from launch.watch import Finding, record_hang
+from trainer.errors import Exit
+from trainer.records.attempt import Stop, StopCause, write_record
+
+PEER_GRACE_S = 0.5  # for the other ranks to log what they saw after one died; its words are kept
+LEAVE_S = 60.0  # for the other ranks to leave after one left in order
+
+
+def on_signal(ranks: Ranks, number: int) -> None:
+    if number == signal.SIGINT:
+        ranks.interrupts += 1
+        if ranks.interrupts == 2:
+            say("ending at once")
+            ranks.end(patience_s=0.0)
+        elif not ranks.stopping:
+            say("stopping: every rank saves at the same step; Ctrl-C again ends at once")
+            _ask_to_stop(ranks, signal.SIGTERM, cause="interrupt", detail="Ctrl-C")
+    elif not ranks.stopping:
+        forwarded = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
+        cause: StopCause = "interrupt" if number == signal.SIGHUP else "scheduler"
+        _ask_to_stop(ranks, forwarded, cause=cause, detail=signal.Signals(number).name)
+
+
+def _ask_to_stop(ranks: Ranks, number: signal.Signals, *, cause: StopCause, detail: str) -> None:
+    ranks.stopping = True
+    if not ranks.files.stop.exists():  # `longhaul stop` has written its own before it signals us
+        stop = Stop(cause=cause, time=time.time(), detail=detail)
+        write_record(ranks.files.stop, stop)
+    for rank, child in ranks.children.items():
+        if rank not in ranks.codes:
+            send(child.pid, number)
+    ranks.sooner(ranks.spec.grace_s)
+
+
+def on_exit(ranks: Ranks, rank: int) -> None:
+    code = ranks.children[rank].wait()
+    ranks.codes[rank] = code
+    if ranks.ending:
+        return
+    if code in (Exit.DONE, Exit.SAVED) or _stopped_before_it_began(ranks, code):
+        ranks.sooner(LEAVE_S)
+        return
+    if ranks.first_failed is None:
+        ranks.first_failed = rank
+        record_death(ranks.files, rank, code)
+    ranks.sooner(PEER_GRACE_S)
+
+
+def _stopped_before_it_began(ranks: Ranks, code: int) -> bool:
+    """A rank that still imports has no handler yet; the signal ends it and nothing is lost."""
+    by_stop = code in (-signal.SIGTERM, -signal.SIGUSR1, -signal.SIGUSR2)
+    return ranks.stopping and by_stop and not ranks.files.started.exists()
+
+
+def on_hang(ranks: Ranks, finding: Finding) -> None:
+    """Its stacks are written; no rank of the attempt can go on without it."""
+    record_hang(ranks.files, finding)
+    ranks.first_failed = finding.culprit_rank
+    ranks.end(patience_s=0.0)
+
+
+def say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # the terminal is gone; the files say it
+        return
