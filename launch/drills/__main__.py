@@ -6,6 +6,7 @@ Exit code 0 if every drill that ran held, 78 otherwise.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -14,8 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.drills.bench import Bench, run_one
-from launch.drills.report import page, table
+from launch.drills.bench import Bench, Ran, run_one
+from launch.drills.report import Kept, headlines, keep, merged, page, table
 from launch.drills.runs import Site
 from launch.drills.table import DRILLS
 from launch.machine import num_cores, num_gpus
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="fewer cases, as in `make test`")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="do it in this folder and leave it there")
-    parser.add_argument("--write", type=Path, help="write the page of the drills here")
+    parser.add_argument("--write", type=Path, help="write the page here, results beside it")
     given = parser.parse_args(argv)
     try:
         wanted = [d for d in DRILLS if not given.drills or d.label in given.drills]
@@ -46,28 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LonghaulError as e:
         print(f"error: {e}", file=sys.stderr)
         return int(e.exit_code)
-    headline = headlines(bench)
-    print("\n".join(["", *headline]))
+    print("\n".join(["", *headlines(bench.figures)]))
     if given.write is not None:
-        text = page(ran, headline=headline, date=time.strftime("%Y-%m-%d"), machine=machine())
-        given.write.write_text(text, encoding="utf-8")
+        write(given.write, ran, short=given.short)
     return Exit.STOP if any(one.is_bad for one in ran) else Exit.DONE
 
 
-def headlines(bench: Bench) -> list[str]:
-    """The figures that people ask for, of the drills that ran."""
-    figures = bench.figures
-    return [text.format(**figures) for needed, text in _HEADLINES if needed <= figures.keys()]
-
-
-_HEADLINES: tuple[tuple[set[str], str], ...] = (
-    ({"damaged", "noticed"}, "damaged checkpoints noticed: {noticed:.0f} of {damaged:.0f}"),
-    (
-        {"kill_recover_s"},
-        "kill -9 of any rank: first new step after {kill_recover_s:.1f} s at most",
-    ),
-    ({"preempt_steps_lost"}, "preemption: {preempt_steps_lost:.0f} steps lost"),
-)
+def write(path: Path, ran: Sequence[Ran], *, short: bool) -> None:
+    """The page, and beside it the results it is made of; what was not run now stays as it was."""
+    date, where = time.strftime("%Y-%m-%d"), machine()
+    records = path.with_suffix(".json")
+    old = json.loads(records.read_text(encoding="utf-8")) if records.exists() else []
+    new = [keep(one, short=short, date=date, machine=where) for one in ran if one.result]
+    values = merged(old, new)
+    records.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    path.write_text(page(DRILLS, [Kept(**one) for one in values]), encoding="utf-8")
 
 
 def machine() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -198,6 +199,9 @@ def run_one(bench: Bench, drill: Drill) -> Ran:
         result = drill.run(bench)
     except DrillFailed as e:
         result = Result(0, "could not be carried out", (str(e),))
+    except Exception as e:  # the bench's own mistake: this drill proves nothing, the next may
+        where = traceback.format_exc().splitlines()[-3:]
+        result = Result(0, "could not be carried out", (f"{e!r}: {' '.join(where)}",))
     bench.figures |= result.figures
     load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     return Ran(drill, result, time.monotonic() - began, load)

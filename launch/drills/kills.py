@@ -53,7 +53,8 @@ def kill_any_rank_at_any_step(bench: Bench) -> Result:
         f"bit-equal; {redone} steps redone; first step after {slowest:.1f} s"
     )
     late = slow_recoveries([s for s in seconds if s is not None], bound_s=RECOVER_S)
-    return Result(len(kills), said, tuple(wrong), {"kill_recover_s": slowest}, tuple(late[:1]))
+    figures = {"kills": float(len(kills)), "kill_recover_s": slowest}
+    return Result(len(kills), said, tuple(wrong), figures, tuple(late[:1]))
 
 
 def to_the_end(bench: Bench, name: str, faults: Sequence[Fault], *overrides: str) -> Said:

@@ -1,12 +1,60 @@
-"""What a session of the bench prints and what docs/drills.md says. Text out of values; pure."""
+"""What a session of the bench prints, and the page of the last results. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from launch.drills.bench import Ran
+from launch.drills.bench import Drill, Ran
 
-_WIDTH = 100
+
+@dataclass(frozen=True)
+class Kept:
+    """A drill's last result, as docs/drills.json has it. Units: seconds."""
+
+    label: str
+    verdict: str
+    said: str
+    wrong: str
+    late: str
+    seconds: float
+    load: float
+    short: bool
+    date: str
+    machine: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def keep(ran: Ran, *, short: bool, date: str, machine: str) -> Kept:
+    """Raises: ValueError for a drill that was not run."""
+    result = ran.result
+    if result is None:
+        raise ValueError(f"{ran.drill.label} was not run")
+    return Kept(
+        label=ran.drill.label,
+        verdict=ran.verdict,
+        said=result.said,
+        wrong=_one_line(result.wrong),
+        late=_one_line(result.late),
+        seconds=round(ran.seconds, 1),
+        load=round(ran.load, 1),
+        short=short,
+        date=date,
+        machine=machine,
+        figures=result.figures,
+    )
+
+
+def merged(old: Sequence[Mapping[str, Any]], new: Sequence[Kept]) -> list[dict[str, Any]]:
+    """The newest result of each drill. A short form never replaces a long one that held."""
+    found = {str(one["label"]): dict(one) for one in old}
+    for one in new:
+        before = found.get(one.label)
+        better = before is not None and before["verdict"] == "held" and not before["short"]
+        if not (better and one.short and one.verdict == "held"):
+            found[one.label] = asdict(one)
+    return list(found.values())
 
 
 def table(ran: Sequence[Ran]) -> str:
@@ -24,10 +72,14 @@ def table(ran: Sequence[Ran]) -> str:
     return "\n".join(lines)
 
 
-def page(ran: Sequence[Ran], *, headline: Sequence[str], date: str, machine: str) -> str:
-    """docs/drills.md."""
-    held = sum(one.verdict == "held" for one in ran)
-    done = sum(one.result is not None for one in ran)
+def page(drills: Sequence[Drill], kept: Sequence[Kept]) -> str:
+    """docs/drills.md: every drill of the table, with the last result that there is of it."""
+    by_label = {one.label: one for one in kept}
+    figures: dict[str, float] = {}
+    for one in kept:
+        figures |= one.figures
+    held = sum(one.verdict == "held" for one in kept)
+    late = sum(one.verdict == "late" for one in kept)
     lines = [
         "# Fault drills",
         "",
@@ -35,36 +87,69 @@ def page(ran: Sequence[Ran], *, headline: Sequence[str], date: str, machine: str
         "it against the same run left alone: losses, weights and moments bit for bit, samples",
         "exactly once, checkpoints whole or in quarantine, nothing left behind, cause recorded.",
         "",
-        f"Last run: {date}, {machine}. {held} of {done} held.",
+        f"{held} of {len(kept)} drills that ran held"
+        + (f", {late} were right but late on a busy machine." if late else "."),
         "",
-        *(f"- {line}" for line in headline),
+        *(f"- {line}" for line in headlines(figures)),
         "",
-        "| drill | fault | promise | bound | found | seconds |",
+        "| drill | fault | promise | bound | found | when, where |",
         "|---|---|---|---|---|---|",
     ]
-    for one in ran:
-        drill = one.drill
-        if one.result is None:
-            found, seconds = f"not run here: needs {drill.needs}", ""
-        else:
-            found = one.result.said
-            if one.verdict == "late":
-                found += f"; late: {one.result.late[0]} ({one.load:.1f} processes a core)"
-            if one.verdict == "failed":
-                found = f"FAILED: {_first_wrong(one)}"
-            seconds = f"{one.seconds:.0f}"
-        cells = (
-            f"{drill.label} {drill.name}",
-            drill.fault,
-            drill.promise,
-            drill.bound,
-            found,
-            seconds,
-        )
+    for drill in drills:
+        cells = [f"{drill.label} {drill.name}", drill.fault, drill.promise, drill.bound]
+        cells += _found(drill, by_label.get(drill.label))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _first_wrong(one: Ran) -> str:
-    text = one.result.wrong[0] if one.result else ""
-    return text.replace("\n", " ")[:300]
+def _found(drill: Drill, kept: Kept | None) -> list[str]:
+    if drill.run is None:
+        return [f"not run here: needs {drill.needs}", ""]
+    if kept is None:
+        return ["not run yet", ""]
+    found = kept.said
+    if kept.verdict == "failed":
+        found = f"FAILED: {kept.wrong}"
+    elif kept.verdict == "late":
+        found += f"; late: {kept.late}, with {kept.load:.1f} processes a core"
+    form = ", short form" if kept.short else ""
+    return [found, f"{kept.date}{form}, {kept.seconds:.0f} s; {kept.machine}"]
+
+
+def headlines(figures: Mapping[str, float]) -> list[str]:
+    """The figures that people ask for, of the drills that ran."""
+    return [text.format(**figures) for needed, text in _HEADLINES if needed <= figures.keys()]
+
+
+_HEADLINES: tuple[tuple[frozenset[str], str], ...] = (
+    (
+        frozenset({"crash_cases"}),
+        "a save that ends at any operation, by kill, power loss or error: {crash_cases:.0f} cases, "
+        "0 lost, 0 wrong",
+    ),
+    (
+        frozenset({"damaged", "noticed"}),
+        "damaged checkpoints noticed: {noticed:.0f} of {damaged:.0f}",
+    ),
+    (frozenset({"false_successes"}), "saves on a full disk: {false_successes:.0f} false successes"),
+    (
+        frozenset({"kills", "kill_recover_s"}),
+        "kill -9 of a rank: {kills:.0f} of {kills:.0f} bit-equal, first step after "
+        "{kill_recover_s:.1f} s at most",
+    ),
+    (
+        frozenset({"hangs", "hangs_right", "hang_over_s"}),
+        "hung ranks: culprit right in {hangs_right:.0f} of {hangs:.0f}, found {hang_over_s:.1f} s "
+        "after the limit at most",
+    ),
+    (frozenset({"preempt_steps_lost"}), "preemption: {preempt_steps_lost:.0f} steps lost"),
+    (
+        frozenset({"soak_faults", "soak_points", "soak_goodput"}),
+        "soak of {soak_faults:.0f} faults: bit-equal; goodput {soak_goodput:.1f} %, foretold to "
+        "{soak_points:.1f} points",
+    ),
+)
+
+
+def _one_line(texts: Sequence[str]) -> str:
+    return texts[0].replace("\n", " ")[:300] if texts else ""

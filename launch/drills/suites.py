@@ -15,16 +15,16 @@ _COUNT = re.compile(r"(\d+) (passed|failed|error|skipped)")
 _LIMIT_S = 300.0
 
 
-def tests_of(*paths: str, what: str) -> Callable[[Bench], Result]:
+def suite(*paths: str, what: str, figure: str = "") -> Callable[[Bench], Result]:
     """A drill: every test of these files holds. `what`: what they are, after their number."""
 
     def run(bench: Bench) -> Result:
-        return _hold(bench, paths, what=what)
+        return _hold(bench, paths, what=what, figure=figure)
 
     return run
 
 
-def _hold(bench: Bench, paths: Sequence[str], *, what: str) -> Result:
+def _hold(bench: Bench, paths: Sequence[str], *, what: str, figure: str) -> Result:
     """Raises: DrillFailed outside the repository."""
     there = [path for path in paths if (_REPOSITORY / path.partition("::")[0]).exists()]
     if len(there) != len(paths):
@@ -37,4 +37,5 @@ def _hold(bench: Bench, paths: Sequence[str], *, what: str) -> Result:
     wrong = [line for line in said.out.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if said.code or not passed:
         wrong = wrong or [f"pytest returned {said.code}: {said.out[-500:]}{said.err[-500:]}"]
-    return Result(passed, f"{passed} {what}", tuple(wrong))
+    figures = {figure: float(passed)} if figure and not wrong else {}
+    return Result(passed, f"{passed} {what}", tuple(wrong), figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from launch.compose import compose
 from launch.drills.__main__ import main
 from launch.drills.bench import Bench, Drill, Ran, Reference, Result, run_one
 from launch.drills.reference import BATCH, write_experiment
-from launch.drills.report import page, table
+from launch.drills.report import keep, merged, page, table
 from launch.drills.runs import DrillFailed, Site
 from launch.drills.soak import goodputs, lives
 from launch.drills.table import DRILLS
@@ -62,7 +63,7 @@ def test_a_drill_that_cannot_be_carried_out_has_failed(tmp_path: Path) -> None:
 
 def test_what_a_session_prints_and_writes() -> None:
     session = [
-        ran(),
+        ran(figures={"damaged": 9.0, "noticed": 9.0}),
         ran(wrong=("step 4: loss 1 instead of 2\nmore",)),
         Ran(drill(number=20, part="b", run=None, needs="a GPU"), None),
         Ran(drill(), Result(1, "slow", late=("16 s",)), 2.0, load=4.0),
@@ -72,15 +73,35 @@ def test_what_a_session_prints_and_writes() -> None:
     assert "step 4: loss 1 instead of 2" in text
     assert "needs a GPU" in text
     assert "(4.0 processes wanted each core)" in text
-    written = page(session, headline=["0 lost"], date="2026-01-02", machine="2 cores")
-    assert "Last run: 2026-01-02, 2 cores. 1 of 3 held." in written
-    assert "- 0 lost" in written
-    assert "| D3 damaged \\| files | a bit | found | all | 2 of 2 | 2 |" in written
+    kept = [
+        keep(one, short=False, date="2026-01-02", machine="2 cores")
+        for one in session
+        if one.result is not None
+    ]
+    rows = [one.drill for one in session]
+    numbered = [replace(d, number=i) for i, d in enumerate(rows, 1)]
+    labelled = [replace(k, label=f"D{i}") for i, k in zip((1, 2, 4), kept, strict=True)]
+    written = page(numbered, labelled)
+    assert "1 of 3 drills that ran held, 1 were right but late on a busy machine." in written
+    assert "- damaged checkpoints noticed: 9 of 9" in written
+    where = "2026-01-02, 2 s; 2 cores |"
+    assert f"| D1 damaged \\| files | a bit | found | all | 2 of 2 | {where}" in written
     assert "FAILED: step 4: loss 1 instead of 2 more" in written
     assert (
-        "| D20b damaged \\| files | a bit | found | all | not run here: needs a GPU |  |" in written
+        "| D3b damaged \\| files | a bit | found | all | not run here: needs a GPU |  |" in written
     )
-    assert "slow; late: 16 s (4.0 processes a core)" in written
+    assert "slow; late: 16 s, with 4.0 processes a core" in written
+    assert "not run yet" in page(numbered, [])
+
+
+def test_a_short_form_does_not_replace_a_long_one_that_held() -> None:
+    long = keep(ran(), short=False, date="1", machine="m")
+    short = keep(ran(), short=True, date="2", machine="m")
+    failed = keep(ran(wrong=("x",)), short=True, date="3", machine="m")
+    old = merged([], [long])
+    assert merged(old, [short]) == old
+    assert merged(old, [failed])[0]["verdict"] == "failed"
+    assert merged(merged([], [short]), [long]) == old
 
 
 def test_every_number_of_the_table_is_there_once() -> None:
