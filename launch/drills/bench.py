@@ -150,8 +150,7 @@ class Bench:
 
     def wrong_ledger(self, name: str) -> list[str]:
         run = self.site.run(name)
-        events = read_ledger(run.ledger(0))
-        return wrong_ledger(events, account(run.root), self.site.steps(name)) if events else []
+        return wrong_ledger(read_ledger(run.ledger(0)), account(run.root), self.site.steps(name))
 
     def wrong_checkpoints(
         self, name: str, verified: Sequence[dict[str, Any]], *, newest: int
