@@ -1,9 +1,11 @@
 """A disk in memory that can fail at the n-th operation, lose its power, and be looked at after.
 
 What a power loss may leave, per folder: the names as they were after any operation since the
-folder's last fsync; per file: what was fsynced, or all that was written. Every combination is
-handed out (the folders independently of each other), so a missing fsync shows as a state in which
-something is lost. Not modelled: half a write surviving, a rename between folders torn in two.
+folder's last fsync; per file: what was fsynced, all that was written, or that with the second half
+of the last write missing. Every combination is handed out (folders and files independently of each
+other), so a missing fsync shows as a state in which something is lost. Files under a name that
+`ignored` says no reader looks at are not told apart: all as fsynced, or all as written.
+Not modelled: a rename between folders torn in two.
 """
 
 from __future__ import annotations
@@ -29,6 +31,12 @@ class Killed(BaseException):
 class File:
     data: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
+    torn: bytes | None = None  # the last write half done
+
+    def may_be(self) -> list[bytes]:
+        """What a power loss may leave of it, each content once."""
+        found = [self.synced, bytes(self.data), *([self.torn] if self.torn is not None else [])]
+        return list(dict.fromkeys(found))
 
 
 @dataclass
@@ -47,14 +55,23 @@ class Disk:
         self.root = root or Folder(since_fsync=[{}])
         self.lock = threading.RLock()
 
-    def after_power_loss(self) -> Iterator[Disk]:
+    def after_power_loss(
+        self, ignored: Callable[[str], bool] = lambda name: False
+    ) -> Iterator[Disk]:
         """Every state in which the disk may be found."""
         folders = list(_folders(self.root))
-        choices = [range(len(f.since_fsync)) for f in folders]
-        for synced_only in (True, False):
-            for picked in itertools.product(*choices):
-                chosen = dict(zip(map(id, folders), picked, strict=True))
-                yield Disk(_left(self.root, chosen, synced_only))
+        seen: set[str] = set()
+        for picked in itertools.product(*(range(len(f.since_fsync)) for f in folders)):
+            chosen = dict(zip(map(id, folders), picked, strict=True))
+            told_apart, together = _files(self.root, chosen, ignored)
+            for synced in (True, False) if together else (True,):
+                fixed = {id(f): f.synced if synced else bytes(f.data) for f in together}
+                for contents in itertools.product(*(f.may_be() for f in told_apart)):
+                    content = dict(zip(map(id, told_apart), contents, strict=True)) | fixed
+                    root = _left(self.root, chosen, content)
+                    if (mark := repr(_marked(root))) not in seen:
+                        seen.add(mark)
+                        yield Disk(root)
 
     def find(self, path: Path) -> File | Folder:
         node: File | Folder = self.root
@@ -179,11 +196,15 @@ class _NewFile:
         content = data if isinstance(data, bytes) else data.tobytes()
         room = offset + len(content) - len(self._file.data)
         self._file.data.extend(bytes(max(room, 0)))
+        half = len(content) // 2
+        self._file.data[offset : offset + half] = content[:half]
+        self._file.torn = bytes(self._file.data)
         self._file.data[offset : offset + len(content)] = content
 
     def fsync(self) -> None:
         self._storage.changing("fsync", self._path)
         self._file.synced = bytes(self._file.data)
+        self._file.torn = None
 
     def close(self) -> None:
         return
@@ -218,12 +239,36 @@ def _folders(folder: Folder) -> Iterator[Folder]:
             yield from _folders(child)
 
 
-def _left(folder: Folder, chosen: dict[int, int], synced_only: bool) -> Folder:
+def _files(
+    folder: Folder, chosen: dict[int, int], ignored: Callable[[str], bool], inside: bool = False
+) -> tuple[list[File], list[File]]:
+    """Files as the folders are chosen: those to be told apart, and those that nobody reads."""
+    apart: list[File] = []
+    together: list[File] = []
+    for name, child in folder.since_fsync[chosen[id(folder)]].items():
+        unread = inside or ignored(name)
+        if isinstance(child, Folder):
+            more = _files(child, chosen, ignored, unread)
+            apart += more[0]
+            together += more[1]
+        else:
+            (together if unread else apart).append(child)
+    return apart, together
+
+
+def _left(folder: Folder, chosen: dict[int, int], content: dict[int, bytes]) -> Folder:
     names: dict[str, File | Folder] = {}
     for name, child in folder.since_fsync[chosen[id(folder)]].items():
         if isinstance(child, Folder):
-            names[name] = _left(child, chosen, synced_only)
+            names[name] = _left(child, chosen, content)
         else:
-            data = child.synced if synced_only else bytes(child.data)
+            data = content[id(child)]
             names[name] = File(bytearray(data), data)
     return Folder(names, [dict(names)])
+
+
+def _marked(folder: Folder) -> list[object]:
+    return [
+        (name, _marked(child) if isinstance(child, Folder) else child.synced)
+        for name, child in sorted(folder.names.items(), key=lambda item: item[0])
+    ]

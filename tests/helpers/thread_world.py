@@ -74,15 +74,19 @@ class ThreadWorld:
         return seen if self.place.rank == 0 else []
 
 
-def run_threads(world_size: int, fn: Callable[[ThreadWorld], T]) -> list[T | Exception]:
-    """`fn(world)` on every rank of a new world; what each returned or raised, in rank order."""
+def run_threads(world_size: int, fn: Callable[[ThreadWorld], T]) -> list[T | BaseException]:
+    """`fn(world)` on every rank of a new world; what each returned or raised, in rank order.
+
+    The others of a rank that raised break off in their next collective, as from a dead peer.
+    """
     meeting = _Meeting(world_size)
 
-    def be_rank(rank: int) -> T | Exception:
-        value, error = _attempt(lambda: fn(ThreadWorld(rank, world_size, meeting)))
-        if error is not None:
-            return error
-        return value  # type: ignore[return-value]
+    def be_rank(rank: int) -> T | BaseException:
+        try:
+            return fn(ThreadWorld(rank, world_size, meeting))
+        except BaseException as e:
+            meeting.barrier.abort()
+            return e
 
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(be_rank, range(world_size)))

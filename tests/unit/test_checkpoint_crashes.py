@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helpers.crash_disk import Disk, DiskStorage, Killed
+from tests.helpers.crash_disk import Disk, DiskStorage
+from tests.helpers.crash_model import ROOT, SCENARIOS, SHAPES, Counts, Scenario, disk_with, explore
 from tests.helpers.slice_engine import SliceEngine
 from tests.helpers.thread_world import ThreadWorld, run_threads
+from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.world import Alone
 from trainer.errors import TooManyFailedSaves
 from trainer.reports import SaveReport
-
-ROOT = Path("/run/checkpoints")
-SHAPES = (("a", (5, 3)), ("b", (3,)))
 
 
 def store(disk: Disk, *, attempt: int = 1, keep_last: int = 1, **fault: object) -> CheckpointStore:
@@ -33,16 +34,6 @@ def engine() -> SliceEngine:
 def saved(disk: Disk, step: int, **settings: object) -> SaveReport:
     checkpoints = store(disk, **settings)  # type: ignore[arg-type]
     return checkpoints.save(Alone(), engine().fill(step), step=step, training={"step": step})
-
-
-def disk_with(*steps: int) -> Disk:
-    """A disk on which all is durable."""
-    disk = Disk()
-    DiskStorage(disk).make_folder(ROOT.parent)
-    DiskStorage(disk).fsync_folder(Path("/"))
-    for step in steps:
-        assert saved(disk, step, keep_last=9).succeeded
-    return disk
 
 
 def loaded(disk: Disk) -> int:
@@ -79,26 +70,103 @@ def test_a_save_is_a_sequence_of_operations_worth_breaking() -> None:
     assert len(EVERY_OPERATION) > 20
 
 
-@pytest.mark.parametrize("number", EVERY_OPERATION)
-def test_a_kill_at_any_operation_leaves_the_old_step_or_the_new_one(number: int) -> None:
-    disk = disk_with(1)
-    with pytest.raises(Killed):
-        saved(disk, 2, before=stop_at(number, Killed()))
-    assert loaded(disk) in (1, 2)
-    assert saved(disk, 3, attempt=2).succeeded  # leftovers are in nobody's way
-    assert loaded(disk) == 3
-    assert not [n for n in DiskStorage(disk).list(ROOT) if "incoming" in n or "removing" in n]
+# --- every place to stop ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", EVERY_OPERATION)
-def test_a_power_loss_at_any_operation_leaves_the_old_step_or_the_new_one(number: int) -> None:
+# Four ranks where ranks make a difference; `python -m tests.helpers.crash_model` explores all.
+CASES = [
+    *((scenario, 1, background) for scenario in SCENARIOS for background in (False, True)),
+    (SCENARIOS[0], 4, False),
+    (SCENARIOS[0], 4, True),
+    (SCENARIOS[2], 4, True),
+    (SCENARIOS[4], 4, True),
+]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "ranks", "background"),
+    CASES,
+    ids=lambda value: value.name if isinstance(value, Scenario) else None,
+)
+def test_wherever_a_save_stops_the_old_step_or_the_new_one_is_loaded(
+    scenario: Scenario, ranks: int, background: bool
+) -> None:
+    counts = explore(scenario, ranks=ranks, asynchronous=background)
+    assert counts.places > 15 * (1 if ranks == 1 else 4)
+    assert counts.power_losses > counts.places
+    assert counts.bad == 0, counts
+
+
+class NoFsync(DiskStorage):
+    """Forgets to make files durable."""
+
+    def create(self, path: Path, *, size: int) -> Any:
+        file = super().create(path, size=size)
+        file.fsync = lambda: None  # type: ignore[method-assign]
+        return file
+
+
+class NoFolderFsync(DiskStorage):
+    """Forgets to make names durable."""
+
+    def fsync_folder(self, path: Path) -> None:
+        return
+
+
+SLIPS: dict[str, tuple[type[DiskStorage], Callable[[Counts], int]]] = {
+    "files are not fsynced": (NoFsync, lambda c: c.nothing),
+    "folders are not fsynced": (NoFolderFsync, lambda c: c.nothing),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_storage_that_forgets_to_fsync_is_found_out(slip: str) -> None:
+    storage, lost = SLIPS[slip]
+    counts = explore(SCENARIOS[0], ranks=1, asynchronous=True, make_storage=storage)
+    assert lost(counts) > 0
+
+
+def test_a_pointer_that_moves_first_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = StepFolders.publish
+
+    def slip(folders: StepFolders, incoming: Path, step: int, manifest: bytes, **how: Any) -> Path:
+        folders.point(step, "")
+        return publish(folders, incoming, step, manifest, **how)
+
+    monkeypatch.setattr(StepFolders, "publish", slip)
+    assert explore(SCENARIOS[1], ranks=1, asynchronous=True).early > 0
+
+
+def test_old_steps_that_are_deleted_first_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = StepFolders.publish
+
+    def slip(folders: StepFolders, incoming: Path, step: int, manifest: bytes, **how: Any) -> Path:
+        for old in folders.steps():
+            folders.remove(old)
+        return publish(folders, incoming, step, manifest, **how)
+
+    monkeypatch.setattr(StepFolders, "publish", slip)
+    assert explore(SCENARIOS[0], ranks=1, asynchronous=True).nothing > 0
+
+
+def test_a_manifest_for_a_file_that_is_gone_is_never_published() -> None:
+    """Whatever ranks say of their files, what lies in the folder decides."""
     disk = disk_with(1)
-    with pytest.raises(Killed):
-        saved(disk, 2, before=stop_at(number, Killed()))
-    states = list(disk.after_power_loss())
-    assert states
-    for state in states:
-        assert loaded(state) in (1, 2)
+
+    def losing(number: int, verb: str, path: Path) -> None:
+        if path.name == "manifest.json" and verb == "create":
+            raise AssertionError("it was published")
+
+    class Losing(DiskStorage):
+        def list(self, path: Path) -> list[str]:
+            return [n for n in super().list(path) if n != "rank-00000.safetensors"]
+
+    checkpoints = CheckpointStore(ROOT, storage=Losing(disk, losing), chunk_bytes=64)
+    report = checkpoints.save(Alone(), engine().fill(2), step=2, training={})
+    assert "1 written files are gone, rank-00000.safetensors for one" in report.problem
+
+
+# --- what is left behind ---------------------------------------------------------------------
 
 
 def test_a_save_that_returned_survives_a_power_loss() -> None:
