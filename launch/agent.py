@@ -201,6 +201,7 @@ def _on_time(node: Node, ranks: Ranks, lease: Lease | None, watch: Watch) -> Non
         on_hang(ranks, finding)
     if lease is not None and now >= lease.due:
         lease.beat()
+        ranks.oom.look(ranks.pids)
         _leave_if_superseded(node, ranks)
         if _wants_standby(ranks.spec) and ranks.files.started.exists():
             node.starter.begin(quiet=True)  # the first one died, or could not be used

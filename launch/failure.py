@@ -7,16 +7,23 @@ import socket
 import time
 from pathlib import Path
 
-from launch.budgets import HUNG
+from launch.budgets import HUNG, KILLED, OUT_OF_MEMORY
+from launch.status import last_metrics
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, read_error, write_first, write_record
-from trainer.records.run_files import AttemptFiles
+from trainer.records.json_file import read_json
+from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.sizes import size_text
 
 _TAIL_LINES = 15
 
 
-def record_death(files: AttemptFiles, rank: int, code: int) -> None:
+def record_death(
+    files: AttemptFiles, rank: int, code: int, *, out_of_memory: bool | None = None
+) -> None:
     """Make error.json speak for the first rank that died, if it could not speak for itself.
+
+    `out_of_memory`: what the kernel's counters say; None: they could not be read.
 
     A rank that was killed wrote nothing; what another rank wrote meanwhile ("connection reset")
     is only the echo, and is kept as such.
@@ -28,14 +35,32 @@ def record_death(files: AttemptFiles, rank: int, code: int) -> None:
     if known is not None and known.rank == rank:
         return
     echo = f"rank {known.rank} then said: {known.kind}: {known.message}" if known else ""
-    write_record(files.error, _killed(rank, -code, echo))
+    write_record(files.error, _killed(files, rank, -code, echo, out_of_memory))
 
 
-def _killed(rank: int, number: int, echo: str) -> ErrorRecord:
-    message = f"killed by signal {number} ({_signal_name(number)})"
-    if number == signal.SIGKILL:
+def _killed(
+    files: AttemptFiles, rank: int, number: int, echo: str, out_of_memory: bool | None
+) -> ErrorRecord:
+    kind, message = KILLED, f"killed by signal {number} ({_signal_name(number)})"
+    if number == signal.SIGKILL and out_of_memory:
+        kind, message = OUT_OF_MEMORY, f"ended by the kernel: memory ran out{_memory_of(files)}"
+    elif number == signal.SIGKILL and out_of_memory is None:
         message += "; the kernel does that when memory runs out"
-    return _record(rank, kind="Killed", message=message, exit_code=Exit.FAILED, traceback=echo)
+    return _record(rank, kind=kind, message=message, exit_code=Exit.FAILED, traceback=echo)
+
+
+def _memory_of(files: AttemptFiles) -> str:
+    """What the plan foresaw and what the last step showed, as far as either is known."""
+    said = []
+    try:
+        foreseen = read_json(files.plan)["memory_per_rank"]
+        said.append(f"the plan foresaw {size_text(sum(foreseen.values()))} for a rank")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    used = last_metrics(RunFiles(files.root.parent.parent).metrics).get("memory_bytes")
+    if used:
+        said.append(f"its last step showed {size_text(int(used))}")
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _exited(files: AttemptFiles, rank: int, code: int) -> ErrorRecord:
@@ -67,20 +92,20 @@ def failure_text(files: AttemptFiles) -> str:
     error = read_failure(files)
     if error is None:
         return ""
-    if error.kind in ("Killed", "Exited", HUNG):
+    if error.kind in (KILLED, OUT_OF_MEMORY, HUNG, "Exited"):
         lines = [f"rank {error.rank} {_was(error)}{error.message}"]
     else:
         lines = [f"rank {error.rank} failed: {error.kind}: {error.message}"]
     if error.step is not None:
         lines.append(f"  at step {error.step} on {error.host}")
-    if error.kind == "Killed" and error.traceback:
+    if error.kind in (KILLED, OUT_OF_MEMORY) and error.traceback:
         lines.append(f"  {error.traceback}")
     lines.append(f"  its log: {files.rank_log(error.rank)}")
     return "\n".join(lines)
 
 
 def _was(error: ErrorRecord) -> str:
-    return "was " if error.kind == "Killed" else ""
+    return "was " if error.kind in (KILLED, OUT_OF_MEMORY) else ""
 
 
 def log_tail(log: Path, *, lines: int = _TAIL_LINES, blank: bool = False) -> list[str]:

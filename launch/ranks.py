@@ -14,6 +14,7 @@ from typing import Protocol
 
 from launch.console import Console, open_console
 from launch.machine import LOOPBACK
+from launch.oom import OomCounters
 from launch.processes import FAMILY, Family, start
 from launch.ranks_spec import RanksSpec
 from launch.watch import Watch
@@ -81,6 +82,12 @@ class Ranks:
     ending: bool = False  # deaths are our own doing from here on
     interrupts: int = 0
     first_failed: int | None = None
+    oom: OomCounters = field(default_factory=OomCounters)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the ranks that run."""
+        return [c.pid for rank, c in self.children.items() if rank not in self.codes]
 
     @property
     def family(self) -> Family:
@@ -133,6 +140,7 @@ def start_ranks(
         ranks.children[rank] = child
         ranks.pidfds[os.pidfd_open(child.pid)] = rank
         watch.started(rank, child.pid)
+    ranks.oom.look(ranks.pids)
     write_json(files.root / PIDS_FILE, {str(r): c.pid for r, c in ranks.children.items()})
     return console
 

@@ -44,8 +44,8 @@ def _ask_to_stop(ranks: Ranks, number: signal.Signals, *, cause: StopCause, deta
 
 
 def on_exit(ranks: Ranks, rank: int) -> None:
-    code = ranks.children[rank].wait()
-    ranks.codes[rank] = code
+    child = ranks.children[rank]
+    code = ranks.codes[rank] = child.wait()
     if ranks.ending:
         return
     if code in (Exit.DONE, Exit.SAVED) or _stopped_before_it_began(ranks, code):
@@ -53,7 +53,7 @@ def on_exit(ranks: Ranks, rank: int) -> None:
         return
     if ranks.first_failed is None:
         ranks.first_failed = rank
-        record_death(ranks.files, rank, code)
+        record_death(ranks.files, rank, code, out_of_memory=ranks.oom.has_killed(child.pid))
     ranks.sooner(PEER_GRACE_S)
 
 
@@ -67,7 +67,7 @@ def on_hang(ranks: Ranks, finding: Finding) -> None:
     """Its stacks are written; no rank of the attempt can go on without it."""
     record_hang(ranks.files, finding)
     ranks.first_failed = finding.culprit_rank
-    ranks.end(patience_s=0.0)
+    ranks.sooner(ranks.spec.watch.grace_s)  # not SIGTERM: it means save and stop
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ what rank 1 does in attempt 2.
     children         start a child and a grandchild in a session of its own, then wait
     say TEXT         print, then finish
     die STEP ...     save these steps (rank 0), then be killed
+    eat              take memory once the file `eat` is in the attempt's folder
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def main() -> int:
     (files.root / f"up-{rank}").write_text(str(os.getpid()))
     if what in ("finish", "say"):
         return _finish(files, rank, rest)
-    if what == "die":
-        _die(run, rest if rank == 0 else [])
+    if what in ("eat", "die"):
+        _end_badly(run, files, what, rest if rank == 0 else [])
     if what == "exit":
         print("about to leave", file=sys.stderr, flush=True)
         return int(rest[0])
@@ -71,7 +72,17 @@ def _say_started(files: AttemptFiles) -> None:
     write_record(files.started, Started(time.time(), 0, world_size, host))
 
 
-def _die(run: RunFiles, steps: list[str]) -> None:
+def _eat(files: AttemptFiles) -> None:
+    while not (files.root / "eat").exists():
+        time.sleep(0.01)
+    taken = []
+    while True:
+        taken.append(b"x" * (1 << 20))
+
+
+def _end_badly(run: RunFiles, files: AttemptFiles, what: str, steps: list[str]) -> None:
+    if what == "eat":
+        _eat(files)
     for step in steps:
         _save(run, int(step))
     os.kill(os.getpid(), signal.SIGKILL)
