@@ -186,12 +186,15 @@ def _memory_lines(plan: RunPlan) -> list[str]:
         "buffers": "communication",
         "activations": f"activation checkpointing {'on' if checkpointing else 'off'}",
     }
-    parts = [n for n in type(memory).model_fields if n != "host"]
+    parts = [n for n in type(memory).model_fields if n not in ("host", "staging")]
     lines = ["memory of a rank (estimate)"]
     lines += [_memory_line(name, getattr(memory, name), notes.get(name, "")) for name in parts]
     lines.append(_memory_line("total", memory.total, ""))
     if memory.host:
         lines.append(_memory_line("offloaded", memory.host, "on the host, not in the total"))
+    if memory.staging:
+        note = "for background saves, on the host, not in the total"
+        lines.append(_memory_line("staging", memory.staging, note))
     return lines
 
 

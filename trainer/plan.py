@@ -39,6 +39,7 @@ class MemoryPlan(Section):
     activations: int
     logits: int
     host: int = 0  # what offload keeps in the host's memory or on its disk; not in `total`
+    staging: int = 0  # the host's memory that background saves are copied to; not in `total`
 
     @property
     def total(self) -> int:

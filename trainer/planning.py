@@ -128,6 +128,7 @@ def layout_of(config: Config, world: int) -> Layout:
         bucket_elements=zero.bucket_elements if zero else 0,
         prefetch_elements=zero.prefetch_elements if zero else 0,
         persistence_threshold_elements=zero.persistence_threshold_elements if zero else 0,
+        background_saves=config.checkpoint.asynchronous,
     )
 
 

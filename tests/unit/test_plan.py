@@ -65,8 +65,9 @@ def test_the_numbers_of_the_default_run() -> None:
     assert made.num_parameters == 4_000_000
     assert made.checkpoint_bytes == 12 * 4_000_000
     assert made.threads_per_rank == 4
+    assert made.memory_per_rank.staging == 2 * made.checkpoint_bytes // made.world_size
     assert made.memory_per_rank.total == sum(
-        v for k, v in made.memory_per_rank.model_dump().items() if k != "host"
+        v for k, v in made.memory_per_rank.model_dump().items() if k not in ("host", "staging")
     )
 
 

@@ -42,6 +42,7 @@ class Layout:
     bucket_elements: int = 0
     prefetch_elements: int = 0
     persistence_threshold_elements: int = 0
+    background_saves: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device; `host` is what offload moved to the host or its disk."""
+    """Bytes on one rank's device; `host` is what offload moved to the host or its disk.
+
+    `staging`: the host's memory that background saves are copied to.
+    """
 
     parameters: int
     gradients: int
@@ -66,6 +70,7 @@ class Memory:
     activations: int
     logits: int
     host: int
+    staging: int
 
     @property
     def total(self) -> int:
@@ -93,12 +98,19 @@ def memory_per_rank(shape: Shape, layout: Layout, *, batch: MicroBatch) -> Memor
         activations=activations(shape, layout.precision, batch=batch),
         logits=_logits(shape, layout.precision, batch=batch),
         host=host,
+        staging=_staging(shape, layout),
     )
 
 
 def checkpoint_bytes(shape: Shape, layout: Layout) -> int:
     """fp32 master weights and moments, all ranks; headers and checksums (below 0.1 %) left out."""
     return 4 * num_parameters(shape) + 4 * moment_elements(shape, layout)
+
+
+def _staging(shape: Shape, layout: Layout) -> int:
+    """Two buffers for a rank's share of a checkpoint: one is written while the other is filled."""
+    share = -(-checkpoint_bytes(shape, layout) // layout.world_size)
+    return 2 * share if layout.background_saves else 0
 
 
 def moment_elements(shape: Shape, layout: Layout) -> int:
