@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from trainer.records.pulse import Beat
 
+STOPPED = ("T", "t")  # states of a process: by a signal, by a debugger
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -39,7 +41,7 @@ class Witness:
 
     @property
     def is_stopped(self) -> bool:
-        return self.state in ("T", "t")
+        return self.state in STOPPED
 
 
 def overdue(standings: Collection[Standing]) -> Standing | None:

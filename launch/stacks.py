@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.culprit import Witness
+from launch.culprit import STOPPED, Witness
 from launch.processes import send
 from trainer.records.pulse import PAGE_BYTES
 
@@ -42,13 +42,18 @@ def dump_stacks(
 ) -> dict[int, Witness]:
     """Write `folder`/rank-00003.txt for every rank and say what each process showed.
 
-    A stopped process is continued, after its signal: it shows where it was stopped.
+    A stopped process is continued for the moment that this takes; it shows where it was stopped.
     `about`: a line of each rank for the head of its file.
     """
     states = {rank: process_state(page.pid) for rank, page in pages.items()}
     starts = {rank: os.fstat(page.descriptor).st_size for rank, page in pages.items()}
-    asked = {rank for rank, page in pages.items() if page.signal and _ask(page, states[rank])}
-    _until_quiet({rank: pages[rank] for rank in asked}, starts, patience_s)
+    can_tell = {rank: page for rank, page in pages.items() if page.signal and states[rank]}
+    stopped = {rank for rank in can_tell if states[rank] in STOPPED}
+    asked = {r: page for r, page in can_tell.items() if r not in stopped}
+    asked = {r: page for r, page in asked.items() if send(page.pid, page.signal)}
+    _until_quiet(asked, starts, patience_s)
+    for rank in stopped:
+        _ask_stopped(can_tell[rank], starts[rank], patience_s)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     seen = {}
     for rank, page in pages.items():
@@ -103,28 +108,35 @@ def _in_collective(frame: Frame) -> bool:
 
 
 def process_state(pid: int) -> str:
-    """A letter as in `ps`; empty if there is no such process."""
+    """A letter as in `ps`; empty if there is no such process, or only what is left of one."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[0]
+    state = stat.rpartition(")")[2].split()[0]
+    return "" if state in ("Z", "X") else state
 
 
-def _ask(page: Page, state: str) -> bool:
-    """The signal first: a stopped process gets it the moment it is continued, where it stands."""
-    asked = state not in ("", "Z", "X") and send(page.pid, page.signal)
-    if asked and state in ("T", "t"):
-        send(page.pid, signal.SIGCONT)
-    return asked
+def _ask_stopped(page: Page, start: int, patience_s: float) -> None:
+    """The signal first: the process gets it the moment it is continued, where it stands."""
+    send(page.pid, page.signal)
+    send(page.pid, signal.SIGCONT)
+    _until_quiet({0: page}, {0: start}, patience_s, every_s=0.002)
+    send(page.pid, signal.SIGSTOP)  # an attempt that is given up shall not go on
 
 
-def _until_quiet(pages: Mapping[int, Page], starts: Mapping[int, int], patience_s: float) -> None:
+def _until_quiet(
+    pages: Mapping[int, Page],
+    starts: Mapping[int, int],
+    patience_s: float,
+    *,
+    every_s: float = 0.02,
+) -> None:
     """Until every rank has written and stopped writing."""
     deadline = time.monotonic() + patience_s
     last: dict[int, int] = {}
     while pages and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(every_s)
         sizes = {rank: os.fstat(page.descriptor).st_size for rank, page in pages.items()}
         if sizes == last and all(sizes[rank] > starts[rank] for rank in pages):
             return

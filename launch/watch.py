@@ -149,6 +149,7 @@ class Watch:
         return sum(min(pause_s, now - since) for over, pause_s in self._pauses if over > since)
 
     def _found(self, standings: Sequence[Standing], late: Standing) -> Finding:
+        self._write_spent()  # now: a stopped rank is continued for its stacks
         seen = self.dump_stacks(standings)
         blamed = culprit(standings, seen)
         witness = seen.get(blamed.rank)

@@ -66,7 +66,8 @@ def account_of(events: Sequence[Event]) -> Account:
         for name, spent in done.seconds.items():
             seconds[name] += spent
         steps, redone = steps + done.steps, redone + done.steps_redone
-        furthest = max(furthest, _last_step(attempt))
+        last = _last_spent(attempt)
+        furthest = max(furthest, _done(last) if last else 0)
         before = attempt[-1]
     wall_s = sum(seconds.values())
     return Account(wall_s, seconds, steps, redone)
@@ -88,7 +89,7 @@ def _of_attempt(events: Sequence[Event], *, furthest: int) -> Account:
     first, last = events[0], events[-1]
     wall_s = last.clock - first.clock
     seconds = dict.fromkeys(CATEGORIES, 0.0)
-    spent = next((e for e in reversed(events) if e.event == "spent"), None)
+    spent = _last_spent(events)
     if spent is None:
         return Account(wall_s, seconds | {"launch": wall_s}, 0, 0)
     for name, took in spent.facts["seconds"].items():
@@ -146,8 +147,10 @@ def _done(spent: Event) -> int:
     return step - 1 if spent.facts["phase"] in LOOP else step
 
 
-def _last_step(events: Sequence[Event]) -> int:
-    return max((_done(event) for event in events if event.event == "spent"), default=0)
+def _last_spent(events: Sequence[Event]) -> Event | None:
+    """Before a hang if there was one: what a stopped rank did once it was continued is no work."""
+    until = next((at for at, event in enumerate(events) if event.event == "hang"), len(events))
+    return next((e for e in reversed(events[:until]) if e.event == "spent"), None)
 
 
 def _between(one: Event, other: Event) -> float:
