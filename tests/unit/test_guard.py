@@ -8,11 +8,14 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.guards import guard_rules
+from trainer.checkpoint.folder import doomed
 from trainer.engine.base import StepStats
 from trainer.guard.guard import Guard, Rewound
 from trainer.guard.judge import Accepted, Numbers, judge
+from trainer.guard.replicas import fingerprints
 
 NAN, INF = math.nan, math.inf
 
@@ -154,3 +157,34 @@ def test_a_state_that_another_version_wrote_is_refused() -> None:
     state: dict[str, Any] = Guard(guard_rules()).saved()
     with pytest.raises(TypeError):
         Guard(guard_rules(), state | {"unknown": 1})
+
+
+def test_retention_keeps_what_a_run_may_go_back_to() -> None:
+    steps = [2, 4, 6, 8, 10]
+    assert doomed(steps, keep_last=2, keep_every=0) == [2, 4, 6]
+    assert doomed(steps, keep_last=2, keep_every=0, needed_before=6) == [2, 6]
+    assert doomed(steps, keep_last=2, keep_every=0, needed_before=7) == [2, 4]
+    assert doomed(steps, keep_last=2, keep_every=0, needed_before=11) == [2, 4, 6]
+    assert doomed(steps, keep_last=2, keep_every=0, needed_before=1) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_flipped_bit_changes_the_fingerprint(dtype: torch.dtype) -> None:
+    for size in (1, 7, 64):
+        tensor = torch.randn(size).to(dtype)
+        (usual,) = fingerprints([("t", tensor)])
+        raw = tensor.view(torch.uint8)
+        for byte in range(len(raw)):
+            for bit in range(8):
+                raw[byte] ^= 1 << bit
+                assert fingerprints([("t", tensor)]) != [usual], (byte, bit)
+                raw[byte] ^= 1 << bit
+        assert fingerprints([("t", tensor)]) == [usual]
+
+
+def test_elements_that_change_places_change_the_fingerprint() -> None:
+    tensor = torch.randn(1000)
+    swapped = tensor.clone()
+    swapped[[3, 700]] = swapped[[700, 3]]
+    assert fingerprints([("a", tensor)]) != fingerprints([("a", swapped)])
+    assert fingerprints([("a", tensor[1:])]) != fingerprints([("a", tensor[:-1])])  # unaligned too

@@ -155,7 +155,13 @@ def read_failure(error: OSError, path: Path) -> CheckpointError:
     return CheckpointError(f"cannot read {path}: {error.strerror}")
 
 
-def doomed(steps: list[int], *, keep_last: int, keep_every: int) -> list[int]:
-    """The steps that retention gives up, oldest first: not among the newest, no multiple."""
+def doomed(
+    steps: list[int], *, keep_last: int, keep_every: int, needed_before: int | None = None
+) -> list[int]:
+    """The steps that retention gives up, oldest first: not among the newest, no multiple.
+
+    Nor the newest of those older than `needed_before`: the run may have to go back to it.
+    """
     older = sorted(steps)[:-keep_last]
-    return [s for s in older if not (keep_every and s % keep_every == 0)]
+    needed = max((s for s in steps if needed_before is not None and s < needed_before), default=-1)
+    return [s for s in older if s != needed and not (keep_every and s % keep_every == 0)]

@@ -42,7 +42,10 @@ class WriteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Publish:
-    """`manifest`: the whole text. `owner`: of the run, when the rank started; see fence.py."""
+    """`manifest`: the whole text. `owner`: of the run, when the rank started; see fence.py.
+
+    `needed_before`: the run may go back to the newest step older than this one.
+    """
 
     step: int
     attempt: int
@@ -50,6 +53,7 @@ class Publish:
     manifest: str
     keep_last: int
     keep_every: int
+    needed_before: int | None
     owner: Mapping[str, Any] | None
 
 
@@ -106,8 +110,12 @@ def publish(folders: StepFolders, order: Publish) -> dict[str, Any]:
     faultpoint("save.before_pointer")
     try:
         folders.point(order.step, digest_of(content))
-        kept = folders.steps()
-        for old in doomed(kept, keep_last=order.keep_last, keep_every=order.keep_every):
+        for old in doomed(
+            folders.steps(),
+            keep_last=order.keep_last,
+            keep_every=order.keep_every,
+            needed_before=order.needed_before,
+        ):
             folders.remove(old)
     except OSError as e:
         problem = f"step {order.step} is saved, but tidying up after it failed: {e}"

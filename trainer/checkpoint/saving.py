@@ -68,6 +68,7 @@ class SaveSettings:
             manifest=encode(manifest).decode(),
             keep_last=self.keep_last,
             keep_every=self.keep_every,
+            needed_before=manifest.training.get("needed_before"),
             owner=asdict(self.owner) if self.owner else None,
         )
 
