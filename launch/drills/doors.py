@@ -1,7 +1,9 @@
-"""Two at one door: D7 two starts of a run, D8 stale locks, D16 a duplicate rank, D17 a port."""
+"""Doors: D7 two starts of a run, D8 stale locks, D10 exports, D16 a duplicate rank, D17 a port."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -119,3 +121,40 @@ def duplicate_rank(bench: Bench) -> Result:
     return Result(
         1, f"a duplicate of rank 1 changed nothing; it ended after {seconds:.1f} s", tuple(wrong)
     )
+
+
+def interrupted_export(bench: Bench) -> Result:
+    """D10. Killed at moments spread over its length: what is at the target is whole, or nothing."""
+    site, wrong = bench.site, list[str]()
+    run = str(site.run(bench.reference.name).root)
+    whole = site.folder / "export-whole"
+    argv = [sys.executable, "-m", "launch", "export", run, "--to"]
+    said = site.command([*argv, str(whole)]).wait()
+    if said.code != Exit.DONE:
+        return Result(0, "the export failed", (f"it returned {said.code}: {said.err[-500:]}",))
+    expected = _contents(whole)
+    kills = 2 if bench.short else 6
+    for number in range(kills):
+        target = site.folder / f"export-{number}"
+        running = site.command([*argv, str(target)], start_new_session=True)
+        # The later half of its time: before that it imports.
+        time.sleep(said.seconds * (0.5 + 0.5 * number / kills))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.process.pid, signal.SIGKILL)
+        running.wait()
+        if target.exists() and _contents(target) != expected:
+            wrong.append(f"killed at {number}: {target.name} is there and not whole")
+        again = site.command([*argv, str(target)]).wait()
+        done = again.code == Exit.DONE or _contents(target) == expected
+        if not done or _contents(target) != expected:
+            wrong.append(f"killed at {number}: done again it is not equal: {again.err[-300:]}")
+    return Result(kills, f"{kills} kills: whole or nothing, equal when done again", tuple(wrong))
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """Names and digests of its weights and settings."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*"))
+        if path.suffix in (".safetensors", ".json")
+    }

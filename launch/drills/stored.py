@@ -1,4 +1,4 @@
-"""What happens to checkpoints on disk: D3 damaged files, D9 what a pointer may say."""
+"""What is done to checkpoints on disk: D3 damaged, D9 pointed at wrongly, D35 made by an enemy."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def pointers(bench: Bench) -> Result:
     tried, right = sum(found["tried"].values()), sum(found["noticed"].values())
     said = f"{right} of {tried} contents of the pointer: the newest whole step was loaded"
     return Result(tried, said, tuple(found["silent"]))
+
+
+def malicious(bench: Bench) -> Result:
+    """D35. Checkpoints made by an enemy: nothing runs, hangs, takes memory or is loaded."""
+    run = str(bench.site.run(bench.reference.name).root)
+    scratch = str(bench.site.folder / "scratch")
+    found = bench.site.json_of("trainer.verify.malice", run, scratch)
+    tried, right = sum(found["tried"].values()), sum(found["noticed"].values())
+    said = f"canary absent {tried} of {tried}; {right} refused or stepped back from"
+    return Result(tried, said, tuple(found["silent"]), {"malicious": tried})
 
 
 def _scored(bench: Bench, what: str, *options: str) -> dict[str, dict[str, int]]:

@@ -99,7 +99,8 @@ def damaged_data(bench: Bench) -> Result:
     site, wrong = bench.site, list[str]()
     stores = sorted((site.folder / "stores").glob("*/"))
     shard = max(
-        (p for store in stores for p in store.rglob("train-*.tokens")), key=lambda p: p.stat().st_size
+        (p for store in stores for p in store.rglob("train-*.tokens")),
+        key=lambda p: p.stat().st_size,
     )
     content = shard.read_bytes()
     flipped = bytearray(content)

@@ -229,7 +229,7 @@ def test_a_ledger_that_adds_up_passes() -> None:
         (ledger(wall=11.0), spent(), "accounts for 9.95 or more of 11.00 s"),
         (ledger(), spent(step=9.8), "accounts for 9.80"),
         (ledger(), spent(step=10.4, idle=-0.4), "-0.40 s of idle"),
-        (ledger(), spent(steps=2), "counts 2 steps, metrics.jsonl has 3"),
+        (ledger(), spent(steps=1), "counts 1 steps, metrics.jsonl has 3"),
         (ledger(), spent(steps=5), "counts 5 steps"),
         ([], spent(), "there is no ledger"),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, Self
@@ -132,7 +133,13 @@ class LocalStorage:
         return _NewLocalFile(descriptor)
 
     def open(self, path: Path) -> StoredFile:
-        return _StoredLocalFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        # A pipe in a file's place would keep whoever opens it waiting for ever.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.ENODATA, "not a regular file", str(path))
+        return _StoredLocalFile(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
         os.replace(source, target)
