@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from launch.budgets import Cause, RestartRules, cause_of_error, idle, used
+from launch.budgets import HUNG, Cause, RestartRules, cause_of_error, idle, used
 from trainer.errors import Exit
 from trainer.records.attempt import (
     Done,
@@ -114,7 +114,8 @@ def _left_in_order(observed: Observed) -> bool:
 def _failed(
     observed: Observed, error: ErrorRecord, earlier: Sequence[dict[str, Any]], rules: RestartRules
 ) -> Outcome:
-    why = f"rank {error.rank} failed: {error.kind}: {_first_line(error.message)}"
+    how = "" if error.kind == HUNG else f"failed: {error.kind}: "
+    why = f"rank {error.rank} {how}{_first_line(error.message)}"
     cause = cause_of_error(error)
     if error.exit_code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS):
         return Outcome("give_up", Exit(error.exit_code), why, cause)

@@ -11,6 +11,7 @@ from launch.outcome import decide, newest_checkpoint, observe
 from launch.run_folder import attempts, running
 from trainer.errors import Exit
 from trainer.records.json_file import read_json
+from trainer.records.ledger import read_ledger, slow_ranks
 from trainer.records.run_files import RunFiles
 
 
@@ -54,7 +55,9 @@ def _state(run: RunFiles) -> tuple[str, str]:
         return "new", ""
     mark = running(run)
     if mark is not None:
-        return "running", f"process {mark.pid} on {mark.host}"
+        slow = slow_ranks(read_ledger(run.ledger(0))).items()
+        notes = [f"; rank {rank} is {ratio:.1f} x slower than the others" for rank, ratio in slow]
+        return "running", f"process {mark.pid} on {mark.host}" + "".join(notes)
     newest = known[-1].number
     outcome = concluded(run, newest) or decide(observe(run, newest), earlier=_earlier(run, newest))
     words = {

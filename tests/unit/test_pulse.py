@@ -5,10 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from trainer.dist.heartbeat import NoPulse, PagePulse, open_pulse
+from trainer.errors import WorldError
 from trainer.records.pulse import (
     ENVIRONMENT,
     HEAD,
@@ -90,6 +92,11 @@ def test_a_page_nobody_wrote_is_a_rank_not_heard_of() -> None:
 def test_without_a_watcher_there_is_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     assert isinstance(open_pulse(), NoPulse)
+
+
+def test_a_page_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(WorldError, match=r"cannot open .*gone, by which the agent watches this"):
+        open_pulse(str(tmp_path / "gone"))
 
 
 def test_a_beat_costs_microseconds() -> None:

@@ -12,12 +12,14 @@ import pytest
 from launch.culprit import Standing, Witness, culprit, is_certain, overdue
 from launch.failure import failure_text
 from launch.limits import Limits, WatchRules, read_longest, write_longest
+from launch.liveness import own_mark, write_mark
 from launch.stacks import witness
+from launch.status import status_of
 from launch.stragglers import WINDOW, Stragglers
 from launch.watch import POLL_S, Finding, Watch, record_hang
 from trainer.dist.heartbeat import PagePulse
 from trainer.records.attempt import read_error
-from trainer.records.ledger import read_ledger
+from trainer.records.ledger import read_ledger, slow_ranks
 from trainer.records.pulse import PHASES, Beat, Phase
 from trainer.records.run_files import RunFiles
 
@@ -376,3 +378,8 @@ def test_a_straggler_stands_in_the_ledger(rig: Rig) -> None:
     (event,) = [e for e in read_ledger(rig.run.ledger(0)) if e.event == "straggler"]
     assert event.facts["rank"] == 1
     assert 2.5 < event.facts["ratio"] < 3.5
+    assert slow_ranks(read_ledger(rig.run.ledger(0))) == {1: event.facts["ratio"]}
+    write_mark(rig.files.agent, own_mark())
+    assert f"; rank 1 is {event.facts['ratio']:.1f} x slower than" in status_of(rig.run).why
+    rig.watch.ledger.write("well", rank=1)
+    assert slow_ranks(read_ledger(rig.run.ledger(0))) == {}

@@ -13,6 +13,7 @@ import signal
 import time
 from typing import Protocol
 
+from trainer.errors import WorldError
 from trainer.records.pulse import (
     ENVIRONMENT,
     FIRST,
@@ -108,11 +109,18 @@ def open_pulse(path: str | None = None) -> Pulse:
 
     Stacks are written by a C signal handler, of all threads, without the GIL: also while a thread
     holds that or is stuck in C. A crash leaves its stacks in the rank's log.
+    Raises: WorldError if the page that was promised is not there.
     """
     path = path or os.environ.get(ENVIRONMENT)
     if path is None:
         return NoPulse()
     faulthandler.enable()
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)  # open for life
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)  # open for life
+    except OSError as e:
+        raise WorldError(
+            f"cannot open {path}, by which the agent watches this rank ({e.strerror}); the ranks "
+            "of an agent must run as its user and see it in /proc"
+        ) from e
     faulthandler.register(STACKS, file=descriptor, all_threads=True, chain=False)
     return PagePulse(mmap.mmap(descriptor, PAGE_BYTES), stacks_signal=STACKS)

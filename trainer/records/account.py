@@ -1,7 +1,8 @@
 """Where a run's wall time went, from its ledger alone: seconds by category that add up to it.
 
-    launch      an agent has the attempt, its ranks do not speak yet
-    imports, meet, build, load
+    launch      the ranks are started and do not speak yet
+    imports     theirs, and those of a standby that they are made from
+    meet, build, load
     warm_up     an attempt's first step beyond what a step takes
     step        steps done for the first time
     redone      steps that an earlier attempt had done
@@ -95,7 +96,9 @@ def _of_attempt(events: Sequence[Event], *, furthest: int) -> Account:
     for name, took in spent.facts["seconds"].items():
         seconds[_OF_PHASE.get(name, name)] += took
     spoke = spent.facts["since"] - sum(spent.facts["seconds"].values())
-    seconds["launch"] += max(spoke - first.clock, 0.0)
+    started = next((e.clock for e in events if e.event == "rank"), first.clock)
+    seconds["imports"] += started - first.clock
+    seconds["launch"] += max(spoke - started, 0.0)
     _add_open_phase(seconds, events, spent)
     known = sum(seconds.values())
     if known > wall_s:  # rounding

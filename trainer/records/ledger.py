@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def read_ledger(path: Path) -> list[Event]:
         for line in read_lines(path)
         if isinstance(line, dict) and all(head in line for head in heads)
     ]
+
+
+def slow_ranks(events: Sequence[Event]) -> dict[int, float]:
+    """Stragglers of the newest attempt that are not well again: how many times slower."""
+    found: dict[int, float] = {}
+    for event in events:
+        if event.event == "attempt":
+            found = {}
+        elif event.event == "straggler":
+            found[event.facts["rank"]] = event.facts["ratio"]
+        elif event.event == "well":
+            found.pop(event.facts["rank"], None)
+    return found
 
 
 def boot_id() -> str:
