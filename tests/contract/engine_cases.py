@@ -112,10 +112,10 @@ class Held:
 
 
 class AveragesOverRanks(DeepSpeedEngine):
-    """A planted fault: forgets that DeepSpeed averages."""
+    """A planted fault: gradients averaged over the ranks, as DeepSpeed does unless told."""
 
     def _undo_average(self, loss: torch.Tensor) -> torch.Tensor:
-        return loss
+        return super()._undo_average(loss) / self._world.place.world_size
 
 
 class AveragesOverMicroSteps(DeepSpeedEngine):

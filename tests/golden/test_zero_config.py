@@ -53,6 +53,15 @@ def test_every_number_is_said_once_and_nothing_is_left_to_guess(engine: str) -> 
     assert "train_batch_size" not in text
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradients_are_summed_without_copies_on_cpus(stage: int) -> None:
+    """Stage 3 reduces and scatters in one go, and cannot be told to sum."""
+    host, gpu = (told(f"engine=zero{stage}", "precision=fp32", device=d) for d in ("cpu", "cuda"))
+    assert host.get("gradient_allreduce_op") == (None if stage == 3 else "sum")
+    assert host["zero_optimization"]["reduce_scatter"] is (stage == 3)
+    assert gpu["zero_optimization"]["reduce_scatter"] is True
+
+
 def test_what_cannot_work_is_refused_by_name() -> None:
     made = composed("engine=zero2", "precision=bf16")
     with pytest.raises(ConfigError) as caught:

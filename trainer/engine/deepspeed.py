@@ -170,8 +170,8 @@ class DeepSpeedEngine:
             self._swap.remove()
 
     def _undo_average(self, loss: torch.Tensor) -> torch.Tensor:
-        """DeepSpeed averages gradients over the ranks; we sum."""
-        return loss * self._world.place.world_size
+        """We sum over the ranks; DeepSpeed is told to, which it refuses at stage 3."""
+        return loss * self._world.place.world_size if self._stage == 3 else loss
 
     def _settle(
         self, deepspeed: Any, model: nn.Module, config: dict[str, Any], dtype: torch.dtype

@@ -39,6 +39,8 @@ def zero_config(
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as fast on the host
         "zero_optimization": _zero(engine, device=device),
     }
+    if engine.stage < 3:  # stage 3 can only average; engine/deepspeed.py undoes it there
+        config["gradient_allreduce_op"] = "sum"
     # One micro-step adds nothing up: the same numbers, without a second copy of the gradients.
     wide = precision.accumulate_in == "fp32" and gradient_accumulation_steps > 1
     if precision.kind == "bf16":
@@ -56,7 +58,8 @@ def _zero(engine: DeepSpeedEngine, *, device: str) -> dict[str, Any]:
         "stage": engine.stage,
         # A CPU has no second stream to overlap on: the bookkeeping alone cost 2 to 3% of a step.
         "overlap_comm": engine.overlap_communication and device == "cuda",
-        "reduce_scatter": engine.reduce_scatter,
+        # On CPUs DeepSpeed would copy each bucket, reduce the copy as a whole, and copy it back.
+        "reduce_scatter": engine.reduce_scatter and (device == "cuda" or engine.stage == 3),
         "contiguous_gradients": True,
         "reduce_bucket_size": engine.bucket_elements,
     }
