@@ -37,10 +37,10 @@ from trainer.models.weights import SafetensorsFolder
 from trainer.observers.base import Observer
 from trainer.observers.table import observers_of
 from trainer.optim.optimizers import make_optimizer
-from trainer.optim.schedules import learning_rate
 from trainer.plan import RunPlan
 from trainer.records.run_files import RunFiles
 from trainer.records.token_store import MANIFEST
+from trainer.schedules import learning_rate
 from trainer.tasks.base import Task
 from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.custom import load_task

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from trainer.config.sections.training import Constant, Cosine, InverseSqrt, Linear, Wsd
-from trainer.optim.schedules import AnySchedule, learning_rate, warmup_steps
+from trainer.schedules import AnySchedule, learning_rate, warmup_steps
 
 _PEAK = 3e-3
 

@@ -17,10 +17,10 @@ from trainer.errors import Refused
 from trainer.models.build import build_model
 from trainer.models.exported import causal_lm
 from trainer.models.init import InitialValues, initial_rules
-from trainer.optim.schedules import learning_rate
 from trainer.plan import RunPlan
 from trainer.records.fragment import MASTER, Fragment
 from trainer.records.run_files import RunFiles
+from trainer.schedules import learning_rate
 from trainer.storage.local import LocalStorage
 from trainer.verify.layouts import Layout, plan_of
 from trainer.verify.reference import train_reference
