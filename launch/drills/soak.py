@@ -30,7 +30,7 @@ _KINDS: tuple[tuple[str, str, float], ...] = (
     *[("save.file_written", "sleep", 1.0), ("step.forward", "sleep", 0.5)],
     *[("step.end", "kill", 0.0), ("save.begin", "kill", 0.0)],
 )
-_POISONED = 7
+_POISONED = 12  # beyond two checkpoints, so that there is one to go back to
 
 
 @dataclass(frozen=True)

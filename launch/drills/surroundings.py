@@ -1,4 +1,4 @@
-"""What is around a run: D20 memory that runs out, D31 clocks that are wrong, D32 damaged data."""
+"""What is around a run: D20 no memory, D31 wrong clocks, D32 damaged data, D34 a failing reader."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launch.drills.bench import Bench, Result
-from launch.drills.kills import DONE, to_the_end
+from launch.drills.kills import DONE, RECOVER_S, to_the_end
+from launch.drills.oracle.ending import Ending
+from launch.drills.oracle.recovery import recoveries, slow_recoveries
 from launch.drills.reference import BATCH
 from launch.drills.runs import DrillFailed
 from trainer.errors import Exit
+from trainer.faultpoints import Fault
 
 _GROUPS = Path("/sys/fs/cgroup/memory")
 _LIMIT_BYTES = 5 << 30  # two ranks, one standing by, the launcher: about 2 GiB
@@ -129,6 +132,27 @@ def damaged_data(bench: Bench) -> Result:
     wrong += [] if again.code == Exit.DONE else ["the whole store is refused too"]
     text = f"{caught} of {len(damages)} damages of a token store stopped by name, or made anew"
     return Result(len(damages), text, tuple(wrong))
+
+
+def reader_fails(bench: Bench) -> Result:
+    """D34. The reading of rows raises, meets a bad disk, is slow, on one rank: the same samples."""
+    site, name = bench.site, "d34"
+    plan = (("raise", 1, 4, 0.0), ("eio", 0, 8, 0.0), ("sleep", 1, 12, 2.0))
+    faults = [
+        Fault("data.read", how, rank=rank, step=step, value=s, token=site.token(f"d34-{how}"))
+        for how, rank, step, s in plan
+    ]
+    before = site.look(name)
+    last = to_the_end(bench, name, faults)
+    failed = Ending(Exit.FAILED, r"rank \d failed: (Drilled|OSError)")
+    wrong = bench.judge(name, endings=[failed, failed, DONE], before=before, last=last)
+    seconds = recoveries(
+        [site.fired(f.token)[0]["time"] for f in faults[:2] if site.fired(f.token)],
+        site.steps(name),
+    )
+    late = slow_recoveries(seconds, bound_s=RECOVER_S)[:1]
+    text = f"{len(faults)} faults of one rank's reader: samples once, bits equal"
+    return Result(len(faults), text, tuple(wrong), late=tuple(late))
 
 
 def _differs(bench: Bench, name: str) -> bool:

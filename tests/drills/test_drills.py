@@ -1,7 +1,7 @@
 """Real runs, broken on purpose and judged by the bench's oracle. `make drills` runs the long forms.
 
-Of the fifteen most valuable drills, D1 is tests/unit/test_checkpoint_crashes.py and its
-neighbours, D35 and D37 are tests of the rooms that load and write.
+Of the fifteen most valuable drills, D1 is tests/unit/test_checkpoint_crashes.py, D13 and D26 are
+in short form tests of their rooms (tests/distributed/test_watch.py and those of the guard).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from launch.drills.report import table
 from launch.drills.runs import Site
 from launch.drills.table import DRILLS
 
-_HERE = ("D3", "D9", "D12", "D14", "D4", "D7", "D21", "D25", "D2", "D40a")
+_HERE = ("D3", "D9", "D35", "D12", "D14", "D37", "D4", "D7", "D21", "D25", "D2", "D40a", "D40b")
 
 
 @pytest.fixture(scope="module")
