@@ -1,0 +1,79 @@
+"""Who is let in where the ranks of an attempt meet."""
+
+from __future__ import annotations
+
+import socket
+import time
+from datetime import timedelta
+
+import pytest
+from torch.distributed import Store
+
+from trainer.dist.meeting import LISTENER, meeting_place
+from trainer.dist.place import Place
+from trainer.errors import WorldError
+
+LIMIT = timedelta(seconds=10)
+
+
+@pytest.fixture
+def address() -> dict[str, str]:
+    """With the listening socket that an agent hands to rank 0."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LISTENER: str(listener.detach())}
+
+
+@pytest.fixture
+def served(address: dict[str, str]) -> Store:
+    return meeting_place(Place(0, 2, 0), "run.2", LIMIT, address)
+
+
+def test_ranks_of_one_attempt_meet_on_the_socket_that_was_held(
+    served: Store, address: dict[str, str]
+) -> None:
+    other = meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)
+    served.set("said", "hello")
+    assert other.get("said") == b"hello"
+
+
+def test_a_second_process_of_a_rank_is_turned_away_at_once(
+    served: Store, address: dict[str, str]
+) -> None:
+    meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)
+    began = time.monotonic()
+    with pytest.raises(WorldError, match=r"two processes want to be rank 1 of 2 \(run.2\)"):
+        meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)
+    assert time.monotonic() - began < 2
+
+
+def test_a_worker_of_an_old_attempt_is_turned_away_at_once(
+    served: Store, address: dict[str, str]
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(WorldError, match=r"for run.1, but there run.2 meets"):
+        meeting_place(Place(1, 2, 1), "run.1", LIMIT, address)
+    assert time.monotonic() - began < 2
+    meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)  # its place was not taken
+
+
+def test_a_second_rank_0_cannot_serve(served: Store, address: dict[str, str]) -> None:
+    again = {name: value for name, value in address.items() if name != LISTENER}
+    with pytest.raises(RuntimeError, match="EADDRINUSE"):
+        meeting_place(Place(0, 2, 0), "run.2", LIMIT, again)
+
+
+def test_torchruns_own_store_is_joined_not_served(address: dict[str, str]) -> None:
+    from torch.distributed import TCPStore
+
+    port = int(address["MASTER_PORT"])
+    agent = TCPStore(
+        "127.0.0.1", port, 2, True, LIMIT, False, master_listen_fd=int(address[LISTENER])
+    )
+    assert agent.port == port
+    env = address | {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    meeting_place(Place(0, 2, 0), "run.1", LIMIT, env)
+    meeting_place(Place(1, 2, 1), "run.1", LIMIT, env)
+    meeting_place(Place(1, 2, 1), "run.1", LIMIT, env | {"TORCHELASTIC_RESTART_COUNT": "1"})
