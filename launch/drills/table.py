@@ -10,7 +10,7 @@ from launch.drills import (
     numbers,
     outside,
     saves,
-    secrets,
+    sentinels,
     soak,
     stops,
     stored,
@@ -329,7 +329,7 @@ DRILLS: tuple[Drill, ...] = (
     Drill(
         number=34,
         name="reader of rows fails",
-        fault="reading rows raises, meets a bad disk, is slow, on one rank (it is a thread of the rank)",
+        fault="the thread that reads rows raises, meets a bad disk, is slow, on one rank",
         promise="started again, the same samples in the same order",
         bound="each once, within 15 s",
         tier="G",
@@ -356,11 +356,11 @@ DRILLS: tuple[Drill, ...] = (
     Drill(
         number=37,
         name="secrets and shells",
-        fault="keys in environment, .netrc, proxy; names with shell characters, newlines, paths, NUL",
+        fault="keys in environment, .netrc, proxy; names with shell characters, paths, NUL",
         promise="no key in any file, output or command line; no such name is accepted",
         bound="0 bytes, all names refused",
         tier="G",
-        run=secrets.secrets_and_shells,
+        run=sentinels.secrets_and_shells,
     ),
     Drill(
         number=38,
