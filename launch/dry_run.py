@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from launch.base import Submission, spec_of
 from launch.plan_command import as_text as numbers_of
+from trainer.changes import Change
 from trainer.plan import RunPlan
 
 
@@ -19,6 +21,8 @@ class DryRun:
     is_new: bool
     finished_at: int  # 0: not finished
     needs_prepare: bool
+    differences: Sequence[Change] = ()  # from the run's newest attempt
+    differences_text: str = ""
 
 
 def as_json(what: DryRun) -> str:
@@ -29,6 +33,7 @@ def as_json(what: DryRun) -> str:
             "is_new": what.is_new,
             "finished_at": what.finished_at,
             "needs_prepare": what.needs_prepare,
+            "differences": [asdict(one) for one in what.differences],
             "plan": what.plan.model_dump(mode="json"),
             "submission": {
                 "argv": list(what.submission.argv),
@@ -46,6 +51,8 @@ def as_text(what: DryRun) -> str:
         return f"{plan.config.run.name} is finished at step {what.finished_at}: nothing to do"
     about = "a new run" if what.is_new else "goes on"
     lines = [f"{plan.config.run.name}: {about}, attempt {plan.attempt}", ""]
+    if what.differences_text:
+        lines += [*what.differences_text.splitlines(), ""]
     lines += numbers_of(plan, ()).splitlines()
     lines += ["", "would write"]
     lines += [f"  {path}" for path in _paths(what)]

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.lineage import write_lineage
 from launch.liveness import own_mark, write_mark
 from launch.outcome import Outcome, newest_checkpoint
 from launch.ranks_spec import RANKS_FILE
@@ -57,7 +58,9 @@ def next_attempt(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> Attemp
     )
     write_json(following.root / RESTART_FILE, asdict(restart))
     if files.plan.exists():  # last: an attempt with a plan is complete
-        write_json(following.plan, read_json(files.plan) | {"attempt": following.number})
+        plan = read_json(files.plan)
+        write_lineage(run, following.number, world_size=plan["world_size"])
+        write_json(following.plan, plan | {"attempt": following.number})
     return following
 
 

@@ -54,7 +54,7 @@ def create(root: Path, *, config: dict[str, Any], frozen_hash: str) -> RunFiles:
         created=time.time(),
         frozen_hash=frozen_hash,
         config=config,
-        versions=_versions(),
+        versions=installed_versions(),
     )
     root.mkdir(parents=True, exist_ok=True)
     staging = root / f".{name}.incoming-{record.run_id}"
@@ -227,7 +227,7 @@ def silent_owner(run: RunFiles, *, lease_s: float, takeover: bool = False) -> Pr
     return mark if is_silent(attempts(run)[-1], lease_s) else None
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in _VERSIONS_OF:
         try:

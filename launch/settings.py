@@ -56,14 +56,32 @@ def of_run(run: RunFiles, overrides: Sequence[str], *, config_dirs: Sequence[str
 
 
 def stored_values(run: RunFiles) -> dict[str, Any]:
-    """As plain values, a copy."""
+    """As plain values, a copy; what an older version did not know yet is as in conf/."""
     for files in reversed(attempts(run)):
         try:
             values: dict[str, Any] = read_json(files.plan)["config"]
-            return values
+            return completed(values)
         except (FileNotFoundError, ValueError, KeyError):
             continue  # an attempt that ended before its plan was written
-    return copy.deepcopy(read_record(run).config)
+    return completed(copy.deepcopy(read_record(run).config))
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with every setting that it lacks, taken from conf/; unchanged if it lacks none."""
+    from trainer.config.explain import missing
+
+    lacking = missing(values)
+    if not lacking:
+        return values
+    from launch.compose import compose
+
+    defaults = compose([]).values
+    for path in lacking:
+        try:
+            _set(values, path, copy.deepcopy(_get(defaults, path)))
+        except (KeyError, TypeError):
+            continue  # of a choice that is not the default one; whoever validates will say it
+    return values
 
 
 def overlaid(

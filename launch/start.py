@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from typing import Any
 from launch.backends.local import LocalBackend
 from launch.base import Backend, Submission
 from launch.compute import compute, config_file
+from launch.differences import as_text, differences
 from launch.dry_run import DryRun
 from launch.ending import say_ending, say_finished
+from launch.lineage import write_lineage
 from launch.liveness import ProcessMark, own_mark, write_mark
 from launch.machine import device_for, num_cores
+from launch.outcome import newest_checkpoint
 from launch.run_folder import (
     attempts,
     create,
@@ -37,13 +41,13 @@ from launch.run_folder import (
 from launch.settings import stored_values
 from launch.status import close_old_attempts, finished_step
 from trainer.capacity.folder import vocab_size_of_tokenizer
-from trainer.changes import class_of, refusals
+from trainer.changes import Change, class_of, refused
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import ConfigError, DataError, Exit, Problem, Refused, RunFolderError
 from trainer.faultpoints import planned
-from trainer.plan import RunPlan, StorePlan, read_plan, write_plan
+from trainer.plan import RunPlan, StorePlan, write_plan
 from trainer.planning import make_plan
 from trainer.records.built_ops import needs_async_io
 from trainer.records.json_file import read_json
@@ -60,6 +64,7 @@ class Standing:
     run: RunFiles | None
     stores: tuple[StorePlan, ...] | None  # None: to be prepared
     silent: ProcessMark | None = None  # the run's agent, of which nothing more is to be expected
+    differences: tuple[Change, ...] = ()  # from the run's newest attempt
 
 
 def start(config: Config, *, backend: Backend | None = None) -> int:
@@ -74,6 +79,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
         return Exit.DONE
     backend = backend or _backend(config)
     backend.preflight(plan_of(standing, attempt=1, run_id=""))
+    _refuse_unwritable(Path(config.run.root), standing.run)
     if standing.stores is None:
         code = prepare(standing.config)
         if isinstance(code, int):
@@ -90,6 +96,9 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     plan = plan_of(standing, attempt=files.number, run_id=read_record(run).run_id)
     submission = backend.render(plan, run_folder=str(run.root))
     write_attempt(files, plan, submission)
+    write_lineage(run, files.number, world_size=plan.world_size, found=standing.differences)
+    if standing.differences:
+        print(as_text(run, standing.differences), file=sys.stderr, flush=True)
     code = backend.submit(submission, run.root, attempt=files.number)
     say_ending(run, files, code)
     return code
@@ -112,6 +121,8 @@ def dry_run(config: Config) -> DryRun:
         is_new=standing.run is None,
         finished_at=_finished(standing),
         needs_prepare=standing.stores is None,
+        differences=standing.differences,
+        differences_text=as_text(standing.run, standing.differences) if standing.run else "",
     )
 
 
@@ -124,7 +135,7 @@ def stand(config: Config) -> Standing:
     # Of this command alone: stored, it would take the run over again at every later start.
     resume = config.resume.model_copy(update={"takeover": False})
     config = config.model_copy(update={"resume": resume})
-    silent = None
+    silent, found = None, list[Change]()
     if run is None and mode == "must":
         folder = Path(config.run.root) / config.run.name
         raise Refused(f"resume=must, but there is no run {folder}; start it with resume=auto")
@@ -136,13 +147,14 @@ def stand(config: Config) -> Standing:
             )
         silent = silent_owner(run, lease_s=config.restart.lease_s, takeover=takeover)
         refuse_if_running(run, silent=silent)
-        _refuse_another_run(run, config)
+        found = _differences(run, config)
+        _refuse_another_run(run, config, found)
     try:
-        found = find_stores(config.data.model_dump(mode="json"))
+        ready = find_stores(config.data.model_dump(mode="json"))
     except DataError as e:  # a corpus file that is not there: nothing has been written yet
         raise Refused(str(e)) from e
-    stores = None if found is None else tuple(StorePlan(**asdict(one)) for one in found)
-    standing = Standing(config, run, stores, silent)
+    stores = None if ready is None else tuple(StorePlan(**asdict(one)) for one in ready)
+    standing = Standing(config, run, stores, silent, tuple(found))
     _refuse_other_tokens(standing)
     return standing
 
@@ -219,13 +231,44 @@ def _refuse_without_async_io(config: Config) -> None:
             )
 
 
-def _refuse_another_run(run: RunFiles, config: Config) -> None:
+def _differences(run: RunFiles, config: Config) -> list[Change]:
+    stores = tuple(StorePlan.model_validate(one) for one in _last_stores(run))
+
+    def planned_with(settings: Config) -> RunPlan:
+        return plan_of(Standing(settings, run, stores or None), attempt=1, run_id="")
+
+    return differences(run, _stored(run), config, plan_of=planned_with)
+
+
+def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> None:
     """Raises: ConfigError if these settings are not those of the run, in what may not change."""
-    problems = refusals(_stored(run), config, config.resume.allow)
-    if problems:
-        what = f"{run.root} is a run with other settings; it cannot go on with these"
-        first = Problem("run.name", what, "another run.name, or what is said below")
-        raise ConfigError([first, *problems])
+    problems = refused(found, config.resume.allow)
+    if not problems:
+        return
+    if not newest_checkpoint(run):  # nothing is lost with it
+        others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        what = f"{run.root} is a run with another {problems[0].where}{others}, and saved nothing"
+        fix = f"another run.name, or longhaul runs gc {run.root} --failed --yes, which frees this"
+        if not attempts(run):
+            fix = f"another run.name, or remove the folder {run.root}: nothing was started in it"
+        raise ConfigError([Problem("run.name", what, fix)])
+    what = f"{run.root} is a run with other settings; it cannot go on with these"
+    first = Problem("run.name", what, "another run.name, or what is said below")
+    raise ConfigError([first, *problems])
+
+
+def _refuse_unwritable(root: Path, run: RunFiles | None) -> None:
+    """Before stores are made for hours. Raises: Refused if nothing can be written there."""
+    place = run.root if run is not None else root
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        Path(tempfile.mkdtemp(prefix=".longhaul-", dir=place)).rmdir()
+    except OSError as e:
+        raise Refused(
+            f"run.root={root}: nothing can be written in {place} ({e.strerror}); "
+            "choose another run.root, or make that place writable"
+        ) from e
 
 
 def _finished(standing: Standing) -> int:
@@ -240,7 +283,7 @@ def _refuse_other_tokens(standing: Standing) -> None:
     """Raises: ConfigError if a store differs from the one the run was trained on so far."""
     if standing.run is None or standing.stores is None:
         return
-    before = _last_stores(standing.run)
+    before = {s["source"]: s["manifest_digest"] for s in _last_stores(standing.run)}
     problems = []
     for store in standing.stores:
         known = before.get(store.source)
@@ -254,11 +297,13 @@ def _refuse_other_tokens(standing: Standing) -> None:
         raise ConfigError(problems)
 
 
-def _last_stores(run: RunFiles) -> dict[str, str]:
+def _last_stores(run: RunFiles) -> list[Mapping[str, Any]]:
+    """As plain values: the plan around them may be one of an older version."""
     for files in reversed(attempts(run)):
         if files.plan.exists():
-            return {s.source: s.manifest_digest for s in read_plan(files.plan).stores}
-    return {}
+            stores: list[Mapping[str, Any]] = read_json(files.plan)["stores"]
+            return stores
+    return []
 
 
 def prepare(config: Config) -> tuple[StorePlan, ...] | int:

@@ -38,6 +38,7 @@ from trainer.observers.base import Observer
 from trainer.observers.table import observers_of
 from trainer.optim.optimizers import make_optimizer
 from trainer.plan import RunPlan
+from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
 from trainer.records.token_store import MANIFEST
 from trainer.schedules import learning_rate
@@ -65,6 +66,9 @@ def build_job(
     startup.lap("build")
     checkpoints = open_checkpoints(plan, run)
     state, saved = _resume(plan, world, engine=engine, checkpoints=checkpoints)
+    if world.place.rank == 0:
+        step, folder = state.step, run.checkpoints
+        write_loaded(run.lineage, attempt=plan.attempt, step=step, checkpoints=folder)
     checkpoints.prepare(world, engine)
     startup.lap("load")
     faultpoint("start.loaded")

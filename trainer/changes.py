@@ -4,12 +4,13 @@
     branch  training goes on differently: refused unless `resume.allow` names the setting
     drift   accepted; numbers may differ in their last bits or the schedule is stretched
     free    accepted: where and how fast, not what
-A setting without a class is frozen, and a test asks for a class for every setting.
+A setting without a class is frozen, and a test asks for a class for every setting. What a change
+does in numbers: trainer/consequences.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,20 +59,39 @@ _CLASSES: dict[str, tuple[Class, str]] = {
     "restart": ("free", "what follows a failure"),
     "drills": ("free", "whether it may be broken on purpose"),
 }
+# Free, and yet sums are taken in another order from here on: the last bits differ.
+_REORDERS = (
+    "resources.nodes",
+    "resources.ranks_per_node",
+    "resources.device",
+    "resources.threads_per_rank",
+    "batch.micro_batch_size",
+    "engine",
+)
+VERSIONS = "versions"  # changes of installed packages stand under this name
 
 
 @dataclass(frozen=True)
 class Change:
-    """One setting that differs. A setting that one side lacks has the value None there."""
+    """One setting that differs. A setting that one side lacks has the value None there.
+
+    `numbers`: what follows from it, if anybody has counted (trainer/consequences.py).
+    """
 
     where: str
     old: Any
     new: Any
     kind: Class
     meaning: str
+    numbers: str = ""
+
+    @property
+    def keeps_bits(self) -> bool:
+        """Whether the numbers of every later step are those that they would have been."""
+        return self.kind == "free" and not _is_named(self.where, _REORDERS)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.old!r} -> {self.new!r} ({self.meaning})"
+        return f"{self.where}: {self.old!r} -> {self.new!r} ({self.numbers or self.meaning})"
 
 
 def changes(old: Config, new: Config) -> list[Change]:
@@ -85,11 +105,27 @@ def changes(old: Config, new: Config) -> list[Change]:
     return found
 
 
+def version_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[Change]:
+    """Packages that are installed in another version than before; unknown ones are left out."""
+    meaning = "its kernels may round differently"
+    return [
+        Change(f"{VERSIONS}.{name}", old[name], new[name], "drift", meaning)
+        for name in sorted(old.keys() & new.keys())
+        if old[name] != new[name]
+    ]
+
+
 def refusals(old: Config, new: Config, allow: Sequence[str] = ()) -> list[Problem]:
     """What forbids to continue `old` as `new`; empty: it may. `allow` as in resume.allow."""
+    return refused(changes(old, new), allow)
+
+
+def refused(differences: Sequence[Change], allow: Sequence[str] = ()) -> list[Problem]:
+    """Those of the differences that forbid to go on, each with what would allow it."""
     found = []
-    for change in changes(old, new):
+    for change in differences:
         was = f"the run has {change.old!r}, now it is {change.new!r}: {change.meaning}"
+        was += f" ({change.numbers})" if change.numbers else ""
         if change.kind == "frozen":
             fix = f"{change.where}={_as_override(change.old)}, or another run.name"
             found.append(Problem(change.where, was, fix))

@@ -6,11 +6,14 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from launch.lineage import rows
 from launch.run_folder import DEFAULT_ROOT, find, list_runs
 from launch.status import RunStatus, status_of
 from launch.table import show
+from trainer.records.lineage import read_lineage
+from trainer.records.run_files import RunFiles
 
-_EPILOG = "example: longhaul status first-run --json"
+_EPILOG = "examples: longhaul status first-run --json; longhaul status first-run --lineage"
 
 
 def main(argv: list[str]) -> int:
@@ -20,9 +23,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", nargs="*", help="name or path; all under --root if none is given")
     parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
     parser.add_argument("--json", action="store_true")
+    help_text = "what each attempt went on from, and what was changed"
+    parser.add_argument("--lineage", action="store_true", help=help_text)
     given = parser.parse_args(argv)
     root = Path(given.root)
     runs = [find(name, root=root) for name in given.run] or list_runs(root)
+    if given.lineage:
+        _show_lineage(runs, as_json=given.json)
+        return 0
     found = [status_of(run) for run in runs]
     if given.json:
         show([asdict(one) for one in found], as_json=True)
@@ -32,6 +40,16 @@ def main(argv: list[str]) -> int:
             if one.why and one.state not in ("running", "finished"):
                 print(f"\n{one.run}: {one.why}")
     return 0
+
+
+def _show_lineage(runs: list[RunFiles], *, as_json: bool) -> None:
+    if as_json:
+        lines = [{"run": r.name, **asdict(one)} for r in runs for one in read_lineage(r.lineage)]
+        show(lines, as_json=True)
+        return
+    for run in runs:
+        print(f"{run.name}:")
+        show(rows(run), as_json=False, empty="no attempt is written down")
 
 
 def _row(one: RunStatus) -> dict[str, object]:

@@ -45,7 +45,7 @@ _HYDRA = {"hydra", "omegaconf"}
 # All that the launcher may know of the trainer.
 _LAUNCH_KNOWS = {
     *("errors", "faultpoints", "records", "config", "capacity"),
-    *("plan", "planning", "changes", "fit"),
+    *("plan", "planning", "changes", "consequences", "fit"),
 }
 
 

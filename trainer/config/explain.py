@@ -46,6 +46,16 @@ def problems(values: dict[str, Any]) -> list[Problem]:
     return _judged(values)[1]
 
 
+def missing(values: dict[str, Any]) -> list[list[str]]:
+    """Paths of settings and whole sections that have no value and need one."""
+    try:
+        Config.model_validate(values)
+    except ValidationError as e:
+        found = e.errors(include_url=False)
+        return [_typed_path(d["loc"], values) for d in found if d["type"] == "missing"]
+    return []
+
+
 def _judged(values: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
     found = list(_truths(values))
     try:

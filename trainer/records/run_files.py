@@ -3,6 +3,7 @@
 run.json                identity and frozen settings; written once
 owner                   the attempt that may write
 attempts.jsonl          one line an attempt: when, how, why it ended
+lineage.jsonl           what each attempt went on from, and what was changed
 attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
                         error.json  ended.json  agent.json  rank-00003.log  stacks/
 metrics.jsonl           one line a logged step
@@ -93,6 +94,11 @@ class RunFiles:
     @property
     def attempts_log(self) -> Path:
         return self.root / "attempts.jsonl"
+
+    @property
+    def lineage(self) -> Path:
+        """What each attempt went on from; see trainer/records/lineage.py."""
+        return self.root / "lineage.jsonl"
 
     @property
     def attempts(self) -> Path:
