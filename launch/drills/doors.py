@@ -15,11 +15,14 @@ from pathlib import Path
 from launch.drills.bench import Bench, Result
 from launch.drills.kills import DONE
 from launch.drills.oracle.ending import Ending
+from launch.drills.reference import STEPS
 from trainer.errors import Exit
+from trainer.faultpoints import Fault
 from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 
 _REFUSED_S = 2.0
+_LONG_S = 30.0  # so that the first is still there when the second is judged
 _REFUSALS = (Exit.REFUSED, Exit.STOP)
 
 
@@ -27,8 +30,9 @@ def two_starts(bench: Bench) -> Result:
     """D7. While A trains, B is refused by name of A and touches nothing of it."""
     site, name, wrong, slowest = bench.site, "d7", list[str](), 0.0
     before = site.look(name)
-    first = site.begin("train", name, "steps.save_every=0")
-    site.until(name, first, step=3)
+    slow = Fault("step.begin", "sleep", rank=0, value=_LONG_S / STEPS, times=0)
+    first = site.begin("train", name, faults=[slow])
+    site.until(name, first, step=2)
     seen = _files(site.run(name))
     mark = read_json(site.run(name).attempt(1).agent)
     for verb in ("train", "resume"):
@@ -54,7 +58,8 @@ def two_starts(bench: Bench) -> Result:
 
 def _files(run: RunFiles) -> dict[str, tuple[int, int]]:
     """What a running attempt does not write itself: name -> (inode, size)."""
-    living = ("metrics.jsonl", "rank-", "pulse", "torch_extensions", "heart", "lease")
+    living = ("metrics.jsonl", "rank-", "torch_extensions", "beat", "watch.json", "ledger")
+    living += ("checkpoints",)
     found = {}
     for path in run.root.rglob("*"):
         if path.is_file() and not any(word in str(path) for word in living):

@@ -73,7 +73,7 @@ def _kills(bench: Bench) -> list[Fault]:
     if bench.short:
         passed = [one for one in passed if one[0] in ("step.backward", "step.update")]
     found = []
-    in_steps = 0
+    in_steps = _PER_WINDOW if bench.short else 0  # there must be something to come back to
     for number, (point, ranks) in enumerate(passed):
         step = 0 if point.startswith("start.") else STEPS
         if point.startswith(("step.", "data.", "save.", "eval.")):

@@ -28,7 +28,7 @@ _STUCK_S = 60.0  # two starts, a writer given up after 5 s
 
 
 def a_rank_dies_in_a_save(bench: Bench) -> Result:
-    """D2. Three ranks; each phase of a save kills each of them, two deaths a save at most.
+    """D2. Three ranks; each phase of a save kills each of them, another save each time.
 
     Saves are synchronous here, so that a rank itself is in every phase; writers die in D39.
     """
@@ -36,7 +36,7 @@ def a_rank_dies_in_a_save(bench: Bench) -> Result:
     places += [(point, 0) for point in _BY_RANK_0]
     if bench.short:
         places = [("save.file_written", 1), ("save.before_rename", 0)]
-    steps = max(STEPS, SAVE_EVERY * (len(places) // 2 + 2))
+    steps = max(STEPS, SAVE_EVERY * (len(places) + 2))
     overrides = (f"resources.ranks_per_node={_WORLD}", f"steps.total={steps}", _SYNCHRONOUS)
     whole = bench.reference_of(*overrides, steps=steps)
     faults = [
@@ -44,7 +44,7 @@ def a_rank_dies_in_a_save(bench: Bench) -> Result:
             point,
             "kill",
             rank=rank,
-            step=SAVE_EVERY * (1 + number // 2),
+            step=SAVE_EVERY * (1 + number),
             token=bench.site.token(f"d2-{number}"),
         )
         for number, (point, rank) in enumerate(places)
