@@ -58,8 +58,10 @@ def two_starts(bench: Bench) -> Result:
 
 def _files(run: RunFiles) -> dict[str, tuple[int, int]]:
     """What a running attempt does not write itself: name -> (inode, size)."""
-    living = ("metrics.jsonl", "rank-", "torch_extensions", "beat", "watch.json", "ledger")
-    living += ("checkpoints",)
+    living = (
+        *("metrics.jsonl", "rank-", "torch_extensions", "beat", "watch.json", "ledger"),
+        "checkpoints",
+    )
     found = {}
     for path in run.root.rglob("*"):
         if path.is_file() and not any(word in str(path) for word in living):
