@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from launch.run_folder import owner
-from trainer.records.json_file import read_json, read_lines
+from trainer.records.json_file import read_json, read_lines, write_json
 from trainer.records.run_files import RunFiles
 
 REPOSITORY = Path(__file__).parents[2]
@@ -207,6 +207,48 @@ def test_an_attempt_whose_agent_was_killed_is_closed_by_the_next(start: Start, h
     assert code == 0, err
     lines = list(read_lines(run.attempts_log))
     assert [line["why"] for line in lines] == ["ended without a word", "finished at step 300"]
+
+
+def test_an_owner_on_another_host_is_judged_by_its_heartbeat(start: Start, here: Path) -> None:
+    run = RunFiles(here / "runs" / "first-run")
+    running = start("train", WAIT)
+    wait_for((run.attempt(1).root / "up-1").exists)
+    mark = read_json(run.attempt(1).agent)
+    write_json(run.attempt(1).agent, mark | {"host": "elsewhere"})
+
+    code, _, err = end(start("train", FINISH, "restart.lease_s=20"))
+    assert code == 2
+    assert "belongs to process" in err
+    assert f"is running already (attempt 1, process {mark['pid']} on elsewhere)" in err
+    assert "if that machine is gone for good: resume.takeover=true" in err
+    assert not run.attempt(2).root.exists()
+
+    running.kill()
+    assert end(start("train", FINISH, "restart.lease_s=1"))[0] == 0
+    assert owner(run) == 2
+
+
+def test_a_run_can_be_taken_over_for_one_command(start: Start, here: Path) -> None:
+    run = RunFiles(here / "runs" / "first-run")
+    running = start("train", WAIT)
+    wait_for((run.attempt(1).root / "up-1").exists)
+    running.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    code, _, err = end(start("train", FINISH))
+    assert code == 2
+    assert f"is running already (attempt 1, process {running.pid} on " in err
+    assert time.monotonic() - began < 8  # below 2 s on a quiet machine
+
+    code, _, err = end(start("train", FINISH, "resume.takeover=true"))
+    assert code == 0, err
+    assert read_json(run.attempt(2).plan)["config"]["resume"]["takeover"] is False
+    lines = (run.root / "attempts.jsonl").read_text()
+    running.send_signal(signal.SIGCONT)
+    code, _, err = end(running)
+    assert code == 78
+    assert "attempt 1 may no longer write to this run: attempt 2 (process" in err
+    assert (run.root / "attempts.jsonl").read_text() == lines
+    assert owner(run) == 2
 
 
 def test_a_failure_tells_what_to_do_next(start: Start, here: Path) -> None:
