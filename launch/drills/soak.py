@@ -22,13 +22,14 @@ from trainer.faultpoints import Fault
 _FAULTS = 30
 _MEAN_STEPS = 12.0  # between two faults
 _POINTS_APART = 3.0
-# What breaks, how often of twelve: none of these may change a number.
+# What breaks, each as likely as the next: none of these may change a number.
 _KINDS: tuple[tuple[str, str, float], ...] = (
     *[("step.forward", "kill", 0.0), ("step.update", "kill", 0.0), ("step.agree", "kill", 0.0)],
     *[("data.read", "kill", 0.0), ("step.backward", "raise", 0.0), ("step.begin", "raise", 0.0)],
     *[("save.file_written", "enospc", 0.0), ("save.file_durable", "eio", 0.0)],
     *[("save.file_written", "sleep", 1.0), ("step.forward", "sleep", 0.5)],
     *[("step.end", "kill", 0.0), ("save.begin", "kill", 0.0)],
+    *[("step.begin", "signal", 15.0), ("data.read", "stop", 0.0)],  # told to stop; hung
 )
 _POISONED = 12  # beyond two checkpoints, so that there is one to go back to
 
@@ -47,7 +48,8 @@ def soak(bench: Bench) -> Result:
     count = 5 if bench.short else _FAULTS
     faults = list(_drawn(bench, count))
     steps = -(-(faults[-1].step + 2 * SAVE_EVERY) // SAVE_EVERY) * SAVE_EVERY
-    overrides = (f"steps.total={steps}", "restart.max_idle=8")
+    settings = ("restart.max_idle=8", "watch.step_s=5", "watch.grace_s=1")
+    overrides = (f"steps.total={steps}", *settings)
     whole = bench.reference_of(*overrides, steps=steps)
     name, site = "d40", bench.site
     before = site.look(name)
