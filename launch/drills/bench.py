@@ -92,7 +92,7 @@ class Bench:
         """The run with these overrides, made once. Raises: DrillFailed if it does not end well."""
         if overrides not in self.known:
             name = f"reference-{len(self.known) + 1}"
-            said = self.site.train(name, *overrides, faults=self._dry())
+            said = self.site.train(name, *overrides, faults=self._dry(name))
             if said.code != Exit.DONE:
                 raise DrillFailed(f"the reference run failed:\n{said.out}{said.err}")
             lines = self.site.steps(name)
@@ -107,9 +107,12 @@ class Bench:
             )
         return self.known[overrides]
 
-    def _dry(self) -> list[Fault]:
+    def _dry(self, name: str) -> list[Fault]:
         """Faults that do nothing but say that their point was passed."""
-        return [Fault(point, "sleep", token=self.site.token(f"dry-{point}")) for point in POINTS]
+        return [Fault(point, "sleep", token=self._mark(name, point)) for point in POINTS]
+
+    def _mark(self, name: str, point: str) -> str:
+        return self.site.token(f"{name}-{point}")
 
     @property
     def passed(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -117,8 +120,8 @@ class Bench:
 
         A new point is drilled from the day on that somebody writes it.
         """
-        assert self.reference
-        fired = {point: self.site.fired(self.site.token(f"dry-{point}")) for point in POINTS}
+        name = self.reference.name
+        fired = {point: self.site.fired(self._mark(name, point)) for point in POINTS}
         return [(p, tuple(sorted(f["rank"] for f in said))) for p, said in fired.items() if said]
 
     def judge(
