@@ -1,11 +1,13 @@
-"""Checkpoints against what people use: time to DURABLE, time to load, in one interleaved run.
+"""Checkpoints against what people use: stall, time to DURABLE, time to load, in one run.
 
     python -m benchmarks.checkpoint --folder /a/folder/on/the/disk/under/test
 
-State: about 100 M parameters with Adam, fp32 master and two moments, 1.24 GB, one process. Every
-writer's files are fsynced, and their folder, before its clock stops: a writer that returns before
-is not done. Every reader ends with all values in live tensors. Ours also checks every byte.
-Ratios are taken within a round, so that a slow moment of the machine hits all of them alike.
+State: about 100 M parameters with Adam, fp32 master and two moments, 1.24 GB over 2 ranks (gloo,
+one thread each). A save's clock stops when its files and their folder are fsynced: a writer that
+returns before is not done. Stall: how long the caller stood still. A load ends with all values in
+live tensors; ours also checks every byte. `longhaul waiting` loads into another cut than was saved.
+Ways take turns, in an order that rotates by one each round; seconds are the slowest rank's, and
+ratios are taken within a round, so that a slow moment of the machine hits all of them alike.
 """
 
 from __future__ import annotations
@@ -15,125 +17,124 @@ import json
 import os
 import platform
 import shutil
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save_file
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
-from trainer.checkpoint.store import CheckpointStore
-from trainer.dist.world import Alone
-from trainer.engine.base import FragmentSource, HeldFragment
-from trainer.records.fragment import Fragment
-
-KINDS = ("master", "exp_avg", "exp_avg_sq")
+FLOOR, COPY = "raw write", "copy"
+Round = dict[str, dict[str, float]]
 
 
-def shapes(layers: int) -> list[tuple[str, tuple[int, ...]]]:
-    """A Llama-like model of width 768; 12 layers have 103 M parameters."""
-    block = {
-        "q": (768, 768), "k": (384, 768), "v": (384, 768), "o": (768, 768), "gate": (2048, 768),
-        "up": (2048, 768), "down": (768, 2048), "norm1": (768,), "norm2": (768,),
-    }  # fmt: skip
-    inner = [(f"layers.{i}.{n}", s) for i in range(layers) for n, s in block.items()]
-    return [("embed", (16384, 768)), *inner, ("head", (16384, 768))]
+def main() -> None:
+    given = _parser().parse_args()
+    if "RANK" in os.environ:
+        _be_rank(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="longhaul-bench-", dir=given.folder) as scratch:
+        result = _run_ranks(given, Path(scratch))
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(table(result))
 
 
-class HeldState:
-    """An engine of one process that holds everything."""
+def _run_ranks(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [sys.executable, "-m", "benchmarks.checkpoint", *sys.argv[1:], "--scratch", str(scratch)]
+    place = {"WORLD_SIZE": given.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            argv,
+            env=os.environ
+            | {"RANK": str(r), "LOCAL_RANK": str(r)}
+            | {k: str(v) for k, v in place.items()},
+        )
+        for r in range(given.ranks)
+    ]
+    codes = [rank.wait() for rank in ranks]
+    if any(codes):
+        raise SystemExit(f"ranks ended with {codes}; see above")
+    result: dict[str, Any] = json.loads((scratch / "result.json").read_text())
+    return result
 
-    device = torch.device("cpu")
 
-    def __init__(self, layers: int) -> None:
-        self._layout = shapes(layers)
-        self.flat = {
-            f"{kind}:{name}": torch.randn(prod(shape)).reshape(shape)
-            for name, shape in self._layout
-            for kind in KINDS
+# --- in a rank -------------------------------------------------------------------------------
+
+
+def _be_rank(given: argparse.Namespace) -> None:
+    import torch
+
+    from benchmarks.checkpoint_ways import make_ways
+    from trainer.dist.world import Place, leave, meet
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    world = meet(Place.from_env(), device=torch.device("cpu"), timeout_s=600.0)
+    ways, shard = make_ways(world, given.layers, only=given.ways.split(",") if given.ways else ())
+    size = sum(world.sum([float(shard.num_bytes)]))
+    rounds, names = [], list(ways)
+    for number in range(given.rounds + 1):
+        turn = number % len(names)
+        load = os.getloadavg()[0]
+        found = {
+            name: _one(world, ways[name], given.scratch / "under-test")
+            for name in names[turn:] + names[:turn]
         }
-
-    def fragments(self) -> Iterator[HeldFragment]:
-        for name, shape in self._layout:
-            for kind in KINDS:
-                values = self.flat[f"{kind}:{name}"].reshape(-1)
-                yield HeldFragment(Fragment(name, kind, shape, 0, values.numel()), values)
-
-    def load(self, source: FragmentSource, *, step: int) -> None:
-        for held in self.fragments():
-            source.read(held.fragment, held.values)
-
-    def layout(self) -> list[tuple[str, tuple[int, ...]]]:
-        return self._layout
-
-    def copy_from(self, other: dict[str, torch.Tensor]) -> None:
-        for name, tensor in self.flat.items():
-            tensor.copy_(other[name])
+        if number:  # the first of each is slower: page cache, allocator, processes that start
+            rounds.append({"load": load, "ways": {name: found[name] for name in names}})
+    if world.place.rank == 0:
+        facts = {"bytes": size, "ranks": given.ranks, "folder": str(given.folder.resolve())}
+        text = json.dumps({**facts, "torch": torch.__version__, "rounds": rounds})
+        (given.scratch / "result.json").write_text(text)
+    leave(world)
 
 
-@dataclass(frozen=True)
-class Way:
-    save: Callable[[Path, HeldState], object]
-    load: Callable[[Path, HeldState], object] | None
+def _one(world: Any, way: Any, folder: Path) -> dict[str, float]:
+    """Seconds of a save and of two loads by the slowest rank."""
+    lead = world.place.rank == 0
+    if lead:
+        folder.mkdir()
+    world.sum([0.0])
+    started = time.perf_counter()
+    saved = way.save(folder)
+    world.sum([0.0])
+    fsynced = time.perf_counter()
+    if not saved.is_durable:
+        _fsync_share(folder, world.place.rank, world.place.world_size)
+    durable_s = saved.done_s if saved.is_durable else saved.done_s + time.perf_counter() - fsynced
+    seconds = {"stall": saved.stall_s, "durable": durable_s, "whole": fsynced - started}
+    if any(folder.rglob("*")):
+        world.sum([0.0])
+        seconds["warm"] = _timed(lambda: way.load(folder))
+        world.sum([0.0])
+        if lead:
+            _forget(folder)
+        world.sum([0.0])
+        seconds["cold"] = _timed(lambda: way.load(folder))
+    slowest = dict(zip(seconds, world.max(list(seconds.values())), strict=True))
+    if lead:
+        shutil.rmtree(folder)
+    world.sum([0.0])
+    return slowest
 
 
-def _ours_save(folder: Path, state: HeldState) -> None:
-    store = CheckpointStore(folder / "c")
-    assert store.save(Alone(), state, step=1, training={}).succeeded  # type: ignore[arg-type]
-
-
-def _ours_load(folder: Path, state: HeldState) -> None:
-    assert CheckpointStore(folder / "c").load_latest(Alone(), state) == {}  # type: ignore[arg-type]
-
-
-def _raw_save(folder: Path, state: HeldState) -> None:
-    """The floor: the same bytes in the same blocks, nothing else."""
-    with (folder / "raw").open("wb", buffering=0) as file:
-        for tensor in state.flat.values():
-            view = tensor.reshape(-1).numpy().view(np.uint8)
-            for start in range(0, view.size, 16 << 20):
-                file.write(view[start : start + (16 << 20)].data)
-
-
-def _raw_load(folder: Path, state: HeldState) -> None:
-    with (folder / "raw").open("rb", buffering=0) as file:
-        for tensor in state.flat.values():
-            file.readinto(tensor.reshape(-1).numpy().view(np.uint8).data)
-
-
-WAYS: dict[str, Way] = {
-    "longhaul": Way(_ours_save, _ours_load),
-    "raw write": Way(_raw_save, _raw_load),
-    "torch.save": Way(
-        lambda f, s: torch.save(s.flat, f / "x.pt"),
-        lambda f, s: s.copy_from(torch.load(f / "x.pt", mmap=True)),
-    ),
-    "safetensors": Way(
-        lambda f, s: save_file(s.flat, f / "x.safetensors"),
-        lambda f, s: s.copy_from(load_file(f / "x.safetensors")),
-    ),
-    "dcp.save": Way(
-        lambda f, s: dcp.save(s.flat, checkpoint_id=f / "d", no_dist=True),
-        lambda f, s: dcp.load(s.flat, checkpoint_id=f / "d", no_dist=True),
-    ),
-}
-
-
-def fsync_all(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
+def _fsync_share(folder: Path, rank: int, world_size: int) -> None:
+    for path in sorted((*folder.rglob("*"), folder))[rank::world_size]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
 
 
-def forget(folder: Path) -> None:
+def _forget(folder: Path) -> None:
     """Drop the files from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
@@ -142,64 +143,62 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
-def timed(act: Callable[[], object]) -> float:
+def _timed(act: Callable[[], object]) -> float:
     started = time.perf_counter()
     act()
     return time.perf_counter() - started
 
 
-def one_round(root: Path, state: HeldState, size: float) -> dict[str, dict[str, float]]:
-    """GB/s of each way."""
-    rates: dict[str, dict[str, float]] = {}
-    for name, way in WAYS.items():
-        folder = root / "under-test"
-        folder.mkdir()
-
-        def durable(way: Way = way, folder: Path = folder) -> None:
-            way.save(folder, state)
-            fsync_all(folder)
-
-        rates[name] = {"save": size / timed(durable)}
-        rates[name]["load warm"] = size / timed(lambda w=way, f=folder: w.load(f, state))
-        forget(folder)
-        rates[name]["load cold"] = size / timed(lambda w=way, f=folder: w.load(f, state))
-        shutil.rmtree(folder)
-    return rates
+# --- the table -------------------------------------------------------------------------------
 
 
-def main() -> None:
+def table(result: dict[str, Any]) -> str:
+    """Medians over rounds; ratios within a round to the floor of the same round."""
+    rounds: list[Round] = [r["ways"] for r in result["rounds"]]
+    size = result["bytes"] / 1e9
+    loads = [r["load"] for r in result["rounds"]]
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}  {platform.machine()}, {os.cpu_count()} cores, torch "
+        f"{result['torch']}, load {min(loads):.1f} to {max(loads):.1f}",
+        f"{size:.2f} GB by {result['ranks']} ranks in {result['folder']}, median of "
+        f"{len(rounds)} rounds; / raw: rate over raw write + fsync, raw read, of the same round",
+        f"{'':<24}{'stall s':>8}{'- copy':>8}{'durable s':>10}{'/ raw':>7}"
+        f"{'cold s':>8}{'/ raw':>7}{'warm s':>8}",
+    ]
+    for name in rounds[0]:
+        lines.append(_line(name, rounds))
+    return "\n".join(lines)
+
+
+def _line(name: str, rounds: list[Round]) -> str:
+    def middle(figure: Callable[[Round], float]) -> float:
+        return statistics.median(figure(r) for r in rounds)
+
+    def over_floor(key: str) -> float:
+        return middle(lambda r: r[FLOOR][key] / r[name][key])
+
+    stall, durable = (middle(lambda r, k=k: r[name][k]) for k in ("stall", "durable"))  # type: ignore[misc]
+    beyond = middle(lambda r: r[name]["stall"] - r[COPY]["stall"])
+    said = f"{name:<24}{stall:>8.3f}{beyond:>8.3f}"
+    if "cold" not in rounds[0][name]:
+        return said
+    said += f"{durable:>10.2f}{over_floor('durable'):>7.2f}"
+    cold, warm = (middle(lambda r, k=k: r[name][k]) for k in ("cold", "warm"))  # type: ignore[misc]
+    return said + f"{cold:>8.2f}{over_floor('cold'):>7.2f}{warm:>8.2f}"
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk under test")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    torch.manual_seed(0)
-    warnings.simplefilter("ignore")  # dcp speaks of one process every time
-    state = HeldState(given.layers)
-    size = sum(t.numel() for t in state.flat.values()) * 4 / 1e9
-    with tempfile.TemporaryDirectory(prefix="longhaul-bench-", dir=given.folder) as scratch:
-        one_round(Path(scratch), state, size)  # the first of each is slower: page cache, allocator
-        rounds = [one_round(Path(scratch), state, size) for _ in range(given.rounds)]
-    if given.json:
-        print(json.dumps({"gigabytes": size, "rounds": rounds}))
-        return
-    facts = f"{os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
-    print(f"{time.strftime('%Y-%m-%d')}  {platform.machine()}, {facts}")
-    print(f"{size:.2f} GB in {given.folder.resolve()}, median of {given.rounds} rounds, GB/s")
-    print(
-        f"{'':<13}{'save, durable':>14}{'load warm':>11}{'load cold':>11}{'ours / it (save)':>19}"
-    )
-    for name in WAYS:
-        mid = {w: statistics.median(r[name][w] for r in rounds) for w in rounds[0][name]}
-        ratios = sorted(r["longhaul"]["save"] / r[name]["save"] for r in rounds)
-        spread = f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
-        print(
-            f"{name:<13}{mid['save']:>14.2f}{mid['load warm']:>11.2f}{mid['load cold']:>11.2f}"
-            f"{spread:>19}"
-        )
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=12, help="12: 103 M parameters")
+    parser.add_argument("--ways", default="", help="a few by name, comma between; the floors stay")
+    parser.add_argument("--json", type=Path, help="keep every single time")
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == "__main__":

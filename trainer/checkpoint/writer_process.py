@@ -160,8 +160,10 @@ def _blocks(data: Bytes) -> Iterator[Bytes]:
 
 
 def _mapped(descriptor: int) -> Bytes:
+    """Read-only, its pages mapped now and not one by one while writing."""
     size = os.fstat(descriptor).st_size
-    return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    return np.frombuffer(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ), np.uint8)
 
 
 def _die_with(parent: int) -> None:
