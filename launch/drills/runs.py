@@ -23,6 +23,7 @@ from trainer.records.json_file import read_json, read_lines
 from trainer.records.run_files import RunFiles
 
 LIMIT_S = 120.0
+_A_FAULT_S = 30.0
 _SETTLE_S = 5.0  # for what a killed launcher leaves to be ended by its guard
 
 
@@ -96,10 +97,10 @@ class Site:
         return self.command(argv, env={ENVIRONMENT: as_text(faults), **(env or {})}, **how)
 
     def train(self, name: str, *overrides: str, faults: Sequence[Fault] = ()) -> Said:
-        return self.begin("train", name, *overrides, faults=faults).wait()
+        return self.begin("train", name, *overrides, faults=faults).wait(_patience(faults))
 
     def resume(self, name: str, *overrides: str, faults: Sequence[Fault] = ()) -> Said:
-        return self.begin("resume", name, *overrides, faults=faults).wait()
+        return self.begin("resume", name, *overrides, faults=faults).wait(_patience(faults))
 
     def command(
         self, argv: Sequence[str], *, env: dict[str, str] | None = None, **how: Any
@@ -192,6 +193,11 @@ class Site:
             return any(x["step"] >= step for x in self.steps(name))
 
         wait_for(made, while_running=running, what=f"step {step} of {name}")
+
+
+def _patience(faults: Sequence[Fault]) -> float:
+    """A run that is broken again and again starts as often, within one command."""
+    return LIMIT_S + _A_FAULT_S * len(faults)
 
 
 def wait_for(
