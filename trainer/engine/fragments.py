@@ -135,7 +135,7 @@ def create_moments(
     """
     for owner, group in owned:
         state = optimizer.state[owner]
-        for kind in _moment_names(optimizer, group):
+        for kind in moment_names(optimizer, group):
             state.setdefault(kind, torch.zeros_like(owner, requires_grad=False))
         if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
             # torch 2.13: a fused kernel counts on the device, the others on the host.
@@ -146,7 +146,8 @@ def create_moments(
             state.setdefault("step", 0)
 
 
-def _moment_names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
+def moment_names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
+    """What the optimizer keeps beside each parameter of the group. Raises: TypeError."""
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         extra = ("max_exp_avg_sq",) if group["amsgrad"] else ()
         return ("exp_avg", "exp_avg_sq", *extra)
