@@ -78,6 +78,7 @@ class BackgroundSaves:
         self._under_way: deque[_Save] = deque()
         self._contents: Contents | None = None
         self.parent: int | None = None  # the checkpoint that was saved or loaded last
+        self._is_ending = False
         self.skipped = 0
 
     def prepare(self, engine: Engine) -> None:
@@ -139,12 +140,15 @@ class BackgroundSaves:
             save.stall_s += time.monotonic() - started
             return []
         except Disagreed as e:
+            stall_s = save.stall_s + time.monotonic() - started
+            report = self._failed(save.step, e, stall_s=stall_s, waited_s=save.waited_s)
+            if self._is_ending:  # the next attempt gives the room back
+                return [report, *self._next(world)]
             # Nobody may write the next step's files while what is left of this one is removed.
             save.state = "discarding"
             if self._rank == 0:
                 self._link.give(Discard(step=save.step, attempt=self._settings.attempt))
-            stall_s = save.stall_s + time.monotonic() - started
-            return [self._failed(save.step, e, stall_s=stall_s, waited_s=save.waited_s)]
+            return [report]
 
     def settle(self, world: World, left: int = 0) -> list[SaveReport]:
         """Wait until no more than `left` saves are under way. Collective."""
@@ -160,11 +164,17 @@ class BackgroundSaves:
 
     def drain(self, world: World) -> list[SaveReport]:
         """`settle`, where training ends: a stuck writer is given up early. Collective."""
+        self._is_ending = True
         self._link.hurry(_EXIT_PATIENCE_S)
         reports = self.settle(world)
         if not all(report.succeeded for report in reports):
             self._link.hurry(_LAST_PATIENCE_S)
         return reports
+
+    def go_on(self) -> None:
+        """Training goes on after all, with the usual patience."""
+        self._is_ending = False
+        self._link.hurry(None)
 
     def close(self) -> None:
         """End the writer and give the memory back. Not collective; never hangs."""

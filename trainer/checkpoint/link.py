@@ -56,8 +56,8 @@ class Link(Protocol):
     def result(self) -> dict[str, Any]:
         """Of an order that ended. Raises: SaveFailed, Superseded."""
 
-    def hurry(self, patience_s: float) -> None:
-        """Wait no longer than this for a sign of progress from here on."""
+    def hurry(self, most_s: float | None) -> None:
+        """Wait no longer than this for a sign of progress from here on; None: as usual."""
 
     def close(self) -> None: ...
 
@@ -91,7 +91,7 @@ class DirectLink:
     def result(self) -> dict[str, Any]:
         return value_of(self._said)
 
-    def hurry(self, patience_s: float) -> None:
+    def hurry(self, most_s: float | None) -> None:
         return
 
     def close(self) -> None:
@@ -102,8 +102,8 @@ class ProcessLink:
     """A writer process, started when it is needed and again after it died."""
 
     def __init__(self, root: Path, *, rank: int, patience_s: float, drills: bool = False) -> None:
-        self._patience_s = patience_s
-        self._start_s = max(_START_S, patience_s)
+        self._usual_s = patience_s
+        self._most_s: float | None = None
         self._root = root
         self._rank = rank
         self._drills = drills
@@ -134,7 +134,7 @@ class ProcessLink:
                 self._said = process.hear()
                 if self._said is None:
                     self._lost(f"the writer process {process.died()}")
-            elif why := process.is_stuck(self._patience_s, start_s=self._start_s):
+            elif why := process.is_stuck(*self._patience()):
                 self._lost(why)
         return self._said is not None
 
@@ -149,9 +149,14 @@ class ProcessLink:
     def result(self) -> dict[str, Any]:
         return value_of(self._said or {"error": "asked too early"})
 
-    def hurry(self, patience_s: float) -> None:
-        self._patience_s = min(self._patience_s, patience_s)
-        self._start_s = min(self._start_s, max(patience_s, _HURRIED_START_S))
+    def hurry(self, most_s: float | None) -> None:
+        self._most_s = most_s
+
+    def _patience(self) -> tuple[float, float]:
+        """Seconds without a sign of progress, and for a process to start."""
+        if self._most_s is None:
+            return self._usual_s, max(_START_S, self._usual_s)
+        return min(self._usual_s, self._most_s), max(_HURRIED_START_S, self._most_s)
 
     def close(self) -> None:
         process, self._process = self._process, None
@@ -235,7 +240,7 @@ class _Process:
         except OSError:
             return None
 
-    def is_stuck(self, patience_s: float, *, start_s: float) -> str:
+    def is_stuck(self, patience_s: float, start_s: float) -> str:
         """Why it is taken for stuck; "" while it is not. A process that starts gets more time."""
         count, now = int(self._counter[0]), time.monotonic()
         if count != self._count:

@@ -128,6 +128,7 @@ class CheckpointStore:
         if not self._asynchronous:
             return [self.save(world, engine, step=step, training=training)]
         saves = self._saves(world)
+        saves.go_on()
         reports = saves.begin(world, engine, step=step, training=training)
         return self._heard(self._counted(world, reports))
 
