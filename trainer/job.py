@@ -53,6 +53,25 @@ class Every:
     def due(self, step: int) -> bool:
         return self.steps > 0 and step % self.steps == 0
 
+    def observe(self, report: SaveReport) -> SaveReport:
+        """Nothing follows from it."""
+        return report
+
+    def saved(self) -> dict[str, Any] | None:
+        return None
+
+
+class SaveTimes(Protocol):
+    """When to save: `Every` so many steps, or trainer/cadence.py. The same on all ranks."""
+
+    def due(self, step: int) -> bool: ...
+
+    def observe(self, report: SaveReport) -> SaveReport:
+        """A save has ended; the report as observers get it. Called by all ranks together."""
+
+    def saved(self) -> dict[str, Any] | None:
+        """What a later attempt needs to know of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -65,7 +84,7 @@ class Job:
     checkpoints: CheckpointStore
     stop: StopFlag  # set by the signal handlers of worker.py
     total_steps: int
-    save: Every
+    save: SaveTimes
     evals: Sequence[Eval]
     observers: Sequence[Observer]  # rank 0 only; empty elsewhere
     learning_rate: Callable[[int], float]  # step -> rate; pure, so there is nothing to resume
@@ -83,16 +102,18 @@ class TrainState:
     step: int = 0
     tokens_seen: int = 0
     last_loss: float | None = None
+    updates: int = 0  # steps that were applied
 
     def advance(self, report: StepReport) -> None:
         self.step = report.step
         self.tokens_seen = report.tokens_seen
+        self.updates += report.applied
         if math.isfinite(report.loss):
             self.last_loss = report.loss
 
     def go_back(self, other: TrainState) -> None:
         self.step, self.tokens_seen = other.step, other.tokens_seen
-        self.last_loss = other.last_loss
+        self.last_loss, self.updates = other.last_loss, other.updates
 
 
 def training_of(job: Job, state: TrainState) -> dict[str, Any]:
@@ -101,17 +122,23 @@ def training_of(job: Job, state: TrainState) -> dict[str, Any]:
         "step": state.step,
         "tokens_seen": state.tokens_seen,
         "last_loss": state.last_loss,
+        "updates": state.updates,
         "cursor": job.stream.cursor(state.step),
         "guard": job.guard.saved(),
+        "save": job.save.saved(),
         "needed_before": job.guard.first_anomaly,  # retention keeps a step older than this one
     }
 
 
 def restored(training: dict[str, Any]) -> TrainState:
-    return TrainState(training["step"], training["tokens_seen"], training["last_loss"])
+    step = training["step"]
+    return TrainState(
+        step, training["tokens_seen"], training["last_loss"], training.get("updates", step)
+    )
 
 
 def tell_saved(job: Job, reports: Sequence[SaveReport]) -> None:
     for report in reports:
+        seen = job.save.observe(report)
         for observer in job.observers:
-            observer.on_save(report)
+            observer.on_save(seen)

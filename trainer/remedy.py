@@ -48,6 +48,7 @@ def note(job: Job, made: Made, stats: StepStats) -> Verdict:
             "grad_norm": stats.grad_norm,
             "learning_rate": made.learning_rate,
             "terms": made.terms,
+            "usual_loss": job.guard.usual_loss,
             "world_size": job.world.place.world_size,
             "checkpoint_step": max(_older(job, made.step), default=0),
         }

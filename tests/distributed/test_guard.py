@@ -90,6 +90,23 @@ def test_one_bad_element_on_one_rank_is_a_step_that_was_left_out(
     assert len({r[0].state for r in found.values()}) == len(_ENGINES)
 
 
+def test_a_kill_after_a_step_that_was_left_out_changes_no_bit(ranks: RankPool, make: Make) -> None:
+    """Adam's bias correction counts updates, not steps: the two differ from here on."""
+    settings = ("engine=zero2", "precision=bf16", "steps.save_every=3", "schedule=constant")
+    whole, cut = make("whole", *settings), make("cut", *settings)
+    make("cut", *settings, attempt=2)
+    bad, kill = _BAD["nan"], Fault("step.begin", "raise", step=5)
+    wanted = [
+        Wanted(whole.root, faults=(bad,)),
+        Wanted(cut.root, faults=(bad, kill)),
+        Wanted(cut.root, attempt=2),
+    ]
+    once, first, second = _all(ranks, 2, wanted)
+    assert first[0].checkpoints == [3]
+    assert second[0].losses == once[0].losses[3:]
+    assert [r.state for r in second] == [r.state for r in once]
+
+
 def test_an_incident_holds_what_each_rank_had(ranks: RankPool, make: Make) -> None:
     run = make("bundle", "engine=zero1")
     [[seen, _]] = _all(ranks, 2, [Wanted(run.root, faults=(_BAD["loss"],))])

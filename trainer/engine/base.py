@@ -78,7 +78,7 @@ class Engine(Protocol):
         """What this rank must save: over all ranks every element of master and moments once."""
 
     def load(self, source: FragmentSource, *, step: int) -> None:
-        """Fill all this rank holds; `step` updates were done so far (Adam's bias correction)."""
+        """Fill all this rank holds; `step` updates were applied so far (Adam's bias correction)."""
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         """Names and whole shapes of all trained parameters, in the model's order."""

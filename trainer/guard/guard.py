@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 from typing import Any, Literal
 
 from trainer.config.sections.guard import GuardSection
@@ -119,6 +120,12 @@ class Guard:
     def first_anomaly(self) -> int | None:
         """Of the skips that may still add up to a way back; checkpoints before it are needed."""
         return self.state.skips[0] if self.state.skips else None
+
+    @property
+    def usual_loss(self) -> float | None:
+        """Median of the accepted ones; None before there is one."""
+        losses = self.state.accepted.losses
+        return median(losses) if losses else None
 
     def replicas_due(self, step: int) -> bool:
         every = self._rules.replica_check_every
