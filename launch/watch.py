@@ -213,7 +213,9 @@ class Watch:
             self.ledger.write("first_step", step=beat.step)
 
     def _tell_stragglers(self, running: list[_Watched]) -> None:
-        slow, well = self._stragglers.look({each.rank: each.worked() for each in running})
+        slow, well = self._stragglers.look(
+            {each.rank: read_worked(each.memory) for each in running}
+        )
         for one in slow:
             ratio = round(one.ratio, 2)
             self.ledger.write("straggler", rank=one.rank, ratio=ratio, step=one.step)
@@ -278,12 +280,6 @@ class _Watched:
             if spent.longest_s > self._longest.get(name, 0.0):
                 self._longest[name] = spent.longest_s
                 yield name, spent.longest_s
-
-    def worked(self) -> dict[int, float]:
-        """Seconds by step; not of the first one, which compiles."""
-        found = read_worked(self.memory)
-        found.pop(self.beat.first_step, None)
-        return found
 
     def close(self) -> None:
         self.memory.close()

@@ -133,13 +133,17 @@ def hang(ranks: RankPool, folder: Path) -> Iterator[Callable[..., Watched]]:
     ended: list[Callable[[], None]] = []
 
     def start(
-        what: str, *overrides: str, engine: str = "zero2", then: Any = None, name: str = "run"
+        what: str,
+        *overrides: str,
+        engine: str = "zero2",
+        then: Any = None,
+        rules: WatchRules = RULES,
     ) -> Watched:
         number = len(list((folder / "runs").glob("*")))
         wanted = (f"engine={engine}", "resources.ranks_per_node=2", "steps.total=500", *overrides)
-        run = tiny_run(folder, wanted, name=f"{name}-{number}")
+        run = tiny_run(folder, wanted, name=f"run-{number}")
         ranks.run(1, do_nothing)  # its imports are not to be watched
-        watch = Watch(run.attempt(1), ranks=[0, 1], rules=RULES, world_size=2)
+        watch = Watch(run.attempt(1), ranks=[0, 1], rules=rules, world_size=2)
         pages = [watch.environment(rank)[ENVIRONMENT] for rank in (0, 1)]
         for rank in (0, 1):
             watch.started(rank, os.getpid())  # each page tells the real one
@@ -212,5 +216,5 @@ def test_a_stopped_rank_is_found_wherever_it_stands(hang: Any) -> None:
 
 
 def test_a_rank_that_is_stopped_while_it_starts_is_found(hang: Any) -> None:
-    seen = hang("point=start.met,action=stop")
+    seen = hang("point=start.met,action=stop", rules=dataclasses.replace(RULES, start_s=8))
     assert seen.finding.culprit_rank == CULPRIT

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.base import spec_of
 from launch.culprit import Standing, Witness, culprit, is_certain, overdue
 from launch.failure import failure_text
 from launch.limits import Limits, WatchRules, read_longest, write_longest
@@ -17,7 +18,9 @@ from launch.stacks import witness
 from launch.status import status_of
 from launch.stragglers import WINDOW, Stragglers
 from launch.watch import POLL_S, Finding, Watch, record_hang
+from tests.helpers.configs import config
 from trainer.dist.heartbeat import PagePulse
+from trainer.planning import make_plan
 from trainer.records.attempt import read_error
 from trainer.records.ledger import read_ledger, slow_ranks
 from trainer.records.pulse import PHASES, Beat, Phase
@@ -164,6 +167,26 @@ def test_the_first_step_has_an_allowance() -> None:
 def test_no_limit_is_above_the_ceiling() -> None:
     rules = WatchRules(enabled=True, step_s=10, ceiling_s=50)
     assert Limits(rules, {"step": 1000.0}).limit(Beat(phase="data", step=2)) == 50
+
+
+def test_a_large_model_may_load_for_longer() -> None:
+    def load_s(*overrides: str) -> float:
+        plan = make_plan(
+            config("launch=local", *overrides),
+            attempt=1,
+            run_id="r",
+            stores=(),
+            device="cpu",
+            cores=2,
+            vocab_size_of_tokenizer=None,
+        )
+        return Limits(spec_of(plan).watch).limit(Beat(phase="load"))
+
+    assert load_s() == 900
+    large = ("model=llama3_8b", "data/tokenizer=pretrained", "data.tokenizer.path=x")
+    shared = ("resources.ranks_per_node=4", "batch.micro_batch_size=4")
+    assert 1200 < load_s(*large, *shared) < 1205  # 8.03 G x 12 bytes / 4 ranks / 20 MB/s
+    assert load_s(*large) == 1798  # the collectives' time-out, less what finding it takes
 
 
 def test_a_restart_knows_what_was_learned_and_another_world_does_not(tmp_path: Path) -> None:
