@@ -23,9 +23,10 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.verify import verify_step
 from trainer.checkpoint.writer import ChunkChecksums, write_rank_file
 from trainer.dist.world import Alone, World
-from trainer.errors import CheckpointError, TooManyFailedSaves
+from trainer.errors import CheckpointError, Superseded, TooManyFailedSaves
 from trainer.faultpoints import ENVIRONMENT
 from trainer.records.fragment import Fragment
+from trainer.records.owner import Owner, write_owner
 from trainer.reports import SaveReport
 from trainer.storage.local import LocalStorage
 
@@ -293,6 +294,34 @@ def test_a_state_that_cannot_be_copied_is_a_failed_save_on_all(tmp_path: Path) -
     for first, second in ended(run_threads(2, be_rank)):
         assert "the ranks together hold" in first.problem
         assert "not JSON compliant" in second.problem
+
+
+def test_a_run_that_was_taken_over_meanwhile_is_not_published_to(
+    tmp_path: Path, drill: Drill
+) -> None:
+    """The rank sleeps through its own replacement; its writer asks at the last moment."""
+    drill("point=save.before_rename,action=sleep,value=0.5,step=2")
+    folder = tmp_path / "checkpoints"
+    write_owner(tmp_path / "owner", Owner(1))
+
+    def be_rank(world: ThreadWorld) -> str:
+        saves, ours = store(folder, drills=True), engine(world)
+        begin(world, saves, ours, 1)
+        train(world, saves)
+        begin(world, saves, ours, 2)
+        world.sum([0.0])
+        world.lead(lambda: write_owner(tmp_path / "owner", Owner(2)))
+        try:
+            train(world, saves)
+        except Superseded as e:
+            return str(e)
+        finally:
+            saves.close()
+        return ""
+
+    for said in ended(run_threads(2, be_rank)):
+        assert "attempt 1 may no longer write to this run: attempt 2 has taken it over" in said
+    assert CheckpointStore(folder, attempt=2).steps() == [1]
 
 
 # --- slow, stuck, busy -----------------------------------------------------------------------

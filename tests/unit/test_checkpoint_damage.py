@@ -99,7 +99,11 @@ def test_a_damaged_step_is_kept_for_a_person() -> None:
 
 
 def test_the_pointer_is_a_hint_that_nobody_follows() -> None:
-    for content in (b"", b"garbage", b'{"step": 1}', b'{"step": 99}'):
+    contents = (
+        *(b"", b"garbage", b"\xff\x00", b"null", b"[2]", b'{"step": "1"}', b'{"step": -1}'),
+        *(b'{"step": 1}', b'{"step": 99}', b'{"step": 3, "sha256": "half of it"}', b"9" * 10_000),
+    )
+    for content in contents:
         disk = saved(1, 2)
         disk.file(ROOT / "latest.json").data[:] = content
         assert load(disk) == [2]
