@@ -13,42 +13,24 @@ already written; ending them is the caller's. Standard library only.
 
 from __future__ import annotations
 
-import mmap
 import os
-import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 
-from launch.budgets import HUNG
-from launch.culprit import Standing, Witness, culprit, is_certain, overdue
+from launch.culprit import Standing, Witness, overdue
+from launch.finding import Finding as Finding
+from launch.finding import finding_of, where
+from launch.finding import record_hang as record_hang
 from launch.limits import Limits, WatchRules, kind_of_row, read_longest, write_longest
-from launch.stacks import Page, dump_stacks
+from launch.stacks import dump_stacks
 from launch.stragglers import Stragglers
-from trainer.errors import Exit
-from trainer.records.attempt import ErrorRecord, write_record
+from launch.watched import Watched
 from trainer.records.ledger import SPENT_EVERY_S, Ledger
-from trainer.records.pulse import ENVIRONMENT, LOOP, PAGE_BYTES, Beat, read_beat, read_worked
+from trainer.records.pulse import ENVIRONMENT, LOOP, Beat
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 POLL_S = 0.25
 _PAUSE_S = 2.0  # between two polls: then this process stood still too, as a stopped machine does
-_NAMED = 8  # ranks named one by one
-_FRAMES = 6  # of the culprit's stack that a person is told at once
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A hang. `certain`: the culprit itself was seen outside a collective, or stopped."""
-
-    culprit_rank: int
-    phase: str
-    step: int
-    stalled_s: float
-    limit_s: float
-    text: str  # what a person is told after "rank N "
-    certain: bool = True
-    stack: str = ""  # of all threads of the culprit
 
 
 class Watch:
@@ -75,7 +57,7 @@ class Watch:
         self._spent_at: float | None = None
         self._has_found = False
         self._told = {"training": False, "first_step": False}
-        self._watched = {rank: _Watched.make(rank) for rank in ranks}
+        self._watched = {rank: Watched.make(rank) for rank in ranks}
         self.ledger = Ledger(run.ledger(node), attempt=files.number)
         self.ledger.write("attempt", ranks=list(ranks), world_size=world_size)
 
@@ -132,14 +114,14 @@ class Watch:
     def dump_stacks(self, standings: Collection[Standing] = ()) -> dict[int, Witness]:
         """Write attempts/N/stacks/rank-00003.txt for every rank that runs."""
         pages = {e.rank: e.page for e in self._watched.values() if e.runs and e.pid}
-        about = {s.rank: _where(s) for s in standings}
+        about = {s.rank: where(s) for s in standings}
         seen = dump_stacks(pages, self._files.stacks, about=about)
         self.ledger.write("stacks", ranks=sorted(pages))
         return seen
 
     # --- judging --------------------------------------------------------------------------------
 
-    def _standing(self, each: _Watched, now: float) -> Standing:
+    def _standing(self, each: Watched, now: float) -> Standing:
         beat = each.beat
         stalled_s = max(now - beat.since - self._stood_still(beat.since, now), 0.0)
         return Standing(each.rank, beat, stalled_s, self._limits.limit(beat))
@@ -151,18 +133,7 @@ class Watch:
     def _found(self, standings: Sequence[Standing], late: Standing) -> Finding:
         self._write_spent()  # now: a stopped rank is continued for its stacks
         seen = self.dump_stacks(standings)
-        blamed = culprit(standings, seen)
-        witness = seen.get(blamed.rank)
-        finding = Finding(
-            culprit_rank=blamed.rank,
-            phase=blamed.beat.phase,
-            step=blamed.beat.step,
-            stalled_s=round(blamed.stalled_s, 1),
-            limit_s=late.limit_s,
-            text=self._text(standings, late, blamed, seen),
-            certain=is_certain(witness),
-            stack=witness.text if witness else "",
-        )
+        finding = finding_of(standings, late, seen, stacks=self._files.stacks)
         self.ledger.write(
             "hang",
             rank=finding.culprit_rank,
@@ -174,34 +145,9 @@ class Watch:
         )
         return finding
 
-    def _text(
-        self,
-        standings: Sequence[Standing],
-        late: Standing,
-        blamed: Standing,
-        seen: Mapping[int, Witness],
-    ) -> str:
-        witness = seen.get(blamed.rank)
-        if blamed is late:
-            about = f"the limit is {late.limit_s:.1f} s{_others(standings, blamed)}"
-        else:
-            about = f"rank {late.rank} is in {_where(late)}, the limit is {late.limit_s:.1f} s"
-        lines = [f"hung in {_where(blamed)}; {about}"]
-        if witness is not None and witness.is_stopped:
-            lines.append("it was stopped by a signal (SIGSTOP)")
-        elif witness is not None and witness.waits is None:
-            state = witness.state or "gone"
-            lines.append(f"it gave no stacks; its process state is {state} (D: stuck in a disk)")
-        elif not is_certain(witness):
-            lines.append("it is furthest behind, but waits in a collective as the others do")
-        if witness is not None and witness.frames:
-            lines.append("it stands in " + " < ".join(witness.frames[:_FRAMES]))
-        lines.append(f"stacks of all ranks: {self._files.stacks}")
-        return "\n  ".join(lines)
-
     # --- what is kept ---------------------------------------------------------------------------
 
-    def _tell_progress(self, running: list[_Watched]) -> None:
+    def _tell_progress(self, running: list[Watched]) -> None:
         if not running or all(self._told.values()):
             return
         beat = running[0].beat
@@ -212,10 +158,8 @@ class Watch:
             self._told["first_step"] = True
             self.ledger.write("first_step", step=beat.step)
 
-    def _tell_stragglers(self, running: list[_Watched]) -> None:
-        slow, well = self._stragglers.look(
-            {each.rank: read_worked(each.memory) for each in running}
-        )
+    def _tell_stragglers(self, running: list[Watched]) -> None:
+        slow, well = self._stragglers.look({each.rank: each.worked() for each in running})
         for one in slow:
             ratio = round(one.ratio, 2)
             self.ledger.write("straggler", rank=one.rank, ratio=ratio, step=one.step)
@@ -245,74 +189,3 @@ class Watch:
             write_longest(self._longest_path, self._limits.longest, world_size=self._world_size)
         except OSError:
             return  # a restart learns again; a disk that is full ends no run here
-
-
-@dataclass
-class _Watched:
-    """One rank and its page."""
-
-    rank: int
-    descriptor: int
-    memory: mmap.mmap
-    pid: int = 0
-    runs: bool = True
-    beat: Beat = field(default_factory=Beat)
-    _longest: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def make(cls, rank: int) -> _Watched:
-        descriptor = os.memfd_create(f"longhaul-pulse-{rank}", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, PAGE_BYTES)
-        return cls(rank, descriptor, mmap.mmap(descriptor, PAGE_BYTES))
-
-    @property
-    def page(self) -> Page:
-        return Page(self.descriptor, self.beat.pid or self.pid, self.beat.signal)
-
-    def read(self) -> None:
-        found = read_beat(self.memory, self.beat)
-        if found.pid:
-            self.beat = found
-
-    def news(self) -> Iterator[tuple[str, float]]:
-        """Rows whose longest grew since this was asked last, and to how many seconds."""
-        for name, spent in self.beat.spent.items():
-            if spent.longest_s > self._longest.get(name, 0.0):
-                self._longest[name] = spent.longest_s
-                yield name, spent.longest_s
-
-    def close(self) -> None:
-        self.memory.close()
-        os.close(self.descriptor)
-
-
-def _where(standing: Standing) -> str:
-    beat = standing.beat
-    step = f" of step {beat.step}" if beat.step else ""
-    return f"{beat.phase}{step} for {standing.stalled_s:.1f} s"
-
-
-def _others(standings: Collection[Standing], blamed: Standing) -> str:
-    others = [str(s.rank) for s in standings if s.rank != blamed.rank]
-    if not others:
-        return ""
-    if len(others) > _NAMED:
-        return f"; {len(others)} other ranks wait for it"
-    who = f"rank {others[0]} waits" if len(others) == 1 else f"ranks {', '.join(others)} wait"
-    return f"; {who} for it"
-
-
-def record_hang(files: AttemptFiles, finding: Finding) -> None:
-    """Make error.json speak of the culprit; what another rank wrote meanwhile is its echo."""
-    done = finding.step - 1 if finding.phase in LOOP else finding.step
-    record = ErrorRecord(
-        time=time.time(),
-        rank=finding.culprit_rank,
-        host=socket.gethostname(),
-        kind=HUNG,
-        message=finding.text,
-        exit_code=int(Exit.FAILED),
-        step=done if finding.step else None,
-        traceback=finding.stack,
-    )
-    write_record(files.error, record)

@@ -16,12 +16,11 @@ from launch.limits import Limits, WatchRules, read_longest, write_longest
 from launch.liveness import own_mark, write_mark
 from launch.stacks import witness
 from launch.status import status_of
-from launch.stragglers import WINDOW, Stragglers
 from launch.watch import POLL_S, Finding, Watch, record_hang
 from tests.helpers.configs import config
 from trainer.dist.heartbeat import PagePulse
 from trainer.planning import make_plan
-from trainer.records.attempt import read_error
+from trainer.records.attempt import error_record, read_error, write_first
 from trainer.records.ledger import read_ledger, slow_ranks
 from trainer.records.pulse import PHASES, Beat, Phase
 from trainer.records.run_files import RunFiles
@@ -268,6 +267,16 @@ def test_a_hang_is_found_within_a_second_of_its_limit_and_told_once(rig: Rig) ->
     assert rig.events().count("hang") == 1
 
 
+def test_a_rank_that_told_its_error_and_then_hung_keeps_its_words(rig: Rig) -> None:
+    rig.beat("agree", 2, 0)
+    own = error_record(ValueError("row 17 is empty"), rank=1, step=1)
+    write_first(rig.files.error, own)
+    finding = rig.until(20)
+    assert finding is not None
+    record_hang(rig.files, finding)
+    assert read_error(rig.files.error) == own
+
+
 def test_progress_is_no_hang(rig: Rig) -> None:
     for step in range(3, 10):
         rig.beat("forward", step)
@@ -345,49 +354,6 @@ def test_polling_costs_microseconds_a_rank(rig: Rig) -> None:
             rig.watch.poll(rig.now)
         rounds.append((time.perf_counter() - began) / 20 / 2)
     assert min(rounds) < 1e-3
-
-
-# --- stragglers ----------------------------------------------------------------------------------
-
-
-def healthy(seed: int, *, steps: int = 200, ranks: int = 4) -> list[dict[int, dict[int, float]]]:
-    """Growing views of `steps` steps of 50 ms +- 10 %, with a hiccup of 10 x now and then."""
-    drawn = random.Random(seed)
-    work = {
-        rank: {
-            step: 0.05 * drawn.gauss(1, 0.1) * (10 if drawn.random() < 0.03 else 1)
-            for step in range(1, steps + 1)
-        }
-        for rank in range(ranks)
-    }
-    return [
-        {rank: {s: each[s] for s in each if step - 32 < s <= step} for rank, each in work.items()}
-        for step in range(1, steps + 1)
-    ]
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_healthy_ranks_are_never_flagged(seed: int, ranks: int) -> None:
-    watching = Stragglers()
-    assert [view for view in healthy(seed, ranks=ranks) if watching.look(view) != ([], [])] == []
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("factor", [2.0, 3.0])
-def test_a_slow_rank_is_flagged_within_twenty_steps_and_once(ranks: int, factor: float) -> None:
-    watching, flagged, well = Stragglers(), [], []
-    for step, view in enumerate(healthy(1, ranks=ranks), start=1):
-        slowed = {s: t * (factor if 60 <= s < 120 else 1) for s, t in view[1].items()}
-        slow, again = watching.look(view | {1: slowed})
-        flagged += [(step, one.rank, one.ratio) for one in slow]
-        well += [(step, rank) for rank in again]
-    (step, rank, ratio), *rest = flagged
-    assert rank == 1
-    assert 60 < step <= 60 + WINDOW
-    assert ratio > 1.5
-    assert rest == []
-    assert [rank for _, rank in well] == [1]
 
 
 def test_a_straggler_stands_in_the_ledger(rig: Rig) -> None:
