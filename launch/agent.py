@@ -15,6 +15,7 @@ import argparse
 import os
 import select
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Node:
     rank: int
     once: bool
     tag: str
+    scratch: Path
     inbox: SignalInbox
     guard: Guard
     starter: WarmStart
@@ -71,11 +73,12 @@ def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False
     tag = f"{os.getpid()}.{time.time_ns()}"
     with ExitStack() as stack:
         inbox = stack.enter_context(SignalInbox())
-        guard = start_guard(tag)
+        scratch = Path(tempfile.mkdtemp(prefix="longhaul-"))
+        guard = start_guard(tag, scratch=scratch)
         stack.callback(guard.dismiss)
-        starter = _starter(run.attempt(attempt), tag, inbox)
+        starter = _starter(run.attempt(attempt), tag, scratch, inbox)
         stack.callback(starter.end)
-        node = Node(run, node_rank, once, tag, inbox, guard, starter)
+        node = Node(run, node_rank, once, tag, scratch, inbox, guard, starter)
         while following is not None:
             outcome, following = _one_attempt(node, following)
             if following is not None:
@@ -85,11 +88,11 @@ def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False
     return outcome
 
 
-def _starter(files: AttemptFiles, tag: str, inbox: SignalInbox) -> WarmStart:
+def _starter(files: AttemptFiles, tag: str, scratch: Path, inbox: SignalInbox) -> WarmStart:
     """With a standby already on its way, if the settings want one."""
     spec = _spec(files)
     check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
-    env = common_environment(spec) | {FAMILY: tag}
+    env = common_environment(spec) | {FAMILY: tag, "TMPDIR": str(scratch)}
     plan = read_json(files.plan) if files.plan.exists() else {}
     settings = {"config": plan.get("config"), "device": spec.device}
     starter = WarmStart(settings, env, files.root / "standby.log", inbox.reader)
@@ -106,7 +109,7 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
     """How it ended, and the attempt that follows at once, if one does."""
     spec = _spec(files)
     check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
-    ranks = Ranks(files=files, spec=spec, tag=node.tag, spared=node.starter.pids)
+    ranks = Ranks(files, spec, node.tag, node.scratch, spared=node.starter.pids)
     with ExitStack() as stack:
         listener = stack.enter_context(rendezvous_socket(spec.rendezvous_port))
         lease = _claim(node, files)

@@ -2,14 +2,17 @@
 
 PR_SET_PDEATHSIG takes the ranks themselves when the agent is SIGKILLed, but not their children
 (data workers, loggers). The shadow is a fork of the agent that waits on a pipe; the kernel closes
-the other end when the agent is gone, however it went.
+the other end when the agent is gone, however it went. Then it removes the ranks' folder for
+temporary files too: ranks leave without tidying up, and vendors keep folders of their own there.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from launch.processes import Family
 
@@ -37,17 +40,20 @@ class Guard:
             return  # somebody killed the shadow: only the case it is for is no longer covered
 
 
-def start_guard(tag: str) -> Guard:
-    """Fork the shadow. Call it before threads exist and before any rank is started."""
+def start_guard(tag: str, *, scratch: Path) -> Guard:
+    """Fork the shadow. Call it before threads exist and before any rank is started.
+
+    `scratch`: a folder that goes with the agent.
+    """
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _shadow(tag, read_end, write_end)
+        _shadow(tag, read_end, write_end, scratch)
     os.close(read_end)
     return Guard(pid=pid, pipe=write_end)
 
 
-def _shadow(tag: str, read_end: int, write_end: int) -> None:
+def _shadow(tag: str, read_end: int, write_end: int, scratch: Path) -> None:
     """Never returns. Survives the terminal and every signal meant for the agent's group."""
     try:
         os.setsid()
@@ -65,6 +71,7 @@ def _shadow(tag: str, read_end: int, write_end: int) -> None:
         if not told.endswith(_ALL_IS_WELL):
             sessions = frozenset(int(line) for line in told.split() if line.isdigit())
             Family(tag=tag, sessions=sessions).end(patience_s=0.0)
+        shutil.rmtree(scratch, ignore_errors=True)
     finally:
         os._exit(0)
 

@@ -73,6 +73,7 @@ class Ranks:
     files: AttemptFiles
     spec: RanksSpec
     tag: str
+    scratch: Path  # for what ranks and their vendors keep in files for a while
     spared: frozenset[int] = frozenset()  # processes of ours that outlive the attempt
     children: dict[int, Child] = field(default_factory=dict)
     pidfds: dict[int, int] = field(default_factory=dict)  # pidfd -> rank
@@ -117,7 +118,7 @@ def start_ranks(
     console = None
     files, spec = ranks.files, ranks.spec
     port = int(listener.getsockname()[1])
-    shared = common_environment(spec) | {FAMILY: ranks.tag}
+    shared = common_environment(spec) | {FAMILY: ranks.tag, "TMPDIR": str(ranks.scratch)}
     shared.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions(files)))
     for local_rank, rank in enumerate(spec.ranks_of(node_rank)):
         log = os.open(files.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -140,7 +140,7 @@ def interrupted_export(bench: Bench) -> Result:
     if said.code != Exit.DONE:
         return Result(0, "the export failed", (f"it returned {said.code}: {said.err[-500:]}",))
     expected = _contents(whole)
-    kills = 2 if bench.short else 6
+    kills = 1 if bench.short else 3
     for number in range(kills):
         target = site.folder / f"export-{number}"
         running = site.command([*argv, str(target)], start_new_session=True)
