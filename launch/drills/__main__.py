@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             for drill in wanted:
                 ran.append(run_one(bench, drill))
                 print(table(ran[-1:]), flush=True)
+                if given.write is not None:  # at once: a session may be ended before its end
+                    write(given.write, ran[-1:], short=given.short)
     except LonghaulError as e:
         print(f"error: {e}", file=sys.stderr)
         return int(e.exit_code)
     print("\n".join(["", *headlines(bench.figures)]))
-    if given.write is not None:
-        write(given.write, ran, short=given.short)
     return Exit.STOP if any(one.is_bad for one in ran) else Exit.DONE
 
 
