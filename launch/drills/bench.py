@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import time
 import traceback
@@ -171,12 +172,16 @@ class Bench:
 
 @dataclass(frozen=True)
 class Ran:
-    """A drill of the table with what came of it. `load`: processes that wanted a core, per core."""
+    """A drill of the table with what came of it. Units: seconds, of the wall and of processors.
+
+    `load`: processes that wanted a core, per core.
+    """
 
     drill: Drill
     result: Result | None  # None: not run here
     seconds: float = 0.0
     load: float = 0.0
+    cpu_s: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -196,7 +201,7 @@ def run_one(bench: Bench, drill: Drill) -> Ran:
     """A drill that cannot be carried out has failed: nothing is proved."""
     if drill.run is None:
         return Ran(drill, None)
-    began = time.monotonic()
+    began, spent = time.monotonic(), _cpu_s()
     try:
         result = drill.run(bench)
     except DrillFailed as e:
@@ -206,4 +211,10 @@ def run_one(bench: Bench, drill: Drill) -> Ran:
         result = Result(0, "could not be carried out", (f"{e!r}: {' '.join(where)}",))
     bench.figures |= result.figures
     load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
-    return Ran(drill, result, time.monotonic() - began, load)
+    return Ran(drill, result, time.monotonic() - began, load, _cpu_s() - spent)
+
+
+def _cpu_s() -> float:
+    """Of this process and of all that it and its children have waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)

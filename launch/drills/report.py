@@ -20,6 +20,7 @@ class Kept:
     late: str
     seconds: float
     load: float
+    cpu_s: float
     short: bool
     date: str
     machine: str
@@ -39,6 +40,7 @@ def keep(ran: Ran, *, short: bool, date: str, machine: str) -> Kept:
         late=_one_line(result.late),
         seconds=round(ran.seconds, 1),
         load=round(ran.load, 1),
+        cpu_s=round(ran.cpu_s, 1),
         short=short,
         date=date,
         machine=machine,
@@ -63,7 +65,8 @@ def table(ran: Sequence[Ran]) -> str:
     for one in ran:
         drill = one.drill
         said = one.result.said if one.result else f"needs {drill.needs}"
-        lines.append(f"{drill.label:<5}{one.verdict:<9}{one.seconds:>6.1f} s  {drill.name}: {said}")
+        spent = f"{one.seconds:>6.1f} s{one.cpu_s:>6.0f} cpu"
+        lines.append(f"{drill.label:<5}{one.verdict:<9}{spent}  {drill.name}: {said}")
         result = one.result
         for text in (*result.wrong[:5], *result.late) if result else ():
             lines.append(f"{'':14}{text}")
@@ -113,7 +116,10 @@ def _found(drill: Drill, kept: Kept | None) -> list[str]:
     elif kept.verdict == "late":
         found += f"; late: {kept.late}, with {kept.load:.1f} processes a core"
     form = ", short form" if kept.short else ""
-    return [found, f"{kept.date}{form}, {kept.seconds:.0f} s; {kept.machine}"]
+    return [
+        found,
+        f"{kept.date}{form}, {kept.seconds:.0f} s, {kept.cpu_s:.0f} s CPU; {kept.machine}",
+    ]
 
 
 def headlines(figures: Mapping[str, float]) -> list[str]:

@@ -69,7 +69,7 @@ def test_what_a_session_prints_and_writes() -> None:
         Ran(drill(), Result(1, "slow", late=("16 s",)), 2.0, load=4.0),
     ]
     text = table(session)
-    assert "D3   held        1.5 s" in text
+    assert "D3   held        1.5 s     0 cpu" in text
     assert "step 4: loss 1 instead of 2" in text
     assert "needs a GPU" in text
     assert "(4.0 processes wanted each core)" in text
@@ -84,7 +84,7 @@ def test_what_a_session_prints_and_writes() -> None:
     written = page(numbered, labelled)
     assert "1 of 3 drills that ran held, 1 were right but late on a busy machine." in written
     assert "- damaged checkpoints noticed: 9 of 9" in written
-    where = "2026-01-02, 2 s; 2 cores |"
+    where = "2026-01-02, 2 s, 0 s CPU; 2 cores |"
     assert f"| D1 damaged \\| files | a bit | found | all | 2 of 2 | {where}" in written
     assert "FAILED: step 4: loss 1 instead of 2 more" in written
     assert (
