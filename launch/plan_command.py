@@ -160,6 +160,8 @@ def _epochs(plan: RunPlan, tokens: int) -> str:
 
 def _kept(config: Config) -> str:
     every, keep = config.steps.save_every, config.checkpoint.keep_last
+    if every == "auto":
+        return f"as often as pays, the newest {keep} kept"
     how = f"every {every:,} steps" if every else "only at the end"
     return f"{how}, the newest {keep} kept"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trainer.cadence import SaveWhenBest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.sections.model import FolderModel
 from trainer.config.sections.training import CustomTask, PlainEngine
@@ -27,7 +28,7 @@ from trainer.evals.table import evals_of
 from trainer.faultpoints import faultpoint
 from trainer.guard.guard import Guard
 from trainer.guard.incident import Incidents
-from trainer.job import Every, Job, StopFlag, TrainState, restored
+from trainer.job import Every, Job, SaveTimes, StopFlag, TrainState, restored
 from trainer.meter import Meter
 from trainer.models.attention import check_packing
 from trainer.models.build import build_model
@@ -85,7 +86,7 @@ def build_job(
         checkpoints=checkpoints,
         stop=stop,
         total_steps=config.steps.total,
-        save=Every(config.steps.save_every),
+        save=_save_times(plan, world, run=run, step=state.step, saved=saved.get("save")),
         evals=evals,
         observers=(),
         learning_rate=learning_rate(
@@ -167,6 +168,22 @@ def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
         checksum_source=section.checksum_source,
         drills=plan.config.drills.enabled,
         origin={"engine": engine_name(plan), "precision": plan.config.precision.kind},
+    )
+
+
+def _save_times(
+    plan: RunPlan, world: World, *, run: RunFiles, step: int, saved: dict[str, Any] | None
+) -> SaveTimes:
+    every = plan.config.steps.save_every
+    if every != "auto":
+        return Every(every)
+    return SaveWhenBest(
+        world,
+        checkpoint_bytes=plan.checkpoint_bytes,
+        asynchronous=plan.config.checkpoint.asynchronous,
+        attempts_log=run.attempts_log,
+        step=step,
+        saved=saved,
     )
 
 

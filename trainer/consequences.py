@@ -144,7 +144,7 @@ def _kept(both: _Both) -> str:
 def _at_risk(both: _Both) -> str:
     def lost(plan: RunPlan) -> str:
         every = plan.config.steps.save_every
-        return f"{every or plan.config.steps.total:,}" if isinstance(every, int) else f"{every}"
+        return "as many as pay" if every == "auto" else f"{every or plan.config.steps.total:,}"
 
     return _labelled("steps that a failure costs at most", both.pair(lost))
 

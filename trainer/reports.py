@@ -47,6 +47,8 @@ class SaveReport:
     `waited_s`: the part of it that went by until a staging buffer was free. `write_s`: from the
     beginning until the step was durable; nobody waits for it if saves are asynchronous.
     `skipped`: not tried, for the saves before were not done (checkpoint.when_busy=skip).
+    `save_every`: steps to the next one, if that is chosen (steps.save_every=auto), and why it has
+    changed.
     """
 
     step: int
@@ -58,6 +60,8 @@ class SaveReport:
     waited_s: float = 0.0
     write_s: float = 0.0
     skipped: bool = False
+    save_every: int = 0
+    save_every_why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

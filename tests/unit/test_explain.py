@@ -183,3 +183,19 @@ def test_names_are_listed_as_people_do() -> None:
     assert nearest_setting("zzz.qqq", ["run.name"]) is None
     assert nearest_setting("foo", ["restart.oom"]) is None  # short names are alike by chance
     assert nearest_setting("sed", ["run.seed"]) == "run.seed"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("otto", "must be a whole number or auto, not 'otto'"),
+        (-5, "must be at least 0, not -5"),
+        (1.5, "must be a whole number or auto, not 1.5"),
+        (True, "must be a whole number or auto, not true"),
+        (None, "must be a whole number or auto, not None"),
+    ],
+)
+def test_a_number_or_a_word(given: object, said: str) -> None:
+    problem = only(steps__save_every=given)
+    assert (problem.where, problem.what) == ("steps.save_every", said)
+    assert problem.fix.startswith("steps.save_every=")

@@ -76,11 +76,20 @@ def _truths(values: dict[str, Any]) -> Iterator[Problem]:
 
 def _explained(error: ValidationError, values: dict[str, Any]) -> list[Problem]:
     found: list[Problem] = []
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    others = {d["loc"][:-1] for d in details if d["type"] != "literal_error"}
+    for detail in details:
+        if detail["type"] == "literal_error" and detail["loc"][:-1] in others and _is_tag(detail):
+            continue  # a number or a word: what is wrong with the number is said
         for problem in _problems_of(detail, values):
             if problem not in found:
                 found.append(problem)
     return found
+
+
+def _is_tag(detail: ErrorDetails) -> bool:
+    """Whether the last part of the path is pydantic's name for a branch of a union."""
+    return str(detail["loc"][-1]).startswith("literal[")
 
 
 def _problems_of(detail: ErrorDetails, values: dict[str, Any]) -> Iterator[Problem]:
@@ -106,6 +115,8 @@ def _typed_path(loc: tuple[int | str, ...], values: Any) -> list[str]:
     here = values
     for i, part in enumerate(loc):
         is_last = i == len(loc) - 1
+        if i and not isinstance(here, dict | list):
+            break  # what follows names a branch of a union of plain types
         if isinstance(here, dict):
             if part not in here and here.get("kind") == part and not is_last:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -35,15 +35,17 @@ def type_in_words(path: list[str], values: dict[str, Any]) -> str:
     if field is None:
         return "a valid value"
     annotation, optional = _without_none(field.annotation)
+    annotation, others = _without_words(annotation)
     words = WORDS.get(annotation, "") if isinstance(annotation, type) else ""
     if not words:
         words = "a list" if get_origin(annotation) is tuple else "a section of settings"
+    words = " or ".join([words, *others])
     return f"{words} or null" if optional else words
 
 
 def takes_number(path: list[str], values: dict[str, Any]) -> bool:
     field = _field(path, values)
-    return field is not None and _without_none(field.annotation)[0] in (int, float)
+    return field is not None and _type_of(field) in (int, float)
 
 
 def example(path: list[str], values: dict[str, Any], *, given: Any = None) -> Any:
@@ -51,7 +53,7 @@ def example(path: list[str], values: dict[str, Any], *, given: Any = None) -> An
     field = _field(path, values)
     if field is None:
         return "..."
-    annotation, _ = _without_none(field.annotation)
+    annotation = _type_of(field)
     if get_origin(annotation) is Literal:
         return get_args(annotation)[0]
     if annotation is bool:
@@ -152,3 +154,19 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
         if len(options) == 1:
             return options[0], True
     return annotation, False
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """Without `None` and without the words that may stand in the place of a number."""
+    return _without_words(_without_none(field.annotation)[0])[0]
+
+
+def _without_words(annotation: Any) -> tuple[Any, list[str]]:
+    """`Annotated[int, ...] | Literal["auto"]` -> (int, ["auto"])."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation, []
+    words = [str(w) for a in get_args(annotation) if get_origin(a) is Literal for w in get_args(a)]
+    rest = [a for a in get_args(annotation) if get_origin(a) is not Literal]
+    if len(rest) != 1 or not words:
+        return annotation, []
+    return (get_args(rest[0])[0] if get_origin(rest[0]) is Annotated else rest[0]), words

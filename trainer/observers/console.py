@@ -172,9 +172,10 @@ def _saved(report: SaveReport) -> str:
         return f"SAVE AT STEP {report.step} FAILED: {report.problem}"
     size = size_text(report.bytes)
     waited = f" ({report.waited_s:.2f} s of it for a free buffer)" if report.waited_s > 0.01 else ""
+    then = f"; from now on {report.save_every_why}" if report.save_every_why else ""
     return (
         f"saved step {report.step}: {size} in {report.write_s:.2f} s, "
-        f"training stood still {report.stall_s:.2f} s{waited}"
+        f"training stood still {report.stall_s:.2f} s{waited}{then}"
     )
 
 

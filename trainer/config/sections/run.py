@@ -31,7 +31,7 @@ class StepsSection(Section):
     """Units: optimizer steps; 0 means never (except total)."""
 
     total: Annotated[int, Field(ge=1)]
-    save_every: Annotated[int, Field(ge=0)]
+    save_every: Annotated[int, Field(ge=0)] | Literal["auto"]  # auto: as often as pays best
     eval_every: Annotated[int, Field(ge=0)]
     log_every: Annotated[int, Field(ge=1)]
 

@@ -1,0 +1,165 @@
+"""When to save, chosen while training runs: rank 0 measures and decides, all ranks are told.
+
+Nothing is exchanged at ordinary steps: once after the first steps of an attempt, and once after
+each save, when all ranks are together anyway.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from trainer.capacity.interval import (
+    Choice,
+    Costs,
+    Failures,
+    Limits,
+    assumed,
+    choose,
+    faded,
+)
+from trainer.dist.world import World
+from trainer.errors import Exit
+from trainer.records.json_file import read_lines
+from trainer.reports import SaveReport
+
+_FIRST_STEPS = 5  # warming up counts little in the median of so many
+_KEPT = 20  # last steps, last saves
+_NEW = 0.3  # weight of the newest stall in the mean
+_P90 = 0.9
+_OURS = ("crash", "hang", "node", "oom")  # causes that lose what was not saved
+_CUT_SHORT = ("preempt", "time_limit")  # these too, if there was no time to save
+
+
+class SaveWhenBest:
+    """Due when the interval that pays best is over. `attempts_log`: the run's attempts so far."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        checkpoint_bytes: int,
+        asynchronous: bool,
+        attempts_log: Path,
+        step: int,
+        saved: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._world = world
+        self._bytes = checkpoint_bytes
+        self._asynchronous = asynchronous
+        self._attempts_log = attempts_log
+        self._limits = limits or Limits()
+        self._clock = clock
+        self._began = clock()
+        self._ended: list[tuple[float, float, bool]] | None = None  # of earlier attempts
+        known = saved or {}
+        self._every: int | None = known.get("every")
+        self._stall_s: float | None = known.get("stall_s")
+        self._writes = deque[float](known.get("write_s", ()), maxlen=_KEPT)
+        self._laps = deque[float](maxlen=_KEPT)
+        self._step_s: float | None = known.get("step_s")
+        self._at: tuple[int, float] | None = None  # the step before and when it was over
+        self._steps = 0
+        self._last = step
+
+    def due(self, step: int) -> bool:
+        """After every step, on all ranks. Collective once in an attempt."""
+        self._lap(step)
+        self._last = min(self._last, step)  # the run may have gone back to a checkpoint
+        if self._steps == _FIRST_STEPS:
+            self._choose()
+        if self._every is None or step - self._last < self._every:
+            return False
+        self._last = step
+        self._at = None  # a save is no step
+        return True
+
+    def observe(self, report: SaveReport) -> SaveReport:
+        """A save has ended, alike on all ranks; the report with what follows. Collective."""
+        if not report.succeeded or report.write_s <= 0.0:
+            return report
+        old = self._stall_s if self._stall_s is not None else report.stall_s
+        self._stall_s = _NEW * report.stall_s + (1 - _NEW) * old
+        self._writes.append(report.write_s)
+        before, choice = self._every, self._choose()
+        changed = choice is not None and choice.steps != before
+        why = choice.why if choice is not None and changed else ""
+        return replace(report, save_every=self._every or 0, save_every_why=why)
+
+    def saved(self) -> dict[str, Any]:
+        """For the checkpoint: an attempt that follows begins with what this one has measured."""
+        return {
+            "every": self._every,
+            "stall_s": self._stall_s,
+            "write_s": list(self._writes),
+            "step_s": self._seconds_a_step(),
+        }
+
+    def _lap(self, step: int) -> None:
+        now = self._clock()
+        if self._at is not None and self._at[0] == step - 1:
+            self._laps.append(now - self._at[1])
+        self._at = (step, now)
+        self._steps += 1
+
+    def _seconds_a_step(self) -> float | None:
+        return median(self._laps) if self._laps else self._step_s
+
+    def _choose(self) -> Choice | None:
+        """None: no step was measured yet, so nothing is known."""
+        steps, why = self._world.lead(self._decided)
+        if not steps:
+            return None
+        self._every = steps
+        return Choice(steps, why)
+
+    def _decided(self) -> tuple[int, str]:
+        step_s = self._seconds_a_step()
+        if not step_s:
+            return 0, ""
+        ranks = self._world.place.world_size
+        costs = assumed(
+            rank_bytes=self._bytes / ranks,
+            all_bytes=self._bytes,
+            asynchronous=self._asynchronous,
+            step_s=step_s,
+        )
+        if self._stall_s is not None:
+            costs = Costs(stall_s=self._stall_s, write_s=_high(self._writes), step_s=step_s)
+        choice = choose(
+            costs, self._failures(), ranks=ranks, limits=self._limits, current=self._every
+        )
+        return choice.steps, choice.why
+
+    def _failures(self) -> Failures:
+        now = self._clock()
+        if self._ended is None:
+            self._ended = spans_of(list(read_lines(self._attempts_log)))
+        return faded([*self._ended, (self._began, now, False)], now)
+
+
+def spans_of(lines: Sequence[dict[str, Any]]) -> list[tuple[float, float, bool]]:
+    """(start, end, failed) of the attempts in attempts.jsonl that began to train."""
+    return [
+        (float(line["started"]), float(line["ended"]), _has_lost_work(line))
+        for line in lines
+        if line.get("started") is not None and line.get("ended") is not None
+    ]
+
+
+def _has_lost_work(line: dict[str, Any]) -> bool:
+    cause = line.get("cause")
+    return cause in _OURS or (cause in _CUT_SHORT and line.get("exit_code") == Exit.FAILED)
+
+
+def _high(values: Sequence[float]) -> float:
+    """The 90th percentile: the writer must be free again nearly always."""
+    ordered = sorted(values)
+    return ordered[min(int(_P90 * len(ordered)), len(ordered) - 1)]
