@@ -7,6 +7,7 @@ here creates folders or touches logging: there is no `hydra.main`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from launch.provenance import Assignment, Layer, provenance
 from trainer.config import explain
 from trainer.config.names import nearest, nearest_group, or_list
 from trainer.errors import ConfigError, Problem, Refused
+from trainer.records.redact import Redactor, redactor_of
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,28 @@ def compose(
     request, problems = _read_overrides(overrides, folders)
     composed, more = _compose(request, folders, config_name, trace=trace)
     problems += more
+    redactor = redactor_of(os.environ)
+    if composed is not None:
+        problems += _secrets(composed.values, redactor)
     if problems:
         taken = {p.where for p in problems}
         also = explain.problems(composed.values) if composed is not None else []
         problems += [p for p in also if not _covered(p.where, taken)]
-        raise ConfigError(problems)
+        raise ConfigError([_hidden(p, redactor) for p in problems])
     assert composed is not None
     return composed
+
+
+def _secrets(values: dict[str, Any], redactor: Redactor) -> list[Problem]:
+    """Settings are written down in many places; a key in one of them would be as well."""
+    what = "holds a key or a password, and every setting is kept with the run"
+    fix = "leave it out: keys belong into the environment, where those who need them look"
+    return [Problem(where, what, fix) for where in dict.fromkeys(redactor.where_secret(values))]
+
+
+def _hidden(problem: Problem, redactor: Redactor) -> Problem:
+    texts = (problem.where, problem.what, problem.fix)
+    return Problem(*(redactor.text(text) for text in texts))
 
 
 @dataclass(frozen=True)

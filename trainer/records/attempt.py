@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from trainer.errors import Exit, LonghaulError
 from trainer.records.json_file import read_json, write_json
+from trainer.records.redact import redactor_of
 
 StopCause = Literal["user", "scheduler", "time_limit", "drain", "interrupt"]
 
@@ -64,17 +65,18 @@ class ErrorRecord:
 
 
 def error_record(error: BaseException, *, rank: int, step: int | None) -> ErrorRecord:
-    """`step`: the last one that was done, once there is a state."""
+    """`step`: the last one that was done, once there is a state. Keys are left out of it."""
     code = error.exit_code if isinstance(error, LonghaulError) else Exit.FAILED
+    redactor = redactor_of(os.environ)
     return ErrorRecord(
         time=time.time(),
         rank=rank,
         host=socket.gethostname(),
         kind=type(error).__name__,
-        message=str(error),
+        message=redactor.text(str(error)),
         exit_code=int(code),
         step=step,
-        traceback="".join(traceback.format_exception(error)),
+        traceback=redactor.text("".join(traceback.format_exception(error))),
     )
 
 
