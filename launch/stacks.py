@@ -6,6 +6,7 @@ copy them to the attempt's folder. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import signal
@@ -54,14 +55,13 @@ def dump_stacks(
     _until_quiet(asked, starts, patience_s)
     for rank in stopped:
         _ask_stopped(can_tell[rank], starts[rank], patience_s)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     seen = {}
     for rank, page in pages.items():
         text = _read_from(page.descriptor, max(starts[rank], PAGE_BYTES))
         seen[rank] = witness(states[rank], text)
         head = f"rank {rank}, process {page.pid}, state {states[rank] or 'gone'}"
         head += f", {about[rank]}\n\n" if about and rank in about else "\n\n"
-        _write(folder / f"rank-{rank:05d}.txt", head + (text or "no stacks: it did not answer\n"))
+        _keep(folder / f"rank-{rank:05d}.txt", head + (text or "no stacks: it did not answer\n"))
     return seen
 
 
@@ -151,7 +151,10 @@ def _read_from(descriptor: int, start: int) -> str:
     return b"".join(parts).decode("utf-8", errors="replace")
 
 
-def _write(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+def _keep(path: Path, text: str) -> None:
+    """A disk that refuses it is no reason to leave hung ranks alone."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)

@@ -23,7 +23,7 @@ class Straggler:
 
     @property
     def ratio(self) -> float:
-        return self.work_s / self.others_s if self.others_s else float("inf")
+        return self.work_s / max(self.others_s, 1e-6)
 
 
 class Stragglers:

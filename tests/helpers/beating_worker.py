@@ -46,14 +46,13 @@ def main() -> int:
 
 
 def stand_still(how: str) -> None:
-    if how == "sleep":
-        time.sleep(60)
-    elif how == "gil":
-        ctypes.PyDLL(None).sleep(60)
-    elif how == "stop":
+    if how == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    while how == "spin":
-        pass
+    while how in ("sleep", "gil", "spin"):
+        if how == "sleep":
+            time.sleep(60)
+        elif how == "gil":
+            ctypes.PyDLL(None).sleep(60)  # a signal, as that for its stacks, ends it early
 
 
 def wait_for_all(folder: Path, rank: int, size: int, step: int) -> None:

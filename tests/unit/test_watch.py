@@ -267,6 +267,16 @@ def test_a_hang_is_found_within_a_second_of_its_limit_and_told_once(rig: Rig) ->
     assert rig.events().count("hang") == 1
 
 
+def test_a_hang_is_found_though_nothing_can_be_written(rig: Rig) -> None:
+    rig.files.stacks.write_text("a file in the folder's place")
+    rig.run.ledger(0).unlink()
+    rig.run.ledger(0).parent.rmdir()
+    rig.run.ledger(0).parent.write_text("likewise")
+    finding = rig.until(20)
+    assert finding is not None
+    assert "hung in forward of step 2" in finding.text
+
+
 def test_a_rank_that_told_its_error_and_then_hung_keeps_its_words(rig: Rig) -> None:
     rig.beat("agree", 2, 0)
     own = error_record(ValueError("row 17 is empty"), rank=1, step=1)
