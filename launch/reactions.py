@@ -13,7 +13,7 @@ from launch.watch import Finding, record_hang
 from trainer.errors import Exit
 from trainer.records.attempt import Stop, StopCause, write_record
 
-PEER_GRACE_S = 0.5  # for the other ranks to log what they saw after one died; its words are kept
+PEER_GRACE_S = 0.25  # for the other ranks to log what they saw after one died; its words are kept
 LEAVE_S = 60.0  # for the other ranks to leave after one left in order
 
 

@@ -132,7 +132,11 @@ class WarmStart:
         if self.standby is None and self.chances > 0:
             self.chances -= 1
             adopt_orphans()
-            env = dict(self.env) | {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+            env = dict(self.env) | {
+                "OMP_NUM_THREADS": "1",  # one thread: more could not be forked
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # nor could a CUDA that was looked at
+                "LONGHAUL_ROOM": _PADDING * 4,  # for the variables of a rank, as /proc shows them
+            }
             self.standby = Standby.begin(self.settings, env=env, log=self.log, quiet=quiet)
 
     def start(

@@ -9,6 +9,7 @@ LonghaulError                 76  failed; start me again
 |                                 preparation sees before it writes anything is Refused
 |- ModelError                 78  a model folder is not usable, or its rows leak into each other
 |- WorldError                 76  the process group is not as planned
+|  |- NotAdmitted             76  this process has no place in the attempt; it must not speak for it
 |  `- PeerFailed              as the first failing rank's: another rank failed, this one only heard
 |- CheckpointError            76
 |  |- DamagedCheckpoint       76  a checkpoint does not match its manifest
@@ -88,6 +89,10 @@ class ModelError(LonghaulError):
 
 
 class WorldError(LonghaulError):
+    pass
+
+
+class NotAdmitted(WorldError):
     pass
 
 

@@ -33,12 +33,13 @@ from typing import Any, NoReturn
 _MESSAGE_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _LEAST_PRIORITY = 19
+_COMMAND, _ENVIRONMENT = 45, 47  # arg_start, env_start in /proc/self/stat, counted after the name
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
-    _be_called("longhaul-standby")
+    _show("longhaul-standby", _COMMAND)
     channel = socket.socket(fileno=int(given[0]))
     began = time.monotonic()
     settings = json.loads(channel.recv(_MESSAGE_BYTES))
@@ -132,10 +133,11 @@ def _become_rank(request: dict[str, Any], descriptors: list[int], *, born_by: in
         os.environ.update(request["env"])
         if request["listener"]:
             os.environ[request["listener"]] = str(descriptors[2])
+        _show("\0".join(f"{k}={v}" for k, v in request["env"].items()), _ENVIRONMENT)
         os.chdir(request["cwd"])
         random.seed()
         module, *arguments = request["argv"]
-        _be_called("\0".join([sys.executable, "-m", module, *arguments]))
+        _show("\0".join([sys.executable, "-m", module, *arguments]), _COMMAND)
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
@@ -153,14 +155,19 @@ def _answer(channel: socket.socket, value: dict[str, Any]) -> None:
     channel.send(json.dumps(value).encode())
 
 
-def _be_called(title: str) -> None:
-    """Write the command line that ps and /proc show over the one we were started with."""
+def _show(text: str, place: int) -> None:
+    """What ps and /proc show from now on, over what we were started with.
+
+    `place`: of the address in /proc/self/stat. Nothing of ours points there any more: Python keeps
+    its own copy of the arguments, and every variable of a rank was set anew.
+    """
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end
+        start, end = int(fields[place]), int(fields[place + 1])
         room = end - start
-        if 0 < room < 1 << 16:
-            ctypes.memmove(start, title.encode()[: room - 1].ljust(room, b"\0"), room)
+        if 0 < room < 1 << 20:
+            shown = text.encode(errors="surrogateescape")[: room - 1]
+            ctypes.memmove(start, shown.ljust(room, b"\0"), room)
     except (OSError, ValueError, IndexError):
         return
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import sys
 import time
 import traceback
@@ -21,16 +20,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from trainer.dist.claim import claim_rank
 from trainer.dist.place import Place
 from trainer.dist.signals import StopSignals
 from trainer.dist.startup import StartUp
-from trainer.errors import Exit, LonghaulError
+from trainer.errors import Exit, LonghaulError, NotAdmitted
 from trainer.faultpoints import arm_from
 from trainer.plan import plan_of_attempt
 from trainer.records import attempt as records
 from trainer.records.owner import refuse_if_superseded
+from trainer.records.redact import hide_secrets
 from trainer.records.run_files import RunFiles
 
 if TYPE_CHECKING:  # at run time they come with torch, after the signal handlers stand
@@ -44,15 +46,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     given = parser.parse_args(argv)
+    hide_secrets(os.environ)
     form = "%(levelname)s %(name)s: %(message)s"  # stdout: what rank 0 says there, a person sees
     logging.basicConfig(level=logging.WARNING, format=form, stream=sys.stdout)
     # torch 2.13 about names that DeepSpeed 0.19 calls; thousands of lines under ZeRO-3.
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a vendor that asks a question gets no answer
     rank = Rank(RunFiles(given.run_folder.resolve()), given.attempt)
-    code: int
     try:
-        code = rank.run()
+        code: int = rank.run()
     except BaseException as e:
         code = rank.fail(e)
     rank.close()
@@ -80,6 +82,7 @@ class Rank:
         plan = plan_of_attempt(self._files)
         self._place.check(plan.world_size)
         refuse_if_superseded(self._run.owner, self._files.number)
+        claim_rank(self._files.root, self._place.rank)
         arm_from(os.environ, enabled=plan.config.drills.enabled, rank=self._place.rank)
         self._startup.lap("python")
         from trainer.build import build_job, build_observers
@@ -105,8 +108,7 @@ class Rank:
             watch = build_observers(plan, self._run, job=job, state=state, startup=self._startup)
             job = replace(job, observers=watch)
             self._observers = watch
-            size, host = world.place.world_size, socket.gethostname()
-            started = records.Started(time.time(), state.step, size, host)
+            started = records.Started(time.time(), state.step, plan.world_size, gethostname())
             records.write_record(self._files.started, started)
         outcome = fit(job, state)
         job.pulse.beat("end", state.step)
@@ -134,7 +136,7 @@ class Rank:
             time.sleep(_ECHO_WAITS_S)  # torchrun ends the others as soon as one rank has ended
         step = self._state.step if self._state else None
         record = records.error_record(error, rank=self._place.rank, step=step)
-        if self._files.root.is_dir():
+        if self._files.root.is_dir() and not isinstance(error, NotAdmitted):
             records.write_first(self._files.error, record)
         return record.exit_code
 

@@ -42,7 +42,7 @@ def cgroup() -> Iterator[Path]:
 def test_the_kernels_kill_is_named_and_answered_once(cgroup: Path, tmp_path: Path) -> None:
     one = Attempt(tmp_path, ["wait"], ["eat"], restart=RestartRules(enabled=True))
     memory = {"parameters": 40 << 20, "gradients": 20 << 20}
-    write_json(one.files.plan, {"attempt": 1, "memory_per_rank": memory})
+    write_json(one.files.plan, {"attempt": 1, "world_size": 2, "memory_per_rank": memory})
     one.start()
     for number in (1, 2):
         files = one.run.attempt(number)

@@ -40,7 +40,8 @@ def agent(tmp_path: Path) -> Iterator[Callable[..., Attempt]]:
 
 def test_a_rank_that_dies_costs_one_attempt(agent):
     one = agent(["finish"], ["finish"], later={"1:0": ["wait"], "1:1": ["die"]})
-    write_json(one.files.plan, {"attempt": 1, "config": {"steps": {"total": 7}}})
+    plan = {"attempt": 1, "world_size": 2, "config": {"steps": {"total": 7}}}
+    write_json(one.files.plan, plan)
     code, _, err = one.start().end()
     assert code == 0, err
     assert err.startswith(
@@ -53,7 +54,7 @@ def test_a_rank_that_dies_costs_one_attempt(agent):
         (2, 0, None),
     ]
     second = one.run.attempt(2)
-    assert read_json(second.plan) == {"attempt": 2, "config": {"steps": {"total": 7}}}
+    assert read_json(second.plan) == plan | {"attempt": 2}
     assert read_json(second.root / "restart.json")["restart_of"] == 1
     assert owner(one.run) == 2
     mark = read_mark(second.agent)

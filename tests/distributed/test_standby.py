@@ -30,6 +30,7 @@ said = {
     "priority": os.getpriority(os.PRIO_PROCESS, 0),
     "cmdline": open("/proc/self/cmdline").read().split(chr(0)),
     "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+    "environ": open("/proc/self/environ").read(),
     "stdin": os.read(0, 1).decode(),
 }
 print(json.dumps(said), flush=True)
@@ -67,7 +68,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmStart]:
 
 def started(warm: WarmStart, folder: Path, *arguments: str, listener: int | None = None):
     out, err = (os.open(folder / name, os.O_WRONLY | os.O_CREAT) for name in ("out", "err"))
-    env = {"PATH": "/bin", "RANK": "1", "PYTHONUNBUFFERED": "1"}
+    env = {"PATH": "/bin", "RANK": "1", "PYTHONUNBUFFERED": "1", "LONGHAUL_FAMILY": TAG}
     argv = ["said_by_rank", *arguments]
     child = warm.start(argv, env=env, stdout=out, stderr=err, listener=listener)
     os.close(out)
@@ -92,9 +93,15 @@ def test_a_forked_rank_is_as_one_that_was_started(
     assert seen["ppid"] == os.getpid()
     assert seen["pid"] == child.pid == seen["session"]
     assert seen["death"] == signal.SIGKILL
-    assert seen["env"] == {"PATH": "/bin", "RANK": "1", "PYTHONUNBUFFERED": "1"} | {
-        k: v for k, v in seen["env"].items() if k == "LC_CTYPE"
+    assert seen["env"].items() >= {"PATH": "/bin", "RANK": "1", "PYTHONUNBUFFERED": "1"}.items()
+    assert set(seen["env"]) - {"LC_CTYPE"} == {
+        "PATH",
+        "RANK",
+        "PYTHONUNBUFFERED",
+        "LONGHAUL_FAMILY",
     }
+    shown = seen["environ"].rstrip(chr(0)).split(chr(0))
+    assert shown == ["PATH=/bin", "RANK=1", "PYTHONUNBUFFERED=1", f"LONGHAUL_FAMILY={TAG}"]
     assert seen["cwd"] == str(tmp_path)
     assert seen["umask"] == 0o77
     assert seen["name"] == "__main__"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from torch.distributed import Store
 
+from trainer.dist.claim import claim_rank
 from trainer.dist.meeting import LISTENER, meeting_place
 from trainer.dist.place import Place
-from trainer.errors import WorldError
+from trainer.errors import NotAdmitted
 
 LIMIT = timedelta(seconds=10)
 
@@ -44,7 +48,7 @@ def test_a_second_process_of_a_rank_is_turned_away_at_once(
 ) -> None:
     meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)
     began = time.monotonic()
-    with pytest.raises(WorldError, match=r"two processes want to be rank 1 of 2 \(run.2\)"):
+    with pytest.raises(NotAdmitted, match=r"two processes want to be rank 1 of 2 \(run.2\)"):
         meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)
     assert time.monotonic() - began < 2
 
@@ -53,7 +57,7 @@ def test_a_worker_of_an_old_attempt_is_turned_away_at_once(
     served: Store, address: dict[str, str]
 ) -> None:
     began = time.monotonic()
-    with pytest.raises(WorldError, match=r"for run.1, but there run.2 meets"):
+    with pytest.raises(NotAdmitted, match=r"for run.1, but there run.2 meets"):
         meeting_place(Place(1, 2, 1), "run.1", LIMIT, address)
     assert time.monotonic() - began < 2
     meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)  # its place was not taken
@@ -77,3 +81,17 @@ def test_torchruns_own_store_is_joined_not_served(address: dict[str, str]) -> No
     meeting_place(Place(0, 2, 0), "run.1", LIMIT, env)
     meeting_place(Place(1, 2, 1), "run.1", LIMIT, env)
     meeting_place(Place(1, 2, 1), "run.1", LIMIT, env | {"TORCHELASTIC_RESTART_COUNT": "1"})
+
+
+def test_a_rank_is_one_process_before_it_imports_anything(tmp_path: Path) -> None:
+    held = "import sys, time; from pathlib import Path; from trainer.dist.claim import claim_rank;"
+    held += "claim_rank(Path(sys.argv[1]), 1); print('held', flush=True); time.sleep(60)"
+    argv = [sys.executable, "-c", held, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(NotAdmitted, match="two processes want to be rank 1 of"):
+            claim_rank(tmp_path, 1)
+        claim_rank(tmp_path, 0)
+        first.kill()
+    claim_rank(tmp_path, 1)  # it went with its process

@@ -9,7 +9,7 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from trainer.dist.place import Place
-from trainer.errors import WorldError
+from trainer.errors import NotAdmitted
 
 LISTENER = "LONGHAUL_RENDEZVOUS_FD"  # rank 0's: a socket that listens at MASTER_PORT already
 _TOKEN = "longhaul/attempt"
@@ -22,7 +22,7 @@ def meeting_place(
 
     `token`: of the attempt. A process that slept through the end of its attempt may wake up and
     find the next one at the same port.
-    Raises: WorldError if it is another attempt's, or this rank is there already; ValueError if the
+    Raises: NotAdmitted if it is another attempt's, or this rank is there already; ValueError if the
     address is not known; RuntimeError if there is no store.
     """
     try:
@@ -45,14 +45,14 @@ def meeting_place(
         store.set(_TOKEN, token)
     said = store.get(_TOKEN).decode()
     if said != token:
-        raise WorldError(
+        raise NotAdmitted(
             f"rank {place.rank} came to {host}:{port} for {token or 'its attempt'}, but there "
             f"{said or 'another attempt'} meets; it has no place there"
         )
     restart = env.get("TORCHELASTIC_RESTART_COUNT", "0")
     meeting = PrefixStore(f"longhaul/{token}/{restart}", store)
     if meeting.add(f"rank-{place.rank}", 1) > 1:
-        raise WorldError(
+        raise NotAdmitted(
             f"two processes want to be rank {place.rank} of {place.world_size} ({token}); the "
             "second is turned away"
         )
