@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from launch.drills.bench import Bench, Ran, run_one
@@ -36,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = set(given.drills) - {d.label for d in DRILLS}
         if unknown:
             raise Refused(f"no drill {min(unknown)}; there is {', '.join(d.label for d in DRILLS)}")
-        with tempfile.TemporaryDirectory(prefix="longhaul-drills-") as folder:
-            site = Site(given.keep or Path(folder))
+        with ExitStack() as stack:
+            made = tempfile.TemporaryDirectory(prefix="longhaul-drills-")
+            folder = stack.enter_context(made)
+            site = stack.enter_context(Site(given.keep or Path(folder)))
             bench = Bench(site, short=given.short, seed=given.seed)
             print(f"reference: {bench.reference.step_s * 1000:.0f} ms a step", flush=True)
             ran = []

@@ -209,6 +209,7 @@ def run_one(bench: Bench, drill: Drill) -> Ran:
     except Exception as e:  # the bench's own mistake: this drill proves nothing, the next may
         where = traceback.format_exc().splitlines()[-3:]
         result = Result(0, "could not be carried out", (f"{e!r}: {' '.join(where)}",))
+    bench.site.end_all()
     bench.figures |= result.figures
     load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     return Ran(drill, result, time.monotonic() - began, load, _cpu_s() - spent)

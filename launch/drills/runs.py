@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from launch.drills.oracle.leftovers import Seen, left_over, look
 from launch.drills.oracle.samples import Consumed
@@ -65,14 +65,37 @@ class Running:
 
 
 class Site:
-    """A folder in which drills happen: corpus, settings, runs, and what they note."""
+    """A folder in which drills happen: corpus, settings, runs, and what they note.
+
+    As a context, it ends what a drill that failed has left running.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self._running: list[subprocess.Popen[str]] = []
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.temporary = self.folder / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self.conf = write_experiment(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end_all()
+
+    def end_all(self) -> None:
+        """As a scheduler would: told to stop, then killed; launchers end their ranks."""
+        left = [process for process in self._running if process.poll() is None]
+        for process in left:
+            process.terminate()
+        for process in left:
+            try:
+                process.communicate(timeout=_SETTLE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+        self._running.clear()
 
     def run(self, name: str) -> RunFiles:
         return RunFiles(self.folder / "runs" / name)
@@ -122,6 +145,7 @@ class Site:
             text=True,
             **({"cwd": self.folder} | pipes | how),
         )
+        self._running = [one for one in self._running if one.poll() is None] + [process]
         return Running(process)
 
     def json_of(self, module: str, *arguments: str) -> Any:

@@ -6,6 +6,7 @@ in short form tests of their rooms (tests/distributed/test_watch.py and those of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ _HERE = ("D3", "D9", "D35", "D12", "D14", "D37", "D4", "D7", "D21", "D25", "D2",
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(Site(tmp_path_factory.mktemp("drills")), short=True)
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with Site(tmp_path_factory.mktemp("drills")) as site:
+        yield Bench(site, short=True)
 
 
 @pytest.mark.timeout(400)

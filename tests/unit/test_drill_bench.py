@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from launch.compose import compose
 from launch.drills.__main__ import main
 from launch.drills.bench import Bench, Drill, Ran, Reference, Result, run_one
+from launch.drills.oracle.leftovers import processes_of
 from launch.drills.reference import BATCH, write_experiment
 from launch.drills.report import keep, merged, page, table
 from launch.drills.runs import DrillFailed, Site
@@ -59,6 +61,18 @@ def test_a_drill_that_cannot_be_carried_out_has_failed(tmp_path: Path) -> None:
     assert found.verdict == "failed"
     assert found.result is not None
     assert found.result.wrong == ("no ranks",)
+
+
+def test_what_a_drill_leaves_running_is_ended(tmp_path: Path) -> None:
+    def forget(bench: Bench) -> Result:
+        bench.site.command(
+            [sys.executable, "-c", f"import time; time.sleep(60); {str(tmp_path)!r}"]
+        )
+        raise DrillFailed("and forgot it")
+
+    with Site(tmp_path) as site:
+        assert run_one(Bench(site), drill(run=forget)).verdict == "failed"
+        assert not list(processes_of(tmp_path))
 
 
 def test_what_a_session_prints_and_writes() -> None:
