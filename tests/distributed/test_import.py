@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch.importing import import_run
 from tests.helpers.foreign_sources import (
     BETAS,
     EPS,
@@ -21,13 +22,18 @@ from tests.helpers.foreign_sources import (
     train_with_dcp,
     train_with_deepspeed,
 )
+from tests.helpers.models import filled, save_folder
 from tests.helpers.ranks import RankPool
+from tests.helpers.tiny_run import TINY, tiny_plan
 from trainer.checkpoint.ranges import open_step
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import Alone
 from trainer.engine.plain import PlainEngine
-from trainer.foreign.importing import Imported, import_checkpoint
+from trainer.errors import Refused
+from trainer.foreign.importing import Imported, import_checkpoint, wanted
+from trainer.models.build import build_model
+from trainer.models.init import InitialValues, initial_rules
 from trainer.records.fragment import MASTER, Fragment
 from trainer.storage.local import LocalStorage
 
@@ -95,6 +101,7 @@ class _Named(torch.nn.Module):
         return iter(self._named)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("stage", "kind"), [(1, "fp32"), (2, "bf16"), (3, "fp32")])
 def test_what_deepspeed_saved_goes_on_here(
     ranks: RankPool, tmp_path: Path, stage: int, kind: str
@@ -112,6 +119,7 @@ def test_what_deepspeed_saved_goes_on_here(
     assert off <= {"fp32": 1e-6, "bf16": 2e-3}[kind]
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("world_size", [2])
 def test_what_torch_saved_goes_on_here(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
     source, folder = tmp_path / "theirs", tmp_path / "run" / "checkpoints"
@@ -122,3 +130,44 @@ def test_what_torch_saved_goes_on_here(ranks: RankPool, tmp_path: Path, world_si
     _check_values(folder, held)
     mine = _after_one_more(folder, "fp32")
     assert max(float((mine[name] - after[name]).abs().max()) for name in after) <= 1e-6
+
+
+@pytest.mark.timeout(400)
+def test_the_command_makes_a_run_that_goes_on(tmp_path: Path, capfd: Any) -> None:
+    """From a folder of Hugging Face and from torch.save, by the verb that people type."""
+    plan = tiny_plan(tmp_path)
+    model = build_model(plan.config.model, vocab_size=plan.vocab_size, dtype=torch.float32)
+    rules = initial_rules(model)
+    filled(model, InitialValues(rules, seed=11))
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    folder = save_folder(model, tmp_path / "theirs")
+    torch.save({"state_dict": {f"module.{n}": w for n, w in weights.items()}}, tmp_path / "w.pt")
+    corpus = plan.config.data.sources["files"].paths[0]
+    settings = [
+        *TINY,
+        f"data.sources.files.paths=[{corpus}]",
+        f"data.store_root={tmp_path / 'stores'}",
+        f"run.root={tmp_path / 'runs'}",
+    ]
+    assert import_run([str(folder), "from-folder", *settings]) == 0
+    what = "imported Hugging Face safetensors as step 0 of run from-folder"
+    assert what in capfd.readouterr().out
+    from_file = tmp_path / "from-file" / "checkpoints"
+    import_checkpoint(tmp_path / "w.pt", from_file, run_id=_RUN, fragments=wanted(plan))
+    for checkpoints in (tmp_path / "runs" / "from-folder" / "checkpoints", from_file):
+        stored = open_step(LocalStorage(), checkpoints, 0)
+        for tensor, expected in weights.items():
+            assert torch.equal(torch.from_numpy(stored.array(tensor, MASTER)), expected)
+            assert not stored.array(tensor, "exp_avg").any()
+        stored.close()
+    # A model of another shape: one sentence, and no run is left.
+    wrong = [*settings, "model.hidden_size=64", "model.head_dim=16"]
+    assert import_run([str(tmp_path / "w.pt"), "wrong", *wrong]) == 2
+    said = capfd.readouterr().err
+    assert "has shape" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs" / "wrong").exists()
+    with pytest.raises(Refused, match="has begun already; take another name"):
+        import_run([str(folder), "from-folder", *settings])
+    with pytest.raises(Refused, match="there is nothing to import"):
+        import_run([str(tmp_path / "nowhere"), "other", *settings])

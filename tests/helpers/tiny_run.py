@@ -15,7 +15,7 @@ from trainer.records.token_store import read_manifest
 
 # Odd sizes where a bug could hide: 6 rows of 48 tokens, 2 a micro-batch, so that one rank has
 # 3 micro-steps, two have 2 (with rows of weight zero) and three have 1.
-_TINY = (
+TINY = (
     "data=jsonl",
     "data.sequence_length=48",
     "data.held_out_fraction=0.2",
@@ -54,7 +54,7 @@ def tiny_plan(folder: Path, *overrides: str, attempt: int = 1, name: str = "tiny
     """The plan of one attempt of the run `folder/runs/NAME`; its store is shared by all."""
     corpus = tiny_text_corpus(folder / "corpus", documents=60)
     wanted = config(
-        *_TINY,
+        *TINY,
         f"data.sources.files.paths=[{corpus}]",
         f"data.store_root={folder / 'stores'}",
         f"run.root={folder / 'runs'}",
