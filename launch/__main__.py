@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": ("evaluate", "loss and accuracy on the held-out split"),
     "generate": ("generate", "continue a prompt"),
     "export": ("export", "a Hugging Face folder, checked against the trained model"),
+    "replay": ("replay", "make a step that went wrong again: data, numeric or hardware?"),
     "verify": ("verify", "layouts, resume: proofs on your own settings"),
 }
 # What a user can mend: a full or read-only disk, a place that is not theirs or is no folder.

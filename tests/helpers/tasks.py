@@ -21,3 +21,35 @@ class FailsOnOneRank(CausalLm):
         if self._left == 0:
             raise ValueError("a row of the user's own making")
         return super().loss_sum(model, batch)
+
+
+class PoisonedRows(CausalLm):
+    """Rows of some samples [first, stop) have a loss a hundred times too large."""
+
+    def __init__(self, *, first: int, stop: int) -> None:
+        self._poisoned = range(first, stop)
+
+    def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
+        total = super().loss_sum(model, batch)
+        for row, sample in enumerate(batch.sample_indices):
+            if sample in self._poisoned:
+                one = slice(row, row + 1)
+                alone = TokenBatch(
+                    batch.inputs_RT[one], batch.labels_RT[one], batch.positions_RT[one], (), 0, 0
+                )
+                total = total + 99 * super().loss_sum(model, alone)
+        return total
+
+
+class NotInBfloat16(CausalLm):
+    """Divides by what is lost in 16 bits, in the rows that hold sample `at`."""
+
+    def __init__(self, *, at: int) -> None:
+        self._at = at
+
+    def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
+        total = super().loss_sum(model, batch)
+        if self._at not in batch.sample_indices:
+            return total
+        small = torch.tensor(1.001, dtype=next(model.parameters()).dtype) - 1.0
+        return total + 0.0 / small.float().to(total.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,10 +22,7 @@ def in_loss(loss: torch.Tensor, kind: str, element: int) -> None:
 def in_gradient(engine: Engine, kind: str, element: int) -> None:
     """One element, counted over all trained parameters, of the gradient that comes next."""
     trained: list[Any] = [p for p in engine.model.parameters() if p.requires_grad]
-    sizes = [getattr(p, "ds_numel", p.numel()) for p in trained]
-    ends = list(accumulate(sizes))
-    index = next(i for i, end in enumerate(ends) if element < end)
-    at = element - (ends[index] - sizes[index])
+    index, at = _place([getattr(p, "ds_numel", p.numel()) for p in trained], element)
 
     def damaged(gradient: torch.Tensor) -> torch.Tensor:
         hook.remove()  # this micro-step's alone
@@ -36,9 +34,18 @@ def in_gradient(engine: Engine, kind: str, element: int) -> None:
 
 
 def in_weights(engine: Engine, kind: str, element: int) -> None:
-    """One element of the first weight that every rank holds, or of what this rank holds."""
+    """One element, counted over the weights that all ranks hold, or over this rank's share."""
     held = [tensor for _, tensor in engine.replicated()]
-    _damage(held[0] if held else next(iter(engine.fragments())).values, kind, element)
+    held = held or [fragment.values for fragment in engine.fragments()]
+    index, at = _place([tensor.numel() for tensor in held], element)
+    _damage(held[index], kind, at)
+
+
+def _place(sizes: Sequence[int], element: int) -> tuple[int, int]:
+    """Which tensor, and which element of it."""
+    ends = list(accumulate(sizes))
+    index = next(i for i, end in enumerate(ends) if element < end)
+    return index, element - (ends[index] - sizes[index])
 
 
 @torch.no_grad()
