@@ -178,6 +178,8 @@ class Watch:
                 phase=each.beat.phase,
                 step=each.beat.step,
                 first_step=each.beat.first_step,
+                made=each.beat.made,
+                furthest=each.furthest,
                 since=round(each.beat.since, 3),
                 seconds={n: round(s.total_s, 3) for n, s in each.beat.spent.items() if s.times},
             )

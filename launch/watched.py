@@ -21,6 +21,7 @@ class Watched:
     pid: int = 0
     runs: bool = True
     beat: Beat = field(default_factory=Beat)
+    furthest: int = 0  # the last step that was done, whatever it went back to since
     _longest: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -37,6 +38,7 @@ class Watched:
         found = read_beat(self.memory, self.beat)
         if found.pid:
             self.beat = found
+            self.furthest = max(self.furthest, found.done)
 
     def news(self) -> Iterator[tuple[str, float]]:
         """Rows whose longest grew since this was asked last, and to how many seconds."""

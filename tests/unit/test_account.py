@@ -115,6 +115,20 @@ def test_steps_that_are_done_again_are_not_useful(play: Play) -> None:
     assert (found.steps, found.steps_redone) == (20, 5)
 
 
+def test_going_back_within_an_attempt_is_doing_again(play: Play) -> None:
+    play.begin()
+    play.steps(1, 10)
+    play.do("load", 10, 2.0)
+    play.steps(6, 12, warm_up=0.0)
+    play.do("end", 12, 0.0)
+    play.end(0)
+    found = play.account()
+    assert (found.steps, found.steps_redone) == (17, 5)
+    assert found.seconds["redone"] == pytest.approx(5 * STEP_S, abs=0.1)
+    assert found.seconds["step"] == pytest.approx(12 * STEP_S, abs=0.1)
+    assert found.seconds["load"] == pytest.approx(6, abs=0.01)
+
+
 def test_a_hang_is_detection_until_it_was_found(play: Play) -> None:
     play.begin()
     play.steps(1, 3)

@@ -5,7 +5,7 @@
     meet, build, load
     warm_up     an attempt's first step beyond what a step takes
     step        steps done for the first time
-    redone      steps that an earlier attempt had done
+    redone      steps that had been done before: by an earlier attempt, or before going back
     save, eval  while training stands still for them
     detection   from the last sign of life of a hung rank to the moment it was found
     teardown    from the last phase, or a rank's death, to the end of the attempt
@@ -68,7 +68,7 @@ def account_of(events: Sequence[Event]) -> Account:
             seconds[name] += spent
         steps, redone = steps + done.steps, redone + done.steps_redone
         last = _last_spent(attempt)
-        furthest = max(furthest, _done(last) if last else 0)
+        furthest = max(furthest, last.facts["furthest"] if last else 0)
         before = attempt[-1]
     wall_s = sum(seconds.values())
     return Account(wall_s, seconds, steps, redone)
@@ -139,15 +139,10 @@ def _divide_steps(seconds: dict[str, float], *, steps: int, redone: int) -> None
 
 def _steps(spent: Event, *, furthest: int) -> tuple[int, int]:
     """Steps that this attempt has done, and how many of them were done before."""
-    first, last = spent.facts["first_step"], _done(spent)
-    if not first or last < first:
-        return 0, 0
-    return last - first + 1, max(min(last, furthest) - first + 1, 0)
-
-
-def _done(spent: Event) -> int:
-    step: int = spent.facts["step"]
-    return step - 1 if spent.facts["phase"] in LOOP else step
+    made: int = spent.facts["made"]
+    begun_after = max(furthest, spent.facts["first_step"] - 1)
+    new = min(max(spent.facts["furthest"] - begun_after, 0), made)
+    return made, made - new
 
 
 def _last_spent(events: Sequence[Event]) -> Event | None:

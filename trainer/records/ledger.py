@@ -7,7 +7,7 @@ Every line has `event`, `attempt`, `time` (seconds since the epoch, for people),
     rank         a rank's process is started: rank, pid
     training     the first rank of the node begins its first step: step
     first_step   it has done it
-    spent        its seconds by phase so far, and where it is (see `Spending`)
+    spent        its seconds by phase so far, where it is, steps made, the furthest of them
     straggler    rank, ratio, step; `well` when it is one no longer: rank
     hang         rank, phase, step, stalled_s, limit_s, waited_since
     stacks       where they are: folder

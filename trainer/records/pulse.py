@@ -69,6 +69,19 @@ class Beat:
     def first(self) -> bool:
         return self.step == self.first_step > 0
 
+    @property
+    def done(self) -> int:
+        """The last step that is over."""
+        return self.step - 1 if self.phase in LOOP else self.step
+
+    @property
+    def made(self) -> int:
+        """Steps that this process has made; some of them again, if it went back."""
+        if not self.first_step:
+            return 0
+        again = self.spent["update"].times if "update" in self.spent else 0
+        return again + (not (self.first and self.phase in LOOP))
+
 
 def read_beat(page: mmap.mmap | bytearray, before: Beat | None = None) -> Beat:
     """`before`: what is believed when the rank was stopped in the middle of writing."""
