@@ -41,7 +41,7 @@ from trainer.records.fragment import Fragment
 from trainer.storage.local import Bytes, LocalStorage, NewFile, StoredFile
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20  # read for the checksum, then written while it is in the cache
 _PR_SET_PDEATHSIG = 1
 
 

@@ -25,6 +25,8 @@ _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux
 _SYNC_FILE_RANGE_WRITE = 2
 if _SYNC_FILE_RANGE is not None:
     _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+# In larger ones the kernel looks for runs of free pages: up to seven times the CPU, and erratic.
+_WRITE_BYTES = 1 << 20
 _CALL_BYTES = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one read or write
 
 
@@ -81,10 +83,11 @@ class _NewLocalFile:
 
     def write(self, offset: int, data: Bytes | bytes) -> None:
         left = memoryview(data) if isinstance(data, bytes) else data.data
+        start = offset
         while left:
-            done = os.pwrite(self._descriptor, left[:_CALL_BYTES], offset)
+            done = os.pwrite(self._descriptor, left[:_WRITE_BYTES], offset)
             left, offset = left[done:], offset + done
-            _begin_writing_back(self._descriptor, offset - done, done)
+        _begin_writing_back(self._descriptor, start, offset - start)
 
     def fsync(self) -> None:
         os.fsync(self._descriptor)
