@@ -47,7 +47,10 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Drill:
-    """One row of the table. `needs`: why this machine cannot run it; `run` is None then."""
+    """One row of the table. `needs`: why this machine cannot run it; `run` is None then.
+
+    `shortens`: whether it has a form with fewer cases.
+    """
 
     number: int
     part: str = ""
@@ -58,6 +61,7 @@ class Drill:
     tier: Tier
     run: Callable[[Bench], Result] | None = None
     needs: str = ""
+    shortens: bool = False
 
     @property
     def label(self) -> str:

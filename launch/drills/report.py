@@ -41,7 +41,7 @@ def keep(ran: Ran, *, short: bool, date: str, machine: str) -> Kept:
         seconds=round(ran.seconds, 1),
         load=round(ran.load, 1),
         cpu_s=round(ran.cpu_s, 1),
-        short=short,
+        short=short and ran.drill.shortens,
         date=date,
         machine=machine,
         figures=result.figures,
@@ -116,10 +116,8 @@ def _found(drill: Drill, kept: Kept | None) -> list[str]:
     elif kept.verdict == "late":
         found += f"; late: {kept.late}, with {kept.load:.1f} processes a core"
     form = ", short form" if kept.short else ""
-    return [
-        found,
-        f"{kept.date}{form}, {kept.seconds:.0f} s, {kept.cpu_s:.0f} s CPU; {kept.machine}",
-    ]
+    spent = f"{kept.seconds:.0f} s" + (f" ({kept.cpu_s:.0f} s of CPU)" if kept.cpu_s else "")
+    return [found, f"{kept.date}{form}, {spent}; {kept.machine}"]
 
 
 def headlines(figures: Mapping[str, float]) -> list[str]:

@@ -42,6 +42,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="all 12, interval + 1 steps redone, within 15 s",
         tier="G",
         run=saves.a_rank_dies_in_a_save,
+        shortens=True,
     ),
     Drill(
         number=3,
@@ -51,6 +52,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="1,000 of 1,000",
         tier="U",
         run=stored.damaged_files,
+        shortens=True,
     ),
     Drill(
         number=4,
@@ -114,6 +116,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="all moments",
         tier="P",
         run=doors.interrupted_export,
+        shortens=True,
     ),
     Drill(
         number=11,
@@ -132,6 +135,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="all, at most 5 steps redone, first step within 15 s",
         tier="G",
         run=kills.kill_any_rank_at_any_step,
+        shortens=True,
     ),
     Drill(
         number=13,
@@ -141,6 +145,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="10 of 10, found within the limit + 1 s",
         tier="G",
         run=hangs.hung,
+        shortens=True,
     ),
     Drill(
         number=14,
@@ -150,6 +155,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="0 steps lost",
         tier="G",
         run=stops.preempted,
+        shortens=True,
     ),
     Drill(
         number=15,
@@ -213,6 +219,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="losses within 1e-5, samples exact",
         tier="G",
         run=elastic.world_sizes,
+        shortens=True,
     ),
     Drill(
         number=22,
@@ -222,6 +229,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="losses within 1e-6",
         tier="G",
         run=elastic.stages,
+        shortens=True,
     ),
     Drill(
         number=23,
@@ -249,6 +257,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="at most 1 s more to the first step",
         tier="G",
         run=outside.tracker_down,
+        shortens=True,
     ),
     Drill(
         number=26,
@@ -258,6 +267,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="1 step left out",
         tier="G",
         run=numbers.not_finite,
+        shortens=True,
     ),
     Drill(
         number=27,
@@ -379,6 +389,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="50 of 50 equal, 0 silent losses",
         tier="G",
         run=writers.background_saves,
+        shortens=True,
     ),
     Drill(
         number=40,
@@ -389,6 +400,7 @@ DRILLS: tuple[Drill, ...] = (
         bound="30 of 30, within 3 points",
         tier="G",
         run=soak.soak,
+        shortens=True,
     ),
     Drill(
         number=40,

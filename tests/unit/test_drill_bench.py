@@ -98,7 +98,7 @@ def test_what_a_session_prints_and_writes() -> None:
     written = page(numbered, labelled)
     assert "1 of 3 drills that ran held, 1 were right but late on a busy machine." in written
     assert "- damaged checkpoints noticed: 9 of 9" in written
-    where = "2026-01-02, 2 s, 0 s CPU; 2 cores |"
+    where = "2026-01-02, 2 s; 2 cores |"
     assert f"| D1 damaged \\| files | a bit | found | all | 2 of 2 | {where}" in written
     assert "FAILED: step 4: loss 1 instead of 2 more" in written
     assert (
@@ -110,8 +110,9 @@ def test_what_a_session_prints_and_writes() -> None:
 
 def test_a_short_form_does_not_replace_a_long_one_that_held() -> None:
     long = keep(ran(), short=False, date="1", machine="m")
-    short = keep(ran(), short=True, date="2", machine="m")
-    failed = keep(ran(wrong=("x",)), short=True, date="3", machine="m")
+    two_forms = drill(shortens=True)
+    short = keep(replace(ran(), drill=two_forms), short=True, date="2", machine="m")
+    failed = keep(replace(ran(wrong=("x",)), drill=two_forms), short=True, date="3", machine="m")
     old = merged([], [long])
     assert merged(old, [short]) == old
     assert merged(old, [failed])[0]["verdict"] == "failed"
