@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.attempts import read_lines_of
+from launch.failure import read_failure
 from launch.outcome import newest_checkpoint
 from launch.run_folder import DEFAULT_ROOT, attempts
 from launch.status import last_metrics
@@ -31,7 +32,9 @@ def say_ending(run: RunFiles, files: AttemptFiles, code: int) -> None:
         print("\n".join([*_result(run, files), *_sample(run, files), *_next(run)]))
         return
     why = next((x["why"] for x in read_lines_of(run) if x["attempt"] == files.number), "")
-    if code in (Exit.SAVED, Exit.INTERRUPTED):
+    error = read_failure(files)
+    judged = error is not None and error.exit_code != code  # not what the rank itself asked for
+    if code in (Exit.SAVED, Exit.INTERRUPTED) or judged:
         print(f"\n{run.name}: {why}")
     step = newest_checkpoint(run)
     place = f"goes on from step {step}" if step else "starts from step 0: nothing was saved yet"

@@ -11,7 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from launch.budgets import HUNG, Cause, RestartRules, cause_of_error, idle, used
+from launch.budgets import (
+    HUNG,
+    KILLED,
+    OUT_OF_MEMORY,
+    Cause,
+    RestartRules,
+    cause_of_error,
+    idle,
+    used,
+)
 from trainer.errors import Exit
 from trainer.records.attempt import (
     Done,
@@ -28,6 +37,7 @@ from trainer.records.run_files import RunFiles
 _T = TypeVar("_T")
 Action = Literal["done", "again", "give_up"]
 RULES = RestartRules()
+_HOW = {HUNG: "", KILLED: "was ", OUT_OF_MEMORY: "was "}  # for what the agent itself wrote
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ def _left_in_order(observed: Observed) -> bool:
 def _failed(
     observed: Observed, error: ErrorRecord, earlier: Sequence[dict[str, Any]], rules: RestartRules
 ) -> Outcome:
-    how = "" if error.kind == HUNG else f"failed: {error.kind}: "
+    how = _HOW.get(error.kind, f"failed: {error.kind}: ")
     why = f"rank {error.rank} {how}{_first_line(error.message)}"
     cause = cause_of_error(error)
     if error.exit_code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS):

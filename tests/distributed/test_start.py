@@ -263,6 +263,19 @@ def test_a_failure_tells_what_to_do_next(start: Start, here: Path) -> None:
     assert "rank 1 failed: DataError: row 17 is empty" in out
 
 
+def test_a_run_that_gives_up_says_what_it_tried(start: Start, here: Path) -> None:
+    code, out, err = end(start("train", {"0": ["die"], "1": ["wait"]}))
+    assert code == 79
+    assert "attempt 3 goes on from the start: nothing was saved yet" in err
+    assert (
+        "first-run: rank 0 failed: Killed: killed by signal 9 (SIGKILL); 3 attempts in a row "
+        in out
+    )
+    assert "longhaul logs first-run --why" in out
+    code, out, _ = end(start("status", {}))
+    assert out.splitlines()[1].split()[1:3] == ["gave", "up"]
+
+
 def test_on_a_terminal_rank_0_has_a_terminal_and_its_log_has_plain_lines(
     start: Start, here: Path
 ) -> None:
