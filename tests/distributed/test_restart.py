@@ -45,7 +45,7 @@ def test_a_rank_that_dies_costs_one_attempt(agent):
     code, _, err = one.start().end()
     assert code == 0, err
     assert err.startswith(
-        "rank 1 failed: Killed: killed by signal 9 (SIGKILL); attempt 2 goes on from the start: "
+        "rank 1 was killed by signal 9 (SIGKILL); attempt 2 goes on from the start: "
         "nothing was saved yet\n"
     )
     lines = list(read_lines(one.run.attempts_log))
