@@ -1,14 +1,18 @@
 """Did the kernel end a process because memory ran out? Its own counters say; a signal 9 does not.
 
-Counters are read every second or so and compared over that short time: the cgroup's where the
+Counters are read every second or so and compared over the last `LOOKS`: a kill is counted when it
+is decided, and a process of many GiB takes seconds to be gone. The cgroup's counter where the
 process has one of its own limit, else the machine's, where another job may have been the victim.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+LOOKS = 20
 
 
 @dataclass
@@ -18,7 +22,7 @@ class OomCounters:
     proc: Path = Path("/proc")
     cgroups: Path = Path("/sys/fs/cgroup")
     _of: dict[int, Path] = field(default_factory=dict)  # pid -> file that counts for it
-    _before: dict[Path, int] = field(default_factory=dict)
+    _before: dict[Path, deque[int]] = field(default_factory=dict)
 
     def look(self, pids: Iterable[int]) -> None:
         """Remember the counters; call it often."""
@@ -29,15 +33,15 @@ class OomCounters:
         for path in {self._machine, *self._of.values()}:
             count = _count(path)
             if count is not None:
-                self._before[path] = count
+                self._before.setdefault(path, deque(maxlen=LOOKS)).append(count)
 
     def has_killed(self, pid: int) -> bool | None:
-        """Whether a kill was counted since the last look; None where nothing is counted."""
+        """Whether a kill was counted within the last looks; None where nothing is counted."""
         path = self._of.get(pid, self._machine)
         now = _count(path)
         if now is None or path not in self._before:
             return None
-        return now > self._before[path]
+        return now > self._before[path][0]
 
     @property
     def _machine(self) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.budgets import RestartRules
-from launch.oom import OomCounters
+from launch.oom import LOOKS, OomCounters
 from tests.helpers.agent_process import Attempt, wait_for
 from trainer.records.attempt import read_error
 from trainer.records.json_file import read_lines, write_json
@@ -95,6 +95,9 @@ def test_the_nearest_counter_is_the_one_that_is_read(tmp_path: Path, line: str, 
     assert counters.has_killed(7) is False
     counter.write_text("oom 9\noom_kill 4\n")
     assert counters.has_killed(7) is True
+    for _ in range(LOOKS - 1):  # it is dying; with many GiB that takes seconds
+        counters.look([])
+        assert counters.has_killed(7) is True
     counters.look([])
     assert counters.has_killed(7) is False
 
