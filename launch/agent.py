@@ -30,7 +30,7 @@ from launch.inbox import SignalInbox
 from launch.lease import Lease
 from launch.liveness import own_mark, write_mark
 from launch.machine import check_devices, rendezvous_socket
-from launch.next_attempt import next_attempt, superseded
+from launch.next_attempt import bring_back, next_attempt, superseded
 from launch.outcome import Ended, Outcome, decide, newest_checkpoint, observe, write_ended
 from launch.processes import FAMILY
 from launch.ranks import Ranks, common_environment, reap_strays, start_ranks
@@ -239,6 +239,8 @@ def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
         close_attempt(run, files.number, outcome)
         failed = outcome.action == "again" and outcome.exit_code == Exit.FAILED
         here = rules.enabled and not node.once and ranks.spec.nodes == 1
+        if outcome.exit_code == Exit.NO_PROGRESS and (done := bring_back(run, files.number)):
+            say(done)
         if failed and here and seen.stop is None and superseded(run, files) is None:
             following = next_attempt(run, files, outcome)
     if following is None and outcome.exit_code not in (Exit.DONE, Exit.SAVED, Exit.INTERRUPTED):

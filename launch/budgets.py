@@ -94,7 +94,7 @@ def idle(earlier: Sequence[Mapping[str, Any]], checkpoint_step: int) -> Idle:
     count, since = 1, None
     lines = window(earlier)
     for line, mark in zip(reversed(lines), reversed(marks), strict=False):
-        if line.get("exit_code") == Exit.SAVED:
+        if line.get("exit_code") == Exit.SAVED or line.get("cause") in (*UNLIMITED, "user"):
             continue  # a preemption is no failure
         if mark < high:
             break

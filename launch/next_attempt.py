@@ -80,6 +80,27 @@ def park(run: RunFiles, step: int, why: str) -> Path:
     return target
 
 
+def bring_back(run: RunFiles, attempt: int) -> str:
+    """Undo a step back that did not help, unless that step was saved again; what was done."""
+    for number in range(attempt, 0, -1):
+        try:
+            parked = str(read_json(run.attempt(number).root / RESTART_FILE)["parked"])
+        except (OSError, ValueError, KeyError):
+            return ""  # not started by itself: the row of failures began here
+        if parked:
+            break
+    else:
+        return ""
+    source = run.root / parked
+    target = run.checkpoints / source.name.rpartition(".")[0]
+    if not source.is_dir() or target.exists():
+        return ""
+    (source / "why.txt").unlink(missing_ok=True)
+    source.rename(target)
+    fsync_folder(run.checkpoints)
+    return f"{target.name} was set aside in vain and is back"
+
+
 def superseded(run: RunFiles, files: AttemptFiles) -> Superseded | None:
     """Whether another attempt owns the run by now; None too where that cannot be read."""
     try:

@@ -150,7 +150,9 @@ def _again(
     if tried < rules.max_idle:
         return Outcome("again", Exit.FAILED, why, cause)
     why = f"{why}; {row.attempts} attempts in a row without a new checkpoint"
-    if rules.enabled and row.since_step_back is None and observed.has_older:
+    # Not for what fails before anything is loaded: the checkpoint has no part in it.
+    may_step_back = rules.enabled and observed.started and observed.has_older
+    if may_step_back and row.since_step_back is None:
         return Outcome("again", Exit.FAILED, why, cause, step_back=True)
     return Outcome("give_up", Exit.NO_PROGRESS, why, cause)
 

@@ -80,6 +80,19 @@ def test_a_state_nothing_goes_on_from_is_set_aside_once_then_given_up(agent):
     )
 
 
+def test_a_step_back_that_did_not_help_is_undone(agent):
+    later = {f"{n}:0": ["die"] for n in (2, 3, 4, 5, 6)}
+    one = agent(["die", "50", "100"], ["wait"], later=later)
+    code, _, err = one.start().end()
+    assert code == 79, err
+    assert "step-00000100 was set aside in vain and is back" in err
+    assert sorted(p.name for p in one.run.checkpoints.iterdir() if p.name != "quarantine") == [
+        "step-00000050",
+        "step-00000100",
+    ]
+    assert [p.name for p in (one.run.checkpoints / "step-00000100").iterdir()] == ["manifest.json"]
+
+
 def test_what_only_a_person_can_mend_is_not_tried_again(agent):
     one = agent(["refuse", "shard 3 has a flipped byte"])
     assert one.start().end()[0] == 78

@@ -127,6 +127,12 @@ def test_a_state_that_dies_at_the_same_step_every_time_ends_after_six_attempts()
     assert "6 attempts in a row without a new checkpoint" in outcomes[-1].why
 
 
+def test_what_fails_before_anything_is_loaded_costs_no_checkpoint() -> None:
+    seen = left(error=error(), has_older=True, started=False)
+    outcome = decide(seen, earlier=[line(100), line(100)], rules=AGAIN)
+    assert (outcome.exit_code, outcome.step_back) == (Exit.NO_PROGRESS, False)
+
+
 def test_without_an_older_checkpoint_three_attempts_are_enough() -> None:
     assert [o.exit_code for o in life(lambda step: [])] == [76, 76, Exit.NO_PROGRESS]
 
