@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.aliases import too_large
 from launch.choices import Folders
 from launch.provenance import Assignment, Layer, provenance
 from trainer.config import explain
@@ -181,6 +182,8 @@ def _compose(
     from hydra.errors import ConfigCompositionException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
+    if large := too_large(folders.extra):
+        return None, large
     search = ",".join(f"'file://{_quoted(folder)}'" for folder in folders.extra)
     overrides = [*request.hydra_overrides, *([f"hydra.searchpath=[{search}]"] if search else [])]
     try:
@@ -193,6 +196,9 @@ def _compose(
         return None, [Problem("configuration", _first_lines(e), "")]
     except yaml.YAMLError as e:
         return None, [Problem("configuration", f"a YAML file cannot be read: {_one_line(e)}", "")]
+    except RecursionError:
+        what = "a YAML file refers to itself, or its brackets are nested too deep"
+        return None, [Problem("configuration", what, "")]
     values, problems = _plain(config)
     if not trace:
         return Composed(values, {}), problems
