@@ -4,9 +4,9 @@
 
 Imports are most of what a start costs. Here they are made once a node: every rank of every attempt
 is a fork, milliseconds old, with these modules in memory that all of them share. Forking is safe
-because this process has one thread (counted before every fork) and never looks for a GPU. A rank is
-forked twice, so that it becomes a child of the agent, whose subreaper flag adopts it: exit codes,
-signals and the kernel's death signal are as if the agent had started it.
+because this process has one thread and no CUDA, which is asked of the kernel before every fork.
+A rank is forked twice, so that it becomes a child of the agent, whose subreaper flag adopts it:
+exit codes, signals and the kernel's death signal are as if the agent had started it.
 
 The channel carries one JSON object a message: the settings first, then a request a rank, with its
 output, its error output and what it listens on as descriptors; every one is answered.
@@ -52,13 +52,14 @@ def main(argv: list[str] | None = None) -> int:
         import_all(settings)
     gc.collect()
     gc.freeze()  # a collection in a rank would copy every page it looks at
-    _answer(channel, {"ready": round(time.monotonic() - began, 3), "threads": num_threads()})
+    _answer(channel, {"ready": round(time.monotonic() - began, 3)})
     while True:
         data, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 3)
         if not data:
             return 0  # the agent is gone
-        if num_threads() > 1:
-            _answer(channel, {"error": f"{num_threads()} threads: a fork of them would hang"})
+        unsafe = why_not_fork()
+        if unsafe:
+            _answer(channel, {"error": unsafe})
         else:
             _fork_rank(channel, json.loads(data), descriptors)
         for descriptor in descriptors:
@@ -87,8 +88,16 @@ def import_all(settings: dict[str, Any]) -> None:
         import_deepspeed(settings["device"], optimizer=config.optimizer.kind)
 
 
-def num_threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
+def why_not_fork(process: Path = Path("/proc/self")) -> str:
+    """What the kernel knows of this process that a forked one could not live with; "": nothing."""
+    threads = len(list((process / "task").iterdir()))
+    if threads > 1:
+        return f"{threads} threads: a fork of them would hang"
+    for descriptor in (process / "fd").iterdir():
+        # CUDA opens it when it is initialised; a forked process could not use it any more.
+        if descriptor.is_symlink() and descriptor.readlink() == Path("/dev/nvidia-uvm"):
+            return "an import has initialised CUDA, which does not survive a fork"
+    return ""
 
 
 def _import_quietly(settings: dict[str, Any]) -> None:

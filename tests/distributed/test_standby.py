@@ -17,6 +17,7 @@ from launch.ranks import LISTENER
 from launch.warm import MODULE, Standby, WarmStart, adopt_orphans
 from tests.helpers.agent_process import wait_for
 from tests.helpers.configs import config
+from trainer.standby import why_not_fork
 
 TAG = f"test.{os.getpid()}"
 RANK = """
@@ -156,6 +157,16 @@ def test_a_standby_with_a_second_thread_is_not_forked(tmp_path: Path) -> None:
     assert made.standby is None
     for descriptor in (reader, writer, out):
         os.close(descriptor)
+
+
+def test_a_process_that_has_touched_cuda_is_not_forked(tmp_path: Path) -> None:
+    (tmp_path / "task" / "1").mkdir(parents=True)
+    (tmp_path / "fd").mkdir()
+    (tmp_path / "fd" / "0").symlink_to("/dev/null")
+    (tmp_path / "fd" / "1").symlink_to("/dev/nvidiactl")  # asking the driver's library is no harm
+    assert why_not_fork(tmp_path) == ""
+    (tmp_path / "fd" / "2").symlink_to("/dev/nvidia-uvm")
+    assert "initialised CUDA" in why_not_fork(tmp_path)
 
 
 def test_a_signal_is_not_kept_waiting_by_imports(tmp_path: Path) -> None:
