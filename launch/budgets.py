@@ -10,7 +10,17 @@ from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord
 
 Cause = Literal[
-    "crash", "hang", "node", "oom", "preempt", "time_limit", "user", "data", "numerics", "config"
+    "crash",
+    "hang",
+    "node",
+    "oom",
+    "preempt",
+    "time_limit",
+    "user",
+    "data",
+    "numerics",
+    "config",
+    "hardware",
 ]
 UNLIMITED: tuple[Cause, ...] = ("preempt", "time_limit")
 HUNG = "Hung"  # kind of the error that the agent writes for a rank that stands still
@@ -35,6 +45,7 @@ class RestartRules:
     hang: int = 20
     node: int = 100
     oom: int = 1
+    hardware: int = 2
 
     def budget(self, cause: Cause) -> int | None:
         """None: no limit. What only a person can mend is never started again."""
@@ -56,6 +67,8 @@ def cause_of_error(error: ErrorRecord) -> Cause:
         return "data"
     if error.kind == "NonFiniteStep":
         return "numerics"
+    if error.kind == "ReplicasDiffer":
+        return "hardware"
     stops = error.exit_code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS)
     return "config" if stops else "crash"
 

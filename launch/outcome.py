@@ -163,6 +163,8 @@ def _spent(cause: Cause, spent: int) -> str:
             "memory ran out again after a restart: a smaller batch.micro_batch_size, a higher "
             "engine stage or offload needs less (longhaul plan says how much)"
         )
+    if cause == "hardware":
+        return "ranks differed again after a restart: leave out the machine that is named"
     times = "once" if spent == 1 else f"{spent} times"
     what = f"started again {times} for this cause ({cause})" if spent else "not started again"
     return f"{what}, as restart.{cause} allows"

@@ -32,7 +32,7 @@ _FIRST_STEPS = 5  # warming up counts little in the median of so many
 _KEPT = 20  # last steps, last saves
 _NEW = 0.3  # weight of the newest stall in the mean
 _P90 = 0.9
-_OURS = ("crash", "hang", "node", "oom")  # causes that lose what was not saved
+_OURS = ("crash", "hang", "node", "oom", "hardware")  # causes that lose what was not saved
 _CUT_SHORT = ("preempt", "time_limit")  # these too, if there was no time to save
 
 

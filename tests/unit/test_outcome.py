@@ -156,6 +156,7 @@ def test_a_run_that_goes_on_between_failures_is_started_again_as_its_budget_says
         ("RuntimeError", "DefaultCPUAllocator: can't allocate memory", 76, "oom", 1),
         ("DataError", "shard 3 has a flipped byte", 78, "data", 0),
         ("NonFiniteStep", "step 3: loss nan", 78, "numerics", 0),
+        ("ReplicasDiffer", "step 4: the weights are not the same", 76, "hardware", 2),
         ("RunFolderError", "all are damaged", 78, "config", 0),
         ("ConfigError", "no such", 2, "config", 0),
     ],

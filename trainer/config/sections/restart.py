@@ -21,4 +21,5 @@ class RestartSection(Section):
     hang: Restarts
     node: Restarts
     oom: Restarts
+    hardware: Restarts
     lease_s: Annotated[float, Field(gt=0)]  # an owner elsewhere that is silent so long is dead
