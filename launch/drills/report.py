@@ -127,9 +127,9 @@ def headlines(figures: Mapping[str, float]) -> list[str]:
 
 _HEADLINES: tuple[tuple[frozenset[str], str], ...] = (
     (
-        frozenset({"crash_cases"}),
-        "a save that ends at any operation, by kill, power loss or error: {crash_cases:.0f} cases, "
-        "0 lost, 0 wrong",
+        frozenset({"crash_cases", "crash_bad"}),
+        "a save that ends anywhere, by kill or power loss: {crash_cases:.0f} states, "
+        "{crash_bad:.0f} lost or wrong",
     ),
     (
         frozenset({"damaged", "noticed"}),

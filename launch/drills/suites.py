@@ -1,7 +1,8 @@
-"""Drills that are a room's own tests: carried out as they are, and counted."""
+"""Drills that are a room's own tests: carried out as they are, and counted. D1, D33."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,26 @@ from launch.drills.runs import DrillFailed
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _COUNT = re.compile(r"(\d+) (passed|failed|error|skipped)")
-_LIMIT_S = 300.0
+_LIMIT_S = 600.0
+_FEWEST_STATES = 5000
+
+
+def every_place_of_a_save(bench: Bench) -> Result:
+    """D1. The real writer over a disk in memory: every place to be killed, every power loss."""
+    argv = [sys.executable, "-m", "tests.helpers.crash_model"]
+    said = bench.site.command(argv, cwd=_REPOSITORY).wait(_LIMIT_S)
+    if said.code:
+        raise DrillFailed(f"no crash model here, it needs the repository: {said.err[-500:]}")
+    total = json.loads(said.out.splitlines()[-1])
+    cases = total["kills"] + total["power_losses"]
+    ways = {"wrong", "nothing", "early", "stuck"}
+    wrong = [f"{total[way]} states: {way}" for way in sorted(ways) if total[way]]
+    wrong += ["nothing was enumerated"] if cases < _FEWEST_STATES else []
+    text = (
+        f"{total['kills']} kills and {total['power_losses']} power losses, of 1 and 4 ranks, "
+        f"waiting and in the background: {total['bad']} lost or wrong"
+    )
+    return Result(cases, text, tuple(wrong), {"crash_cases": cases, "crash_bad": total["bad"]})
 
 
 def suite(*paths: str, what: str, figure: str = "") -> Callable[[Bench], Result]:

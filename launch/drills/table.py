@@ -28,11 +28,7 @@ DRILLS: tuple[Drill, ...] = (
         promise="the loader returns the old step or the new one, complete",
         bound="0 wrong, 0 nothing",
         tier="U",
-        run=suites.suite(
-            "tests/unit/test_checkpoint_crashes.py",
-            what="cases: kill, power loss, error at every operation",
-            figure="crash_cases",
-        ),
+        run=suites.every_place_of_a_save,
     ),
     Drill(
         number=2,
