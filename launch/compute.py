@@ -28,7 +28,9 @@ def compute(module: str, arguments: Sequence[str]) -> int:
     is passed on. The child dies with us.
     """
     argv = [sys.executable, "-m", module, *arguments]
-    child = subprocess.Popen(argv, env=_environment(), preexec_fn=die_with_parent())
+    # What it writes is its owner's alone, whatever vendor writes it.
+    umask = 0o077
+    child = subprocess.Popen(argv, env=_environment(), preexec_fn=die_with_parent(), umask=umask)
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         before[number] = signal.signal(number, lambda n, _: _pass_on(child, n))

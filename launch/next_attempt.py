@@ -47,6 +47,7 @@ def next_attempt(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> Attemp
     following = new_attempt(run)
     write_mark(following.agent, own_mark())
     (following.root / RANKS_FILE).parent.mkdir(mode=0o700, parents=True)
+    (following.root / RANKS_FILE).touch(mode=0o600)
     shutil.copyfile(files.root / RANKS_FILE, following.root / RANKS_FILE)
     restart = Restart(
         restart_of=files.number,
@@ -76,6 +77,7 @@ def park(run: RunFiles, step: int, why: str) -> Path:
     fsync_folder(folder)
     fsync_folder(run.checkpoints)
     note = f"set aside whole, because nothing went on from it: {why}\n"
+    (target / "why.txt").touch(mode=0o600)
     (target / "why.txt").write_text(note, encoding="utf-8")
     return target
 

@@ -150,7 +150,11 @@ class LocalStorage:
     def open(self, path: Path) -> StoredFile:
         # A pipe in a file's place would keep whoever opens it waiting for ever.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(path, flags)
+        folder = _plain_folder(path.parent)
+        try:
+            descriptor = os.open(path.name, flags, dir_fd=folder)
+        finally:
+            os.close(folder)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.ENODATA, "not a regular file", str(path))
@@ -177,6 +181,19 @@ class LocalStorage:
 
     def exists(self, path: Path) -> bool:
         return os.path.lexists(path)
+
+
+def _plain_folder(path: Path) -> int:
+    """A descriptor of a folder that is no link: whoever plants one chooses what is read.
+
+    Links further up are the user's own: checkpoints may lie on another disk.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except NotADirectoryError as e:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "its folder is a link", str(path)) from e
+        raise
 
 
 def read_whole(storage: Storage, path: Path, *, limit_bytes: int) -> bytes:
