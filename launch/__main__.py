@@ -107,7 +107,9 @@ def _unknown(verb: str) -> str:
 
 
 def _complain(text: str) -> None:
-    print(text, file=sys.stderr)
+    from trainer.records.redact import redactor_of
+
+    print(redactor_of(os.environ).text(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
 from launch.compose import compose
 from trainer.errors import ConfigError
 from trainer.records.attempt import error_record
@@ -137,3 +140,40 @@ def test_other_variables_may_be_named_in_settings(monkeypatch: pytest.MonkeyPatc
     assert (
         compose(["run.root=${oc.env:SCRATCH}/runs"]).values["run"]["root"] == "/local/scratch/runs"
     )
+
+
+def test_the_command_complains_without_the_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORE_SECRET", "plainlooking")
+    assert main(["plan", "plainlooking=https://me:pw123456@host", "'a=plainlooking"]) == 2
+    said = capsys.readouterr()
+    assert "plainlooking" not in said.err + said.out
+    assert "pw123456" not in said.err + said.out
+    assert HIDDEN in said.err
+    assert main(["plainlooking"]) == 2
+    assert capsys.readouterr().err.startswith(f"longhaul has no verb '{HIDDEN}'")
+
+
+def test_a_rank_says_nothing_of_its_keys(tmp_path: Path) -> None:
+    """What a rank prints, by print, logging or a traceback, passes the redactor."""
+    program = (
+        "import logging, os, sys\n"
+        "from trainer.records.redact import hide_secrets\n"
+        "hide_secrets(os.environ)\n"
+        "logging.basicConfig(level=logging.WARNING, stream=sys.stdout)\n"
+        "key = os.environ['STORE_SECRET']\n"
+        "print('printed', key)\n"
+        "logging.warning('logged %s', key)\n"
+        "sys.stderr.write(f'written {key}\\n')\n"
+        "raise OSError('raised ' + key)\n"
+    )
+    env = {"STORE_SECRET": "plainlooking", "PATH": "/usr/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert "plainlooking" not in done.stdout + done.stderr
+    for word in ("printed", "logged"):
+        assert f"{word} {HIDDEN}" in done.stdout
+    for word in ("written", "raised"):
+        assert f"{word} {HIDDEN}" in done.stderr
