@@ -7,11 +7,13 @@ import sys
 import time
 
 from launch.failure import record_death
+from launch.next_attempt import RESTART_FILE
 from launch.processes import send
 from launch.ranks import Ranks
 from launch.watch import Finding, record_hang
 from trainer.errors import Exit
-from trainer.records.attempt import Stop, StopCause, write_record
+from trainer.records.attempt import Stop, StopCause, read_stop, write_record
+from trainer.records.run_files import RunFiles
 
 PEER_GRACE_S = 0.25  # for the other ranks to log what they saw after one died; its words are kept
 LEAVE_S = 60.0  # for the other ranks to leave after one left in order
@@ -35,12 +37,26 @@ def on_signal(ranks: Ranks, number: int) -> None:
 def _ask_to_stop(ranks: Ranks, number: signal.Signals, *, cause: StopCause, detail: str) -> None:
     ranks.stopping = True
     if not ranks.files.stop.exists():  # `longhaul stop` has written its own before it signals us
-        stop = Stop(cause=cause, time=time.time(), detail=detail)
+        stop = _stop_meant_for_us(ranks) or Stop(cause=cause, time=time.time(), detail=detail)
         write_record(ranks.files.stop, stop)
     for rank, child in ranks.children.items():
         if rank not in ranks.codes:
             send(child.pid, number)
     ranks.sooner(ranks.spec.grace_s)
+
+
+def _stop_meant_for_us(ranks: Ranks) -> Stop | None:
+    """What was written beside the attempt before, when this one was just being made.
+
+    An attempt that was asked to stop is never followed by one that nobody asked for.
+    """
+    files = ranks.files
+    if not (files.root / RESTART_FILE).exists():
+        return None
+    try:
+        return read_stop(RunFiles(files.root.parent.parent).attempt(files.number - 1).stop)
+    except (ValueError, TypeError):
+        return None
 
 
 def on_exit(ranks: Ranks, rank: int) -> None:

@@ -15,7 +15,7 @@ from launch.lease import read_beat
 from launch.liveness import read_mark
 from launch.run_folder import own, owner
 from tests.helpers.agent_process import Attempt, still_alive, wait_for
-from trainer.records.attempt import read_error
+from trainer.records.attempt import Stop, read_error, write_record
 from trainer.records.json_file import read_json, read_lines, write_json
 
 AGAIN = RestartRules(enabled=True)
@@ -104,6 +104,16 @@ def test_a_stop_is_not_answered_by_a_restart(agent):
     one.signal(signal.SIGTERM)
     assert one.end()[0] == 76
     assert not one.run.attempt(2).root.exists()
+
+
+def test_a_stop_that_was_asked_for_during_a_restart_is_heeded(agent):
+    one = agent(["wait"], ["wait"], later={"1:1": ["die"]}).start()
+    wait_for(lambda: (one.run.attempt(2).root / "up-1").exists())
+    write_record(one.files.stop, Stop(cause="user", time=time.time(), detail="longhaul stop"))
+    one.signal(signal.SIGTERM)
+    assert one.end()[0] == 75
+    lines = list(read_lines(one.run.attempts_log))
+    assert [(x["attempt"], x["action"], x["cause"]) for x in lines][1:] == [(2, "give_up", "user")]
 
 
 def test_once_leaves_the_next_attempt_to_somebody_else(agent):
