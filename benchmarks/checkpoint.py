@@ -60,7 +60,11 @@ def _run_ranks(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         )
         for r in range(given.ranks)
     ]
-    codes = [rank.wait() for rank in ranks]
+    try:
+        codes = [rank.wait() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     if any(codes):
         raise SystemExit(f"ranks ended with {codes}; see above")
     result: dict[str, Any] = json.loads((scratch / "result.json").read_text())

@@ -70,7 +70,6 @@ def build_job(
     if world.place.rank == 0:
         step, folder = state.step, run.checkpoints
         write_loaded(run.lineage, attempt=plan.attempt, step=step, checkpoints=folder)
-    checkpoints.prepare(world, engine)
     startup.lap("load")
     faultpoint("start.loaded")
     cursor = saved.get("cursor")

@@ -14,7 +14,7 @@ from trainer.errors import DamagedCheckpoint
 from trainer.records.manifest import Manifest
 from trainer.storage.local import Bytes, Storage, StoredFile
 
-_READ_BYTES = 16 << 20
+_READ_BYTES = 4 << 20  # checked while it is in the cache
 
 
 class ChunkCache:
