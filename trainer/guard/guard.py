@@ -78,6 +78,7 @@ class Guard:
         """`saved`: what `saved()` gave for the checkpoint that was loaded."""
         self._rules = rules
         self.state = GuardState.of(saved)
+        self._judged: tuple[Accepted, Numbers, Anomaly | None] | None = None
 
     def saved(self) -> dict[str, Any]:
         return self.state.as_dict()
@@ -139,8 +140,12 @@ class Guard:
         rules = self._rules
         # With few values the deviation itself is uncertain; a quarter of a window is enough.
         fewest = rules.window // 4 if rules.spike != "ignore" else rules.window + 1
-        numbers = Numbers(loss, grad_norm)
-        return judge(numbers, self.state.accepted, sigmas=rules.spike_sigmas, fewest=fewest)
+        numbers, accepted = Numbers(loss, grad_norm), self.state.accepted
+        if self._judged is not None and self._judged[0] is accepted and self._judged[1] == numbers:
+            return self._judged[2]  # asked before the update, noted after it
+        found = judge(numbers, accepted, sigmas=rules.spike_sigmas, fewest=fewest)
+        self._judged = (accepted, numbers, found)
+        return found
 
     def _action(self, anomaly: Anomaly | None) -> Action:
         if anomaly is None:
