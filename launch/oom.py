@@ -27,7 +27,8 @@ class OomCounters:
     def look(self, pids: Iterable[int]) -> None:
         """Remember the counters; call it often."""
         for pid in pids:
-            found = self._counter_of(pid)
+            # Once known it stays: a process that is dying has left its cgroup for the root's.
+            found = self._of.get(pid) or self._counter_of(pid)
             if found is not None:
                 self._of[pid] = found
         for path in {self._machine, *self._of.values()}:

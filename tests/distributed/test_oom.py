@@ -102,6 +102,23 @@ def test_the_nearest_counter_is_the_one_that_is_read(tmp_path: Path, line: str, 
     assert counters.has_killed(7) is False
 
 
+def test_a_dying_process_is_counted_where_it_lived(tmp_path: Path) -> None:
+    """Linux 6.18, cgroup 1: between the kill and the exit /proc/PID/cgroup says the root's."""
+    own, root = (tmp_path / "cg/memory" / inner / "memory.oom_control" for inner in ("a", ""))
+    own.parent.mkdir(parents=True)
+    mark = tmp_path / "proc" / "7" / "cgroup"
+    mark.parent.mkdir(parents=True)
+    mark.write_text("4:memory:/a\n")
+    own.write_text("oom_kill 0\n")
+    root.write_text("oom_kill 9\n")
+    counters = OomCounters(tmp_path / "proc", tmp_path / "cg")
+    counters.look([7])
+    own.write_text("oom_kill 1\n")
+    mark.write_text("4:memory:/\n")
+    counters.look([7])
+    assert counters.has_killed(7) is True
+
+
 def test_where_nothing_is_counted_nothing_is_claimed(tmp_path: Path) -> None:
     counters = OomCounters(tmp_path, tmp_path)
     counters.look([1])
