@@ -12,6 +12,7 @@ import torch
 
 from trainer.cadence import SaveWhenBest
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.uploads import Remote
 from trainer.config.sections.model import FolderModel
 from trainer.config.sections.training import CustomTask, PlainEngine
 from trainer.data.store import TokenStore
@@ -43,6 +44,7 @@ from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
 from trainer.records.token_store import MANIFEST
 from trainer.schedules import learning_rate
+from trainer.storage.remote import joined
 from trainer.tasks.base import Task
 from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.custom import load_task
@@ -166,6 +168,7 @@ def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
         writer_timeout_s=section.writer_timeout_s,
         checksum_source=section.checksum_source,
         drills=plan.config.drills.enabled,
+        remote=remote_of(plan),
         origin={"engine": engine_name(plan), "precision": plan.config.precision.kind},
     )
 
@@ -183,6 +186,21 @@ def _save_times(
         attempts_log=run.attempts_log,
         step=step,
         saved=saved,
+    )
+
+
+def remote_of(plan: RunPlan) -> Remote | None:
+    """Where saved steps are copied to: the run's folder under the URL of the settings."""
+    section = plan.config.checkpoint.remote
+    if section.url is None:
+        return None
+    return Remote(
+        url=joined(section.url, plan.config.run.name),
+        options=section.options,
+        every=section.every,
+        keep_last=section.keep_last,
+        timeout_s=section.timeout_s,
+        drain_s=section.drain_s,
     )
 
 

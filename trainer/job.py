@@ -16,7 +16,7 @@ from trainer.guard.guard import Guard
 from trainer.guard.incident import Incidents
 from trainer.meter import Meter
 from trainer.observers.base import Observer
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.reports import EvalReport, SaveReport, StepReport, UploadReport
 from trainer.tasks.base import Task
 
 
@@ -142,3 +142,9 @@ def tell_saved(job: Job, reports: Sequence[SaveReport]) -> None:
         seen = job.save.observe(report)
         for observer in job.observers:
             observer.on_save(seen)
+
+
+def tell_uploaded(job: Job, reports: Sequence[UploadReport]) -> None:
+    for report in reports:
+        for observer in job.observers:
+            observer.on_upload(report)

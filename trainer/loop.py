@@ -16,7 +16,7 @@ from trainer.faultpoints import at_step, faultpoint
 from trainer.guard import damage
 from trainer.guard.guard import APPLIED, Verdict
 from trainer.guard.replicas import check_replicas
-from trainer.job import Eval, Job, TrainState, tell_saved, training_of
+from trainer.job import Eval, Job, TrainState, tell_saved, tell_uploaded, training_of
 from trainer.meter import Clock
 from trainer.remedy import Made, go_back, note
 from trainer.reports import StepReport
@@ -41,6 +41,7 @@ def fit(job: Job, state: TrainState) -> Outcome:
         state.advance(report)
         for observer in job.observers:
             observer.on_step(report)
+        tell_uploaded(job, job.checkpoints.uploaded())
         if told.written:
             tell_saved(job, job.checkpoints.finish(job.world))
         if told.verdict.action == "rewind":

@@ -65,6 +65,22 @@ class SaveReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UploadReport:
+    """A saved step's copy to another place. `bytes`: of the step. Nobody waits the `seconds`.
+
+    `skipped`: steps of this attempt that were due and left out, one before being under way.
+    """
+
+    step: int
+    succeeded: bool
+    bytes: int
+    seconds: float
+    url: str
+    problem: str = ""
+    skipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuardReport:
     """A step whose numbers cannot be right, or the way back past some (trainer/remedy.py)."""
 

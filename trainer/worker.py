@@ -88,6 +88,7 @@ class Rank:
         from trainer.build import build_job, build_observers
         from trainer.dist.join import join
         from trainer.dist.world import leave
+        from trainer.job import tell_uploaded
         from trainer.loop import fit
 
         self._startup.lap("imports")
@@ -118,6 +119,8 @@ class Rank:
         elif world.place.rank == 0:
             done = records.Done(time.time(), state.step, state.last_loss)
             records.write_record(self._files.done, done)
+        copied = job.checkpoints.drain_uploads(world, lambda: job.pulse.beat("end", state.step))
+        tell_uploaded(job, copied)
         job.checkpoints.close()
         job.engine.close()
         leave(world)

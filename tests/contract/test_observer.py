@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.reports import eval_report, save_report, step_report
+from tests.helpers.reports import eval_report, save_report, step_report, upload_report
 from trainer.observers.aside import Aside
 from trainer.observers.base import Observer
 from trainer.observers.console import make_console
@@ -72,6 +72,8 @@ def test_it_hears_a_whole_run_without_a_process_group(make: MakeObserver, tmp_pa
         observer.on_step(step_report(step))
     observer.on_save(save_report(3))
     observer.on_save(save_report(3, succeeded=False, problem="no space left"))
+    observer.on_upload(upload_report(3))
+    observer.on_upload(upload_report(3, succeeded=False, problem="no such bucket"))
     observer.on_eval(eval_report(3))
     observer.close()
 

@@ -22,7 +22,7 @@ from trainer.job import Job
 from trainer.loop import fit
 from trainer.plan import read_plan
 from trainer.records.run_files import RunFiles
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 from trainer.tasks.base import Task
 
 
@@ -64,6 +64,7 @@ class Seen:
         self.guard.append((report.step, report.action, report.kind, report.samples))
 
     def on_eval(self, report: EvalReport) -> None: ...
+    def on_upload(self, report: UploadReport) -> None: ...
     def on_save(self, report: SaveReport) -> None: ...
     def close(self) -> None: ...
 

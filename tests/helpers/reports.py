@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.reports import EvalReport, SaveReport, StepReport
+from trainer.reports import EvalReport, SaveReport, StepReport, UploadReport
 
 
 def step_report(step: int, **changes: Any) -> StepReport:
@@ -44,3 +44,8 @@ def save_report(step: int, **changes: Any) -> SaveReport:
         "path": f"checkpoints/step-{step:08d}",
     }
     return SaveReport(**values | changes)
+
+
+def upload_report(step: int, **changes: Any) -> UploadReport:
+    values: dict[str, Any] = {"step": step, "succeeded": True, "bytes": 4096, "seconds": 1.5}
+    return UploadReport(**values | {"url": "s3://b/run"} | changes)

@@ -25,7 +25,7 @@ from trainer.guard.incident import Incidents
 from trainer.job import Every, Job, TrainState, restored
 from trainer.loop import fit
 from trainer.meter import Meter
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 
 class Distance:
@@ -72,6 +72,9 @@ class Notes:
 
     def on_eval(self, report: EvalReport) -> None:
         self.seen.append(f"eval {report.step}")
+
+    def on_upload(self, report: UploadReport) -> None:
+        self.seen.append(f"upload {report.step}")
 
     def on_save(self, report: SaveReport) -> None:
         self.seen.append(f"save {report.step}" + ("" if report.succeeded else " failed"))

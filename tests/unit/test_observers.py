@@ -19,7 +19,7 @@ from trainer.observers.guarded import Guarded
 from trainer.observers.jsonl import JsonLines
 from trainer.observers.sampled import Sampled
 from trainer.records.metrics import read_metrics
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 
 class Heard:
@@ -36,6 +36,7 @@ class Heard:
         self.steps.append(report.step)
 
     def on_eval(self, report: EvalReport) -> None: ...
+    def on_upload(self, report: UploadReport) -> None: ...
     def on_save(self, report: SaveReport) -> None: ...
     def on_guard(self, report: GuardReport) -> None: ...
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from trainer.checkpoint.fence import Fence
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.format import CHUNK_BYTES
 from trainer.checkpoint.link import DirectLink, Link, ProcessLink
+from trainer.checkpoint.remote_loading import load_newest
 from trainer.checkpoint.saving import ForegroundSaves, SaveSettings
 from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.uploads import Remote, Uploads
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError, TooManyFailedSaves
-from trainer.reports import SaveReport
+from trainer.records.run_files import RunFiles
+from trainer.reports import SaveReport, UploadReport
 from trainer.storage.local import LocalStorage, Storage
+from trainer.storage.remote import open_store
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +48,8 @@ class CheckpointStore:
     buffers are taken: `when_busy`. A writer that does nothing for `writer_timeout_s` is given up.
     `checksum_source`: find bits that flip between the copy and the write.
     `drills`: the writer process may be broken on purpose. `storage`: instead of the local disk;
-    then everything is done in this process, also what would be asynchronous.
+    then everything is done in this process, also what would be asynchronous. `remote`: where saved
+    steps are copied to, and from where a run goes on whose disk has less.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class CheckpointStore:
         drills: bool = False,
         origin: Mapping[str, Any] | None = None,
         storage: Storage | None = None,
+        remote: Remote | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._folders = StepFolders(storage or LocalStorage(), folder)
@@ -75,6 +81,7 @@ class CheckpointStore:
             chunk_bytes=chunk_bytes,
             owner=Fence(folder, attempt).known,
         )
+        self._run = RunFiles(folder.parent)
         self._max_failed_saves = max_failed_saves
         self._foreground = ForegroundSaves(self._folders, self._settings)
         self._background: BackgroundSaves | None = None
@@ -86,6 +93,8 @@ class CheckpointStore:
         self._has_own_storage = storage is not None
         self._failed_in_a_row = 0
         self._parent: int | None = None
+        self._remote = remote
+        self._uploads: Uploads | None = None
         self._unheard: list[SaveReport] = []  # of saves that ended where nobody listened
 
     # --- saving ------------------------------------------------------------------------------
@@ -156,6 +165,9 @@ class CheckpointStore:
         if self._background is not None:
             self._background.close()
             self._background = None
+        if self._uploads is not None:
+            self._uploads.close()
+            self._uploads = None
 
     def _saves(self, world: World) -> BackgroundSaves:
         if self._background is None:
@@ -188,6 +200,7 @@ class CheckpointStore:
                 _log.warning("%s", report.problem)
             if report.succeeded:
                 self._failed_in_a_row, self._parent = 0, report.step
+                self._upload(world, report.step)
             elif not report.skipped:
                 self._failed_in_a_row += 1
             if self._failed_in_a_row >= self._max_failed_saves:
@@ -212,6 +225,8 @@ class CheckpointStore:
         """
         self._settle(world)
         run_hash = self._settings.run_hash
+        if self._remote is not None:
+            return self._load_newest(world, engine, self._remote)
         found = loading.load_latest(world, engine, self._folders, run_hash=run_hash)
         if found is None:
             return None
@@ -229,6 +244,24 @@ class CheckpointStore:
         self._went_on_from(step)
         return training
 
+    def _load_newest(self, world: World, engine: Engine, remote: Remote) -> dict[str, Any] | None:
+        store = world.each(lambda: open_store(remote.url, remote.options))
+        found = load_newest(
+            world,
+            engine,
+            self._folders,
+            store,
+            run=self._run,
+            run_hash=self._settings.run_hash,
+            url=remote.url,
+        )
+        if found is None:
+            return None
+        self._went_on_from(found.step)
+        if found.newest_copy < found.step:  # the attempt before ended before it was copied
+            self._upload(world, found.step, must=True)
+        return found.training
+
     def _went_on_from(self, step: int) -> None:
         self._parent = step
         if self._background is not None:
@@ -238,6 +271,32 @@ class CheckpointStore:
         """A save under way may be the step to be loaded."""
         if self._background is not None:
             self._unheard += self._counted(world, self._background.settle(world))
+
+    # --- copies elsewhere --------------------------------------------------------------------
+
+    def uploaded(self) -> list[UploadReport]:
+        """Uploads that have ended since the last call. Local, never waits."""
+        return self._uploads.reports() if self._uploads is not None else []
+
+    def drain_uploads(self, world: World, beat: Callable[[], None]) -> list[UploadReport]:
+        """Wait for the last step's copy where training ends, `drain_s` at most. Collective.
+
+        `beat`: called twice a second, to show that this rank lives.
+        """
+        return self._uploads.drain(world, beat) if self._uploads is not None else []
+
+    def _upload(self, world: World, step: int, *, must: bool = False) -> None:
+        if self._remote is None:
+            return
+        if self._uploads is None:
+            self._uploads = Uploads(
+                self._remote,
+                self._run,
+                attempt=self._settings.attempt,
+                rank=world.place.rank,
+                world_size=world.place.world_size,
+            )
+        self._uploads.published(world, step, must=must)
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -255,6 +314,8 @@ class CheckpointStore:
 
         def move() -> list[int]:
             gone = [step for step in self._folders.steps() if step > after]
+            if self._uploads is not None:
+                self._uploads.withdraw(after)
             for step in reversed(gone):
                 self._folders.quarantine(step, why)
             return gone

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from trainer.observers.base import Observer
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 _log = logging.getLogger(__name__)
 _WAITING = 10_000  # reports kept while the observer is still starting; the newest win
@@ -40,6 +40,9 @@ class Aside:
 
     def on_save(self, report: SaveReport) -> None:
         self._put(lambda inner: inner.on_save(report))
+
+    def on_upload(self, report: UploadReport) -> None:
+        self._put(lambda inner: inner.on_upload(report))
 
     def on_guard(self, report: GuardReport) -> None:
         self._put(lambda inner: inner.on_guard(report))

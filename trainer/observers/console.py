@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from trainer.records.sizes import size_text
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 _REFRESH_HZ = 4.0
 _SMOOTHING = 0.9  # of seconds a step, for the time left
@@ -55,6 +55,9 @@ class PlainLines:
 
     def on_save(self, report: SaveReport) -> None:
         self._say(_saved(report))
+
+    def on_upload(self, report: UploadReport) -> None:
+        self._say(_uploaded(report))
 
     def on_guard(self, report: GuardReport) -> None:
         self._say(_guarded(report))
@@ -111,6 +114,9 @@ class LivePanel:
         self._save = _saved(report)
         self._live.update(self._draw())
 
+    def on_upload(self, report: UploadReport) -> None:
+        self._live.console.print(_uploaded(report), highlight=False, markup=False)
+
     def on_guard(self, report: GuardReport) -> None:
         self._live.console.print(_guarded(report), highlight=False, markup=False)
 
@@ -163,6 +169,14 @@ def _machine(report: StepReport) -> str:
 
 def _values(report: EvalReport) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in report.values.items())
+
+
+def _uploaded(report: UploadReport) -> str:
+    skipped = f"; {report.skipped} left out so far: they came too fast" if report.skipped else ""
+    if not report.succeeded:
+        return f"UPLOAD FAILED: {report.problem}{skipped}"
+    size = size_text(report.bytes)
+    return f"uploaded step {report.step}: {size} to {report.url} in {report.seconds:.1f} s{skipped}"
 
 
 def _saved(report: SaveReport) -> str:

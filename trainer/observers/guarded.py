@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from trainer.observers.base import Observer
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ class Guarded:
     def on_save(self, report: SaveReport) -> None:
         if (inner := self._inner) is not None:
             self._try(lambda: inner.on_save(report))
+
+    def on_upload(self, report: UploadReport) -> None:
+        if (inner := self._inner) is not None:
+            self._try(lambda: inner.on_upload(report))
 
     def on_guard(self, report: GuardReport) -> None:
         if (inner := self._inner) is not None:

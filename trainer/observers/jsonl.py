@@ -10,6 +10,7 @@ One JSON object a line, appended, never rewritten; `kind` says which:
     guard    what the numerics guard did: step, action (log, skip, rewind), kind, said, loss,
              grad_norm, skipped (steps so far), samples [first, one past the last], to_step
     save     step, succeeded, stall_s (training stood still), bytes, path
+    upload   step, succeeded, seconds (nobody waited), bytes, url, problem, skipped (so far)
 
 An attempt that went back to a checkpoint does some steps again: their lines carry its `attempt`
 number, and of several lines with one (kind, step) the last one counts (records/metrics.py).
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.records.json_file import append_line, end_torn_line
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 
 class JsonLines:
@@ -50,6 +51,9 @@ class JsonLines:
 
     def on_save(self, report: SaveReport) -> None:
         self._write("save", asdict(report))
+
+    def on_upload(self, report: UploadReport) -> None:
+        self._write("upload", asdict(report))
 
     def on_guard(self, report: GuardReport) -> None:
         self._write("guard", asdict(report))

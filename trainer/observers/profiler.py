@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 
 class Profiler:
@@ -34,6 +34,9 @@ class Profiler:
         """Not of interest."""
 
     def on_save(self, report: SaveReport) -> None:
+        """Not of interest."""
+
+    def on_upload(self, report: UploadReport) -> None:
         """Not of interest."""
 
     def on_guard(self, report: GuardReport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.observers.base import Observer
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 
 class Sampled:
@@ -28,6 +28,9 @@ class Sampled:
 
     def on_save(self, report: SaveReport) -> None:
         self._inner.on_save(report)
+
+    def on_upload(self, report: UploadReport) -> None:
+        self._inner.on_upload(report)
 
     def on_guard(self, report: GuardReport) -> None:
         self._inner.on_guard(report)

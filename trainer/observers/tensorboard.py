@@ -10,7 +10,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 _FLUSH_S = 10  # a viewer is this late at most
 
@@ -35,6 +35,9 @@ class TensorBoard:
 
     def on_save(self, report: SaveReport) -> None:
         self._add(report.step, {"save/stall_s": report.stall_s, "save/bytes": float(report.bytes)})
+
+    def on_upload(self, report: UploadReport) -> None:
+        self._add(report.step, {"upload/seconds": report.seconds})
 
     def on_guard(self, report: GuardReport) -> None:
         self._add(report.step, {"guard/skipped": float(report.skipped)})

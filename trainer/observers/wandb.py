@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import wandb
 
-from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport
+from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 _log = logging.getLogger(__name__)
 _INIT_S = 10.0  # wandb's own default of 90 s is long for a server that is not there
@@ -68,6 +68,10 @@ class Wandb:
     def on_save(self, report: SaveReport) -> None:
         values = {"stall_s": report.stall_s, "bytes": report.bytes, "succeeded": report.succeeded}
         self._record(report.step, "save", values)
+
+    def on_upload(self, report: UploadReport) -> None:
+        values = {"seconds": report.seconds, "bytes": report.bytes, "succeeded": report.succeeded}
+        self._record(report.step, "upload", values)
 
     def on_guard(self, report: GuardReport) -> None:
         values = {"action": report.action, "said": report.said, "skipped": report.skipped}

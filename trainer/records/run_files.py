@@ -4,6 +4,7 @@ run.json                identity and frozen settings; written once
 owner                   the attempt that may write
 attempts.jsonl          one line an attempt: when, how, why it ended
 lineage.jsonl           what each attempt went on from, and what was changed
+withdrawn.json          checkpoints that copies elsewhere may still hold, and that count no more
 attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
                         error.json  ended.json  agent.json  rank-00003.log  stacks/
 metrics.jsonl           one line a logged step
@@ -99,6 +100,11 @@ class RunFiles:
     def lineage(self) -> Path:
         """What each attempt went on from; see trainer/records/lineage.py."""
         return self.root / "lineage.jsonl"
+
+    @property
+    def withdrawn(self) -> Path:
+        """Steps the run has turned its back on; see trainer/records/withdrawn.py."""
+        return self.root / "withdrawn.json"
 
     @property
     def attempts(self) -> Path:

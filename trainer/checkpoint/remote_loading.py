@@ -1,0 +1,113 @@
+"""Going on from the newest whole step among the disk and the remote copies.
+
+Rank 0 looks at both and names one; all ranks read it, each the ranges that it will hold, through
+the reader that a disk's steps have. A damaged copy is passed over, never deleted: what is kept in
+another place is not this attempt's to judge. A damaged step of the disk goes to quarantine.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.loading import load_step, quarantine
+from trainer.checkpoint.remote_steps import CHECKPOINTS, StepsView, committed, withdrawals
+from trainer.dist.world import World
+from trainer.engine.base import Engine
+from trainer.errors import CheckpointError, DamagedCheckpoint, RunFolderError
+from trainer.records.run_files import RunFiles
+from trainer.records.withdrawn import merged, read_withdrawals
+from trainer.storage.patient import Patient
+from trainer.storage.remote import ObjectStore
+
+_log = logging.getLogger("trainer.checkpoint")
+_DELAYS_S = (1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Found:
+    step: int
+    training: dict[str, Any]
+    is_copy: bool  # it came from the remote copies
+    newest_copy: int  # 0: there is none, or nobody knows
+
+
+def load_newest(
+    world: World,
+    engine: Engine,
+    disk: StepFolders,
+    store: ObjectStore,
+    *,
+    run: RunFiles,
+    run_hash: str,
+    url: str,
+    delays_s: tuple[float, ...] = _DELAYS_S,
+) -> Found | None:
+    """As CheckpointStore.load_latest says, with the copies under `url`. Collective.
+
+    None if there is no step anywhere. Raises: CheckpointError if the disk has none and the copies
+    are out of reach: the run might begin anew though it was saved.
+    """
+    patient = Patient(store, delays_s=delays_s)
+    there = world.lead(lambda: _copies(patient, run))
+    copies = {int(step): str(name) for step, name in there["folders"].items()}
+    newest_copy = max(copies, default=0)
+    if there["problem"] and world.place.rank == 0:
+        _log.warning("the remote copies are out of reach: %s", there["problem"])
+    passed_over: list[int] = []
+    while True:
+        own = world.lead(lambda: max(disk.steps(), default=-1))
+        copy = max((s for s in copies if s not in passed_over), default=-1)
+        if max(own, copy) < 0:
+            bad = world.lead(disk.quarantined)
+            _refuse_to_begin(disk, url, bad, passed_over, str(there["problem"]))
+            return None
+        step = max(own, copy)
+        folders = disk
+        if copy > own:
+            folders = StepFolders(StepsView(patient, copies), CHECKPOINTS)
+        try:
+            training = load_step(world, engine, folders, step=step, run_hash=run_hash)
+        except DamagedCheckpoint as e:
+            if copy <= own:
+                quarantine(world, disk, step, str(e))
+                continue
+            passed_over.append(step)
+            if world.place.rank == 0:
+                said = "the copy of step %d in %s is damaged (%s); passed over, the one before it"
+                _log.warning(f"{said} is tried", step, url, e)
+            continue
+        if copy > own and world.place.rank == 0:
+            _log.warning("step %d was loaded from its copy in %s", step, url)
+        return Found(step, training, copy > own, newest_copy)
+
+
+def _copies(store: ObjectStore, run: RunFiles) -> dict[str, Any]:
+    try:
+        listed = merged(withdrawals(store), read_withdrawals(run.withdrawn))
+        folders = {folder.step: folder.name for folder in committed(store, listed)}
+    except OSError as e:
+        return {"folders": {}, "problem": e.strerror or str(e)}
+    except ValueError as e:
+        raise CheckpointError(f"{run.withdrawn}: {e}") from e
+    return {"folders": folders, "problem": ""}
+
+
+def _refuse_to_begin(
+    disk: StepFolders, url: str, bad: list[str], passed_over: list[int], problem: str
+) -> None:
+    """Raises: CheckpointError, RunFolderError, unless the run has never saved anything."""
+    if problem:
+        raise CheckpointError(
+            f"{disk.root} has no checkpoint, and whether {url} has one cannot be told: {problem}; "
+            "start again when it is there, or without it: checkpoint.remote.url=null"
+        )
+    if passed_over or bad:
+        what = [f"{len(bad)} in {disk.root}/quarantine"] if bad else []
+        what += [f"the copies of steps {passed_over} in {url}"] if passed_over else []
+        raise RunFolderError(
+            f"every checkpoint is damaged ({' and '.join(what)}); bring back a whole one, or "
+            "start anew with another run.name"
+        )
