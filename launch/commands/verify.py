@@ -17,12 +17,14 @@ usage: longhaul verify layouts|resume [RUN] [key=value ...] [--config-dir DIR] [
   layouts    your settings, shrunk, on every layout they imply (ranks, accumulation, packing), each
              against an independent loop in one process: equal losses and weights
   resume     a rank killed in the middle and the run resumed: equal, bit for bit, to the run that
-             was left alone
+             was left alone; and once more with one rank more: everything restored, losses close
 
 options
   --steps N         steps of a run (20 for layouts, 24 for resume)
   --every-stage     layouts: ZeRO 0 to 3, not only the configured one
   --as-configured   layouts: in the configured precision, against the plain engine
+  --lose ITEM       resume: throw moments, cursor, learning_rate or rng away after loading, to see
+                    that it is found
   --json            the result as JSON
 
 example: longhaul verify layouts model=llama_125m engine=zero3
@@ -47,6 +49,8 @@ def main(argv: list[str]) -> int:
     if verb == "layouts":
         parser.add_argument("--every-stage", action="store_true")
         parser.add_argument("--as-configured", action="store_true")
+    else:
+        parser.add_argument("--lose", choices=("moments", "cursor", "learning_rate", "rng"))
     given = parser.parse_args(options)
     least = 1 if verb == "layouts" else 8
     if given.steps < least:
@@ -56,7 +60,9 @@ def main(argv: list[str]) -> int:
         if verb == "resume":
             from launch.verify.resume import verify_resume
 
-            return verify_resume(config, Path(folder), steps=given.steps, as_json=given.json)
+            return verify_resume(
+                config, Path(folder), steps=given.steps, as_json=given.json, lose=given.lose
+            )
         from launch.verify.layouts import verify_layouts
 
         return verify_layouts(
