@@ -60,14 +60,15 @@ _CLASSES: dict[str, tuple[Class, str]] = {
     "drills": ("free", "whether it may be broken on purpose"),
 }
 # Free, and yet sums are taken in another order from here on: the last bits differ.
+_RANKS = ("resources.nodes", "resources.ranks_per_node")
 _REORDERS = (
-    "resources.nodes",
-    "resources.ranks_per_node",
+    *_RANKS,
     "resources.device",
     "resources.threads_per_rank",
     "batch.micro_batch_size",
     "engine",
 )
+_FIXED = "canonical"  # the engine whose sums do not depend on the number of ranks
 VERSIONS = "versions"  # changes of installed packages stand under this name
 
 
@@ -75,7 +76,8 @@ VERSIONS = "versions"  # changes of installed packages stand under this name
 class Change:
     """One setting that differs. A setting that one side lacks has the value None there.
 
-    `numbers`: what follows from it, if anybody has counted (trainer/consequences.py).
+    `numbers`: what follows from it, if anybody has counted (trainer/consequences.py). `fixed`: the
+    engine adds up in one order on any number of ranks.
     """
 
     where: str
@@ -84,10 +86,13 @@ class Change:
     kind: Class
     meaning: str
     numbers: str = ""
+    fixed: bool = False
 
     @property
     def keeps_bits(self) -> bool:
         """Whether the numbers of every later step are those that they would have been."""
+        if self.fixed and self.where in _RANKS:
+            return True
         return self.kind == "free" and not _is_named(self.where, _REORDERS)
 
     def __str__(self) -> str:
@@ -97,11 +102,15 @@ class Change:
 def changes(old: Config, new: Config) -> list[Change]:
     """What differs, in the order of the schema; `old` is the stored run."""
     before, after = (dict(_settings(c.model_dump(mode="json"))) for c in (old, new))
+    fixed = old.engine.kind == new.engine.kind == _FIXED
     found = []
     for where in [*before, *(k for k in after if k not in before)]:
-        if before.get(where) != after.get(where):
+        was, now = before.get(where), after.get(where)
+        if was != now:
             kind, meaning = class_of(where)
-            found.append(Change(where, before.get(where), after.get(where), kind, meaning))
+            if where == "engine.kind" and _FIXED in (was, now):
+                kind, meaning = "drift", "sums are taken in another order"
+            found.append(Change(where, was, now, kind, meaning, fixed=fixed))
     return found
 
 

@@ -12,6 +12,7 @@ from trainer.observers.guarded import Guarded
 from trainer.observers.jsonl import JsonLines
 from trainer.observers.sampled import Sampled
 from trainer.plan import RunPlan
+from trainer.records.lineage import branches
 from trainer.records.run_files import RunFiles
 
 _CLOSE_S = 30.0  # W&B may upload so long; less than ranks get to leave after the first one left
@@ -81,7 +82,7 @@ def _wandb(plan: RunPlan, run: RunFiles) -> Observer:
         name=plan.config.run.name,
         project=section.project,
         entity=section.entity,
-        tags=section.tags,
+        tags=(*section.tags, *branches(run.lineage)),
         attempt=plan.attempt,
         config=plan.config.model_dump(mode="json"),
     )

@@ -97,6 +97,15 @@ def read_lineage(path: Path) -> list[Descent]:
     return [_descent(line, loaded.get(attempt, {})) for attempt, line in begun.items()]
 
 
+def branches(path: Path) -> list[str]:
+    """A name for every attempt that went on as another training: "branch-at-step-100"."""
+    return [
+        f"branch-at-step-{one.step or 0}"
+        for one in read_lineage(path)
+        if any(change["kind"] == "branch" for change in one.changes)
+    ]
+
+
 def _descent(line: Mapping[str, Any], loaded: Mapping[str, Any]) -> Descent:
     changes: Sequence[Mapping[str, Any]] = line["changes"]
     return Descent(
