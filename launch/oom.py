@@ -27,9 +27,9 @@ class OomCounters:
     def look(self, pids: Iterable[int]) -> None:
         """Remember the counters; call it often."""
         for pid in pids:
-            # Once known it stays: a process that is dying has left its cgroup for the root's.
-            found = self._of.get(pid) or self._counter_of(pid)
-            if found is not None:
+            found = self._counter_of(pid)
+            # A process that is dying has left its cgroup for the root's.
+            if found is not None and not (pid in self._of and self._is_roots(found)):
                 self._of[pid] = found
         for path in {self._machine, *self._of.values()}:
             count = _count(path)
@@ -43,6 +43,9 @@ class OomCounters:
         if now is None or path not in self._before:
             return None
         return now > self._before[path][0]
+
+    def _is_roots(self, path: Path) -> bool:
+        return path.parent in (self.cgroups, self.cgroups / "memory")
 
     @property
     def _machine(self) -> Path:
