@@ -35,6 +35,7 @@ class Told:
 
 def fit(job: Job, state: TrainState) -> Outcome:
     """Train from `state` to the end, or until told to stop. Collective."""
+    job.checkpoints.prepare(job.world, job.engine)
     going = steps(job, state)
     while (now := next(going, None)) is not None:
         report, told = now

@@ -111,7 +111,6 @@ class Rank:
             self._observers = watch
             started = records.Started(time.time(), state.step, plan.world_size, gethostname())
             records.write_record(self._files.started, started)
-        job.checkpoints.prepare(world, job.engine)
         outcome = fit(job, state)
         job.pulse.beat("end", state.step)
         if outcome == "stopped":
