@@ -1,0 +1,102 @@
+"""What happens to processes, machines and their schedulers: D11 to D20."""
+
+from __future__ import annotations
+
+from launch.drills import doors, hangs, kills, stops, surroundings
+from launch.drills.bench import Drill
+
+ROWS: tuple[Drill, ...] = (
+    Drill(
+        number=11,
+        name="node loss",
+        fault="a machine vanishes without a word",
+        promise="found by the watch, not by a collective; the stale one is fenced",
+        bound="5 s, recovered in 20 s",
+        tier="C",
+        needs="two machines, or a launcher of several nodes",
+    ),
+    Drill(
+        number=12,
+        name="kill -9 of any rank at any step",
+        fault="SIGKILL of rank 0 or 1 at every point that a dry run passes, several between saves",
+        promise="bits of losses, weights and moments equal the run left alone",
+        bound="all, at most 5 steps redone, first step within 15 s",
+        tier="G",
+        run=kills.kill_any_rank_at_any_step,
+        shortens=True,
+    ),
+    Drill(
+        number=13,
+        name="hung rank",
+        fault="stopped, asleep for ever, busy for ever, in five places of a step",
+        promise="the first rank that stands still is named with its phase, all restarted",
+        bound="10 of 10, found within the limit + 1 s",
+        tier="G",
+        run=hangs.hung,
+        shortens=True,
+    ),
+    Drill(
+        number=14,
+        name="preemption",
+        fault="SIGTERM, SIGUSR1, SIGUSR2 to launcher or one rank; in step, save, data, load; twice",
+        promise="the step is finished, all ranks save at it, exit 75",
+        bound="0 steps lost",
+        tier="G",
+        run=stops.preempted,
+        shortens=True,
+    ),
+    Drill(
+        number=15,
+        name="straggler",
+        fault="one rank slow in every forward",
+        promise="reported by rank; nothing is restarted",
+        bound="within 20 steps, none in healthy runs",
+        tier="G",
+        run=hangs.straggler,
+    ),
+    Drill(
+        number=16,
+        name="duplicate rank",
+        fault="a second process with rank 1's environment",
+        promise="it cannot join; nothing changes",
+        bound="0 effect on bits",
+        tier="G",
+        run=doors.duplicate_rank,
+    ),
+    Drill(
+        number=17,
+        name="port in use",
+        fault="the fixed rendezvous port is taken",
+        promise="refused by its number before anything is written",
+        bound="within 5 s",
+        tier="G",
+        run=doors.taken_port,
+    ),
+    Drill(
+        number=18,
+        name="Ctrl-C",
+        fault="the key in a terminal, once and twice",
+        promise="once: save and exit 75; twice: at once, nothing half written",
+        bound="twice within 2 s",
+        tier="G",
+        run=stops.ctrl_c,
+    ),
+    Drill(
+        number=19,
+        name="orphans",
+        fault="launcher killed, terminal closed",
+        promise="ranks and all their children end",
+        bound="0 processes after 5 s",
+        tier="G",
+        run=kills.nothing_outlives_its_launcher,
+    ),
+    Drill(
+        number=20,
+        name="out of memory",
+        fault="a rank takes memory until the kernel ends it",
+        promise="the cause is read from the kernel; one restart, then stop",
+        bound="cause right, at most 2 attempts",
+        tier="G",
+        run=surroundings.out_of_memory,
+    ),
+)

@@ -1,0 +1,102 @@
+"""What happens to checkpoints and exports on disk: D1 to D10."""
+
+from __future__ import annotations
+
+from launch.drills import doors, saves, stored, suites
+from launch.drills.bench import Drill
+
+ROWS: tuple[Drill, ...] = (
+    Drill(
+        number=1,
+        name="kill at every operation of a save",
+        fault="the process dies, or the power fails, at each operation of the real writer",
+        promise="the loader returns the old step or the new one, complete",
+        bound="0 wrong, 0 nothing",
+        tier="U",
+        run=suites.every_place_of_a_save,
+    ),
+    Drill(
+        number=2,
+        name="a rank dies in a save",
+        fault="each of three ranks killed in each phase of a save",
+        promise="nobody hangs; the step before is intact; bits as if left alone",
+        bound="all 12, interval + 1 steps redone, within 15 s",
+        tier="G",
+        run=saves.a_rank_dies_in_a_save,
+        shortens=True,
+    ),
+    Drill(
+        number=3,
+        name="damaged files",
+        fault="flipped bits, cuts, zeroed pages, swapped, foreign, missing, extra files",
+        promise="noticed before any value is used; the step before is loaded; quarantined by name",
+        bound="1,000 of 1,000",
+        tier="U",
+        run=stored.damaged_files,
+        shortens=True,
+    ),
+    Drill(
+        number=4,
+        name="disk full",
+        fault="a real file system of 12 MiB has no room for one save",
+        promise="the save fails on all ranks, training goes on, the next save works",
+        bound="0 false successes, losses bit-equal",
+        tier="G",
+        run=saves.disk_full,
+    ),
+    Drill(
+        number=5,
+        name="read-only",
+        fault="the checkpoints' file system turns read-only in mid-run; the runs' folder at start",
+        promise="as many failed saves as allowed, then exit 78 with one message; refused at start",
+        bound="no traceback, refused in 2 s",
+        tier="G",
+        run=saves.read_only,
+    ),
+    Drill(
+        number=6,
+        name="slow and stuck disk",
+        fault="2 s more a file; one file that never ends",
+        promise="training is not held up; the stuck save is given up and said",
+        bound="stall within 50 ms of the reference's",
+        tier="G",
+        run=saves.slow_disk,
+    ),
+    Drill(
+        number=7,
+        name="two starts of one run",
+        fault="the same run started again while it trains",
+        promise="refused with pid and attempt; the first is untouched",
+        bound="within 2 s, 0 files changed",
+        tier="G",
+        run=doors.two_starts,
+    ),
+    Drill(
+        number=8,
+        name="stale locks",
+        fault="launcher killed; its mark names a pid that is somebody else's",
+        promise="nothing is in the next attempt's way",
+        bound="starts",
+        tier="P",
+        run=doors.stale_locks,
+    ),
+    Drill(
+        number=9,
+        name="pointer",
+        fault="missing, empty, garbage, deleted, future or unfinished step",
+        promise="a scan decides; the newest whole step is loaded, never step 0",
+        bound="12 of 12",
+        tier="U",
+        run=stored.pointers,
+    ),
+    Drill(
+        number=10,
+        name="interrupted export",
+        fault="the exporter is killed at any moment",
+        promise="the folder appears complete or not at all; done again it is equal",
+        bound="all moments",
+        tier="P",
+        run=doors.interrupted_export,
+        shortens=True,
+    ),
+)
