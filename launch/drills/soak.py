@@ -107,11 +107,12 @@ def goodputs(
 ) -> tuple[float, float]:
     """(measured, foretold): the share of wall time, first step to last, that was useful work.
 
-    Useful is a step's own time, as the run says it, once a step. Foretold from when it broke (each
-    attempt's length), the length of a step, the stall of a save, and the mean outage.
+    Useful is a step's mean own time, as the run says it, once a step. Foretold from when it broke
+    (each attempt's length), the length of a step, the stall of a save, and the mean outage. The
+    mean, not the median: on a busy machine some steps take several times as long.
     """
     seen = lives(lines)
-    step_s = statistics.median(float(x["step_s"]) for x in lines)
+    step_s = statistics.mean(float(x["step_s"]) for x in lines)
     wall = seen[-1].last - seen[0].first + step_s
     useful = steps * step_s
     outages = [b.first - a.last - step_s for a, b in pairwise(seen)]
