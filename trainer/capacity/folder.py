@@ -9,6 +9,17 @@ from typing import Any
 from trainer.capacity.shape import FAMILIES, GATED, Family, Shape
 from trainer.errors import ModelError
 
+# Beyond any model there is; a folder may come from anybody.
+_MOST = {
+    "vocab_size": 1 << 27,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 4096,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": 1 << 30,
+}
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 
 
@@ -28,9 +39,21 @@ def shape_of_folder(folder: Path, *, needs_weights: bool) -> Shape:
     if needs_weights:
         _check_weights(folder)
     try:
-        return _gated(family, config) if family in GATED else _plain(family, config)
+        shape = _gated(family, config) if family in GATED else _plain(family, config)
     except KeyError as e:
         raise ModelError(f"{folder}/config.json has no {e.args[0]}") from None
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise ModelError(f"{folder}/config.json has a number that is none: {e}") from None
+    _check_sizes(shape, folder)
+    return shape
+
+
+def _check_sizes(shape: Shape, folder: Path) -> None:
+    """Before anything of these sizes is made, or counted one by one."""
+    for name, most in _MOST.items():
+        value = getattr(shape, name)
+        if not 1 <= value <= most:
+            raise ModelError(f"{folder}/config.json: {name} is {value}, not from 1 to {most:,}")
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -39,12 +62,22 @@ def _read(folder: Path) -> dict[str, Any]:
         what = "has no config.json" if folder.is_dir() else "does not exist"
         raise ModelError(f"{folder} is no model folder: it {what}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+        config = _json(path, limit_bytes=1 << 20)
+    except (OSError, ValueError) as e:
         raise ModelError(f"{path} cannot be read: {e}") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(f"{folder} is no model folder: its config.json names no model_type")
     return config
+
+
+def _json(path: Path, *, limit_bytes: int) -> Any:
+    """Of a file that may come from anybody. Raises: OSError; ValueError whatever is wrong."""
+    if path.stat().st_size > limit_bytes:
+        raise ValueError(f"it is larger than {limit_bytes:,} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
 
 
 def _family(folder: Path, config: dict[str, Any]) -> Family:
@@ -126,7 +159,7 @@ def vocab_size_of_tokenizer(path: Path) -> int | None:
     files = [path / "tokenizer.json", path / "vocab.json"] if path.is_dir() else [path]
     try:
         file = next((f for f in files if f.is_file()), files[0])
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = _json(file, limit_bytes=1 << 30)
         if file.name == "vocab.json":
             content = {"model": {"vocab": content}}
         vocab = content["model"]["vocab"]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainer.config.sections.data import PretrainedTokenizer, TrainedTokenizer
 from trainer.errors import DataError
-from trainer.records.json_file import write_json
+from trainer.records.json_file import read_untrusted_json, write_json
 from trainer.records.store_lookup import tokenizer_files
 from trainer.records.token_store import TOKENIZER
 
@@ -139,7 +139,10 @@ def _from_vocabulary(files: dict[str, Path]) -> Tokenizer:
 
 def _end_of_text_id(tokenizer: Tokenizer, config: Path | None, *, where: Path) -> int:
     if config is not None:
-        named: Any = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        try:
+            named: Any = read_untrusted_json(config).get("eos_token")
+        except (OSError, ValueError, AttributeError) as e:
+            raise DataError(f"{config} cannot be read: {e}") from e
         name = named.get("content") if isinstance(named, dict) else named
         found = tokenizer.token_to_id(name) if isinstance(name, str) else None
         if found is not None:

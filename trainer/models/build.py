@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.errors import ConfigError, LonghaulError, ModelError, Problem
 from trainer.models.language_model import LanguageModel
+from trainer.records.json_file import read_untrusted_json
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _folder_config(section: FolderModel, vocab_size: int) -> Any:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        values = read_untrusted_json(path / "config.json", limit_bytes=1 << 20)
     except FileNotFoundError:
         raise ModelError(f"{path} is no Hugging Face model folder: it has no config.json") from None
     except (OSError, ValueError) as e:

@@ -6,7 +6,6 @@ bytes, and a broken file is an error sentence with its name.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ import torch
 
 from trainer.errors import ModelError
 from trainer.records.fragment import MASTER, Fragment
+from trainer.records.json_file import read_untrusted_json, untrusted_json
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -123,7 +123,7 @@ def _files(path: Path) -> list[Path]:
 
 def _indexed(index: Path) -> list[str]:
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_untrusted_json(index)["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise ModelError(f"{index} is no index of safetensors files: {e!r}") from e
     for name in names:
@@ -141,7 +141,7 @@ def _header(file: Path) -> dict[str, _Tensor]:
             length = int.from_bytes(f.read(8), "little")
             if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
                 raise ModelError(f"{file} is no safetensors file, or was cut short")
-            entries: Any = json.loads(f.read(length))
+            entries: Any = untrusted_json(f.read(length))
     except (OSError, ValueError) as e:
         raise ModelError(f"{file} is no safetensors file: {e}") from e
     if not isinstance(entries, dict):

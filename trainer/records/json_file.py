@@ -34,6 +34,34 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_untrusted_json(path: Path, *, limit_bytes: int = 64 << 20) -> Any:
+    """The content of a file that may come from anybody.
+
+    Raises: OSError; ValueError for whatever is wrong with it, too large or nested too deep.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe there would be waited for
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        content = file.read(limit_bytes + 1) or b""
+    if len(content) > limit_bytes:
+        raise ValueError(f"it is larger than {limit_bytes:,} bytes")
+    return untrusted_json(content)
+
+
+def untrusted_json(content: bytes) -> Any:
+    """Raises: ValueError, whatever is wrong; a name that stands twice too."""
+    try:
+        return json.loads(content, object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
+
+
 def append_line(path: Path, value: Any) -> None:
     """Add one line in one write, so that concurrent writers do not mix. Mode 0600."""
     line = json.dumps(value, allow_nan=False) + "\n"

@@ -11,17 +11,20 @@ Every document ends with the end-of-text token, which counts as a token of the d
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import DataError
-from trainer.records.json_file import read_json, write_json
+from trainer.records.json_file import read_untrusted_json, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 Split = Literal["train", "held_out"]
+_SHARD = re.compile(r"(train|held_out)-\d{5,9}")
+_MOST = 2**53
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,37 @@ def read_manifest(folder: Path) -> StoreManifest:
     """Raises: DataError if there is no readable manifest of a known format."""
     path = folder / MANIFEST
     try:
-        value: dict[str, Any] = read_json(path)
+        value: dict[str, Any] = read_untrusted_json(path)
     except FileNotFoundError:
         raise DataError(f"{folder} is not a complete token store: no {MANIFEST}") from None
     except ValueError as e:
         raise DataError(f"{path} is damaged ({e}); prepare the data again") from e
-    found = value.pop("format", None)
-    if found != FORMAT:
-        raise DataError(f"{path} has format {found}, this version reads {FORMAT}; prepare it again")
-    shards = tuple(Shard(**s) for s in value.pop("shards"))
-    return StoreManifest(shards=shards, **value)
+    try:
+        found = value.pop("format", None)
+        if found != FORMAT:
+            said = f"{path} has format {found}, this version reads {FORMAT}; prepare it again"
+            raise DataError(said)
+        shards = tuple(Shard(**s) for s in value.pop("shards"))
+        manifest = StoreManifest(shards=shards, **value)
+        _check(manifest)
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise DataError(f"{path} is damaged ({e}); prepare the data again") from e
+    return manifest
+
+
+def _check(manifest: StoreManifest) -> None:
+    """Raises: ValueError, TypeError: nothing is opened or made by names and sizes of anybody's."""
+    if manifest.dtype not in ("uint16", "uint32"):
+        raise ValueError(f"dtype is {str(manifest.dtype)[:80]!r}")
+    names = [shard.name for shard in manifest.shards]
+    if len(set(names)) != len(names):
+        raise ValueError("a shard stands in it twice")
+    for shard in manifest.shards:
+        if not _SHARD.fullmatch(shard.name) or not shard.name.startswith(f"{shard.split}-"):
+            raise ValueError(f"a shard is named {shard.name[:80]!r}")
+        for count in (shard.num_tokens, shard.num_documents):
+            if type(count) is not int or not 0 <= count <= _MOST:
+                raise ValueError(f"{shard.name} has {str(count)[:80]} tokens or documents")
+    for count in (manifest.vocab_size, manifest.end_of_text_id):
+        if type(count) is not int or not 0 <= count <= 2**32:
+            raise ValueError(f"a number of its vocabulary is {str(count)[:80]}")
