@@ -52,7 +52,17 @@ def run(
         config = validate(door.compose([*overrides, *chosen], config_dirs=config_dirs).values)
     plan = plan_of(config)
     print(_as_json(plan, chosen) if json else as_text(plan, chosen))
+    if not json:
+        _show_differences(config)
     return Exit.DONE
+
+
+def _show_differences(config: Config) -> None:
+    from launch.start import differences_text  # which needs this module
+
+    text = differences_text(config)
+    if text:
+        print(f"\n{text}")
 
 
 def plan_of(config: Config) -> RunPlan:
@@ -148,7 +158,7 @@ def _run_lines(plan: RunPlan) -> list[str]:
 def _engine(config: Config) -> str:
     engine = config.engine
     if not isinstance(engine, DeepSpeedEngine):
-        return "plain"
+        return engine.kind
     offload = engine.offload_optimizer
     return f"ZeRO-{engine.stage}" + (f" with offload to {offload}" if offload != "none" else "")
 

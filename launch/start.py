@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from launch.backends.local import LocalBackend
 from launch.base import Backend, Submission
 from launch.compute import compute, config_file
+from launch.copies import adopt
 from launch.differences import as_text, differences
 from launch.dry_run import DryRun
 from launch.ending import say_ending, say_finished
@@ -45,7 +47,15 @@ from trainer.changes import Change, class_of, refused
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.training import DeepSpeedEngine
-from trainer.errors import ConfigError, DataError, Exit, Problem, Refused, RunFolderError
+from trainer.errors import (
+    ConfigError,
+    DataError,
+    Exit,
+    LonghaulError,
+    Problem,
+    Refused,
+    RunFolderError,
+)
 from trainer.faultpoints import planned
 from trainer.plan import RunPlan, StorePlan, write_plan
 from trainer.planning import make_plan
@@ -72,6 +82,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
 
     Raises: ConfigError, Refused, RunFolderError, DataError.
     """
+    adopt(config, frozen_hash=frozen_hash(config))
     standing = stand(config)
     config = standing.config
     if standing.run is not None and (done := _finished(standing)):
@@ -157,6 +168,15 @@ def stand(config: Config) -> Standing:
     standing = Standing(config, run, stores, silent, tuple(found))
     _refuse_other_tokens(standing)
     return standing
+
+
+def differences_text(config: Config) -> str:
+    """How a run of that name differs, if there is one; for people."""
+    with suppress(LonghaulError):  # `plan` answers all the same; `train` will say it
+        run = existing(Path(config.run.root), config.run.name)
+        if run is not None:
+            return as_text(run, _differences(run, config))
+    return ""
 
 
 def plan_of(standing: Standing, *, attempt: int, run_id: str) -> RunPlan:

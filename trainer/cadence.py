@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any
 
 from trainer.capacity.interval import (
-    Choice,
     Costs,
     Failures,
     Limits,
@@ -68,6 +67,7 @@ class SaveWhenBest:
         self._at: tuple[int, float] | None = None  # the step before and when it was over
         self._steps = 0
         self._last = step
+        self._untold = ""  # why the interval is what it is, until a save tells it
 
     def due(self, step: int) -> bool:
         """After every step, on all ranks. Collective once in an attempt."""
@@ -88,9 +88,8 @@ class SaveWhenBest:
         old = self._stall_s if self._stall_s is not None else report.stall_s
         self._stall_s = _NEW * report.stall_s + (1 - _NEW) * old
         self._writes.append(report.write_s)
-        before, choice = self._every, self._choose()
-        changed = choice is not None and choice.steps != before
-        why = choice.why if choice is not None and changed else ""
+        self._choose()
+        why, self._untold = self._untold, ""
         return replace(report, save_every=self._every or 0, save_every_why=why)
 
     def saved(self) -> dict[str, Any]:
@@ -112,13 +111,11 @@ class SaveWhenBest:
     def _seconds_a_step(self) -> float | None:
         return median(self._laps) if self._laps else self._step_s
 
-    def _choose(self) -> Choice | None:
-        """None: no step was measured yet, so nothing is known."""
+    def _choose(self) -> None:
+        """Nothing changes as long as no step was measured."""
         steps, why = self._world.lead(self._decided)
-        if not steps:
-            return None
-        self._every = steps
-        return Choice(steps, why)
+        if steps and steps != self._every:
+            self._every, self._untold = steps, why
 
     def _decided(self) -> tuple[int, str]:
         step_s = self._seconds_a_step()

@@ -205,10 +205,13 @@ def test_an_attempt_that_follows_knows_what_was_measured(tmp_path: Path) -> None
     every = first.saved()["every"]
     costs = assumed(rank_bytes=10**6, all_bytes=10**6, asynchronous=True, step_s=2.0)
     assert costs.stall_s == pytest.approx(0.001)
-    seen = first.observe(report(5, stall_s=40.0, write_s=90.0))
+    told = first.observe(report(5, stall_s=0.001, write_s=0.005))
+    assert told.save_every == every
+    assert f"every {every} steps: a save stalls 0.001 s" in told.save_every_why  # as first chosen
+    seen = first.observe(report(5, stall_s=150.0, write_s=90.0))
     assert seen.save_every == min(2 * every, 900)
     assert f"every {seen.save_every} steps" in seen.save_every_why
-    assert "a save stalls 40 s and takes 90 s, a step 2 s" in seen.save_every_why
+    assert "a save stalls 45 s and takes 90 s, a step 2 s" in seen.save_every_why
     again = first.observe(report(6, stall_s=0.0, fine=False))
     assert (again.save_every, again.save_every_why) == (0, "")
     clock.tick = 2.0
