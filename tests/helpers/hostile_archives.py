@@ -132,6 +132,7 @@ def lies(canary: Path) -> dict[str, bytes]:
         "a name with dots": _renamed(whole, "archive/data/0", "../hive/data/0"),
         "an absolute name": _renamed(whole, "archive/data/0", "/rchive/data/0"),
         "names that differ": twice,
+        "members on top of each other": _nested(good, data),
         "sizes that differ": _sized(whole, 1 << 30),
         "a tensor beyond its bytes": archive(tensor(shape=(5,), count=5), data__0=data),
         "a tensor of petabytes": archive(tensor(shape=(1 << 50,), count=1 << 50), data__0=data),
@@ -155,6 +156,16 @@ def lies(canary: Path) -> dict[str, bytes]:
         "nothing on the stack": archive(b"\x80\x02R."),
         "marks": archive(b"\x80\x02(((."),
     }
+
+
+def _nested(pickled: bytes, data: bytes) -> bytes:
+    """data/1 lies inside of data/0: a file of any size could be said many times over."""
+    plain = archive(pickled, data__0=data, data__1=data)
+    first, directory = plain.rindex(b"PK\x03\x04"), plain.index(b"PK\x01\x02")
+    whole = archive(pickled, data__0=plain[first:directory], data__1=data)
+    inner = whole.index(plain[first:directory])
+    at = whole.rindex(b"PK\x01\x02") + 42  # where the directory says that data/1 begins
+    return whole[:at] + struct.pack("<I", inner) + whole[at + 4 :]
 
 
 def _renamed(content: bytes, old: str, new: str) -> bytes:
