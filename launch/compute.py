@@ -62,6 +62,8 @@ def target(given: str, *, root: str = DEFAULT_ROOT) -> str:
 
     Raises: Refused with the nearest names if there is neither.
     """
+    if "://" in given:  # copies of a run in another place
+        return given
     if ("/" in given or given in (".", "..")) and Path(given).exists():
         return given
     if not (Path(root) / given).exists() and Path(given).exists():

@@ -19,6 +19,7 @@ from trainer.errors import Superseded
 from trainer.records.json_file import fsync_folder, read_json, write_json
 from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.withdrawn import Withdrawal, add_withdrawal
 
 RESTART_FILE = "restart.json"  # under the attempt's folder, if it was started by itself
 
@@ -43,6 +44,7 @@ def next_attempt(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> Attemp
     refuse_if_superseded(run.owner, files.number)
     parked = ""
     if outcome.step_back:
+        _withdraw_copies(run, files, newest_checkpoint(run) - 1)
         parked = park(run, newest_checkpoint(run), outcome.why).relative_to(run.root).as_posix()
     following = new_attempt(run)
     write_mark(following.agent, own_mark())
@@ -80,6 +82,14 @@ def park(run: RunFiles, step: int, why: str) -> Path:
     (target / "why.txt").touch(mode=0o600)
     (target / "why.txt").write_text(note, encoding="utf-8")
     return target
+
+
+def _withdraw_copies(run: RunFiles, files: AttemptFiles, after: int) -> None:
+    """Else the ranks would go on from the copy of the very step that is set aside."""
+    remote = read_json(files.plan)["config"]["checkpoint"].get("remote") or {}
+    if remote.get("url"):
+        mark = Withdrawal(attempt=files.number, time=time.time(), after=after)
+        add_withdrawal(run.withdrawn, mark)
 
 
 def bring_back(run: RunFiles, attempt: int) -> str:

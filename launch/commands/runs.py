@@ -1,4 +1,4 @@
-"""longhaul runs list|rename|move|gc: folders and disk in order."""
+"""longhaul runs list|rename|move|gc|fetch: folders and disk in order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launch.copies import look, restore
 from launch.housekeeping import disk_bytes, move, remove, rename, rubbish
 from launch.run_folder import DEFAULT_ROOT, find, list_runs, read_record
 from launch.status import status_of
@@ -22,6 +23,7 @@ examples
   longhaul runs move baseline /archive/runs
   longhaul runs gc                     lists what would go; --yes removes it
   longhaul runs gc old-run --keep 1    fewer checkpoints than the run itself keeps
+  longhaul runs fetch s3://bucket/runs baseline    then: longhaul resume baseline
 """
 
 
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|rename|move|gc")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|rename|move|gc|fetch")
     one = verbs.add_parser("list", parents=[common], help="all runs under --root")
     one.add_argument("--json", action="store_true")
     one = verbs.add_parser("rename", parents=[common], help="another name, same place")
@@ -51,8 +53,12 @@ def main(argv: list[str]) -> int:
     one.add_argument("--failed", action="store_true", help="also whole runs that saved nothing")
     one.add_argument("--yes", action="store_true", help="remove what is listed")
     one.add_argument("--json", action="store_true")
+    one = verbs.add_parser("fetch", parents=[common], help="the folder of a run that has copies")
+    one.add_argument("url", help="checkpoint.remote.url of the run")
+    one.add_argument("name")
     given = parser.parse_args(argv)
-    act = {"list": _list, "rename": _rename, "move": _move, "gc": _gc}[given.verb]
+    verbs_of = {"list": _list, "rename": _rename, "move": _move, "gc": _gc, "fetch": _fetch}
+    act = verbs_of[given.verb]
     return act(given)
 
 
@@ -79,6 +85,12 @@ def _rename(given: argparse.Namespace) -> int:
 def _move(given: argparse.Namespace) -> int:
     run = find(given.run, root=Path(given.root))
     print(f"{run.root} is now {move(run, given.folder).root}")
+    return 0
+
+
+def _fetch(given: argparse.Namespace) -> int:
+    run = restore(look(f"{given.url.rstrip('/')}/{given.name}"), Path(given.root), given.name)
+    print(f"{run.root} is here; longhaul resume {run.name} goes on from its copies")
     return 0
 
 

@@ -28,6 +28,7 @@ from trainer.storage.local import Bytes, NewFile, StoredFile
 from trainer.storage.remote import ObjectStore
 
 CHECKPOINTS = Path("checkpoints")
+ATTEMPTS = Path("attempts")
 RUN_JSON = Path("run.json")
 WITHDRAWN = Path(withdrawn.NAME)
 _FOLDER = re.compile(r"step-(\d{8,16})\.([0-9a-f]{16})")

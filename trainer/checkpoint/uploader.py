@@ -22,6 +22,7 @@ import numpy as np
 from trainer.checkpoint.folder import StepFolders, read_failure
 from trainer.checkpoint.rank_file import ChunkCache, OpenRankFile
 from trainer.checkpoint.remote_steps import (
+    ATTEMPTS,
     RUN_JSON,
     WITHDRAWN,
     StepObjects,
@@ -170,10 +171,18 @@ class Uploader:
 
     def _commit(self, manifest: Manifest, text: bytes, target: StepObjects) -> None:
         self._may()
+        self._refuse_if_replaced()
         self.tell_withdrawn()
         if is_withdrawn(manifest, withdrawals(self._store)):
             raise SaveFailed(f"the run went back to before step {manifest.step} meanwhile")
         self._put(target.manifest, text)
+
+    def _refuse_if_replaced(self) -> None:
+        """On another machine the owner file of this one says nothing. Raises: SaveFailed."""
+        names = self._store.names(ATTEMPTS)
+        newest = max((int(name) for name in names if name.isdecimal()), default=0)
+        if newest > self._settings.attempt:
+            raise SaveFailed(f"attempt {newest} of this run uploads from elsewhere by now")
 
     def _tidied(self, newest: StepObjects) -> str:
         try:

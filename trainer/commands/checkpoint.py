@@ -1,5 +1,6 @@
 """`python -m trainer.commands.checkpoint list|verify|diff RUN_FOLDER [STEP...] [--json]`.
 
+    (RUN may be the URL of its copies for list and verify: s3://bucket/prefix/RUN)
     list RUN [STEP...]            what is stored: size, age, world, engine; leftovers, quarantine
     verify RUN [STEP...]          read every byte of these steps (without STEP: of all) and check it
     diff RUN [STEP] [OTHER] [STEP]  compare two checkpoints element by element: two steps of a run,
@@ -22,11 +23,14 @@ from typing import Any
 
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.ranges import open_step
+from trainer.checkpoint.remote_steps import CHECKPOINTS, StepsView, committed, withdrawals
 from trainer.checkpoint.verify import Difference, differences, verify_step
 from trainer.errors import CheckpointError, Exit, LonghaulError, Refused
 from trainer.records.run_files import RunFiles
 from trainer.records.sizes import size_text
 from trainer.storage.local import LocalStorage
+from trainer.storage.patient import Patient
+from trainer.storage.remote import open_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("places", nargs="+", metavar="RUN_FOLDER [STEP]", help="steps as 100")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser
+
+
+def _folders(place: str) -> StepFolders:
+    """A run's checkpoints: on a disk, or its copies under a URL. Raises: Refused."""
+    if "://" not in place:
+        return StepFolders(LocalStorage(), _checkpoints(Path(place)))
+    store = Patient(open_store(place))
+    try:
+        copies = {one.step: one.name for one in committed(store, withdrawals(store))}
+    except OSError as e:
+        raise Refused(f"{place} cannot be reached: {e.strerror}") from e
+    if not copies:
+        raise Refused(f"{place}: no checkpoints here; give checkpoint.remote.url with /RUN.NAME")
+    return StepFolders(StepsView(store, copies), CHECKPOINTS)
 
 
 def _checkpoints(folder: Path) -> Path:
@@ -82,7 +100,7 @@ def _number(text: str) -> int:
 
 
 def _list(places: Sequence[str], as_json: bool) -> Exit:
-    folders = StepFolders(LocalStorage(), _checkpoints(Path(places[0])))
+    folders = _folders(places[0])
     rows = [_row(folders, step) for step in _steps(places[1:]) or folders.steps()]
     leftovers = {"unfinished": folders.unfinished(), "quarantined": folders.quarantined()}
     if as_json:
@@ -102,7 +120,8 @@ def _row(folders: StepFolders, step: int) -> dict[str, Any]:
         manifest, digest = folders.manifest(step)
     except CheckpointError as e:
         return {**row, "problem": str(e)}
-    wrong = [f.name for f in manifest.files if _size(folders.step(step) / f.name) != f.size]
+    inside = folders.step(step)
+    wrong = [f.name for f in manifest.files if _size(folders, inside / f.name) != f.size]
     return {
         **row,
         "problem": f"{wrong[0]}: missing or of another size" if wrong else "",
@@ -120,11 +139,13 @@ def _row(folders: StepFolders, step: int) -> dict[str, Any]:
     }
 
 
-def _size(path: Path) -> int:
+def _size(folders: StepFolders, path: Path) -> int:
     try:
-        return path.stat().st_size
+        file = folders.storage.open(path)
     except OSError:
         return -1
+    file.close()
+    return file.size
 
 
 def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -144,8 +165,9 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _verify(places: Sequence[str], as_json: bool) -> Exit:
-    storage, root = LocalStorage(), _checkpoints(Path(places[0]))
-    steps, there = _steps(places[1:]), StepFolders(storage, root).steps()
+    folders = _folders(places[0])
+    storage, root = folders.storage, folders.root
+    steps, there = _steps(places[1:]), folders.steps()
     missing = [step for step in steps if step not in there]
     if missing or not there:
         listing = ", ".join(str(s) for s in there) or "none"

@@ -6,50 +6,51 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_PLACE = re.compile(r"([a-z][a-z0-9+.-]*):/{1,3}\S+")
+from trainer.config.schema import Config
+from trainer.errors import Problem
+
+_URL = "checkpoint.remote.url"
+_OPTIONS = "checkpoint.remote.options"
+_PLACE = re.compile(r"([a-z][a-z0-9+.-]*)://\S+")
 _USER = re.compile(r"://[^/\s]*@")
 _CREDENTIAL = re.compile(
     r"(?:^|_)(?:key|secret|token|password|passwd|credentials?|username|user|sas|signature|auth"
     r"|bearer|connection_string)(?:$|_)"
 )
-_IN_MEMORY = ("memory",)
+_THEIR_PLACE = "credentials come from the environment (AWS_ACCESS_KEY_ID ...) or the machine's role"
 
 
-def refuse_unless_place(url: str) -> None:
-    """Raises: ValueError in a sentence."""
+def remote_problems(config: Config) -> Iterator[Problem]:
+    section = config.checkpoint.remote
+    if section.url is not None and (what := _wrong_with(section.url)):
+        yield Problem(_URL, what, f"{_URL}=s3://bucket/prefix")
+    for where, value in _leaves(section.options):
+        if any(_CREDENTIAL.search(part.lower()) for part in where.split(".")):
+            what = f"looks like a credential, and settings are kept; {_THEIR_PLACE}"
+            yield Problem(f"{_OPTIONS}.{where}", what, f"{_OPTIONS}={{}}")
+        elif isinstance(value, str) and _USER.search(value):
+            what = f"a URL with a user in it is not kept; {_THEIR_PLACE}"
+            yield Problem(f"{_OPTIONS}.{where}", what, "the same without user and password")
+
+
+def _wrong_with(url: str) -> str:
     match = _PLACE.fullmatch(url)
     if match is None:
-        raise ValueError(f"{url!r} is no URL such as s3://bucket/prefix or file:///mnt/copies")
-    if match[1] in _IN_MEMORY:
-        raise ValueError("memory: is each process's own, and gone with it; name a place that stays")
+        return f"{url!r} is no URL such as s3://bucket/prefix or file:///mnt/copies"
+    if match[1] == "memory":
+        return "memory: is each process's own, and gone with it; name a place that stays"
     if _USER.search(url) or "?" in url or "#" in url:
-        raise ValueError(
-            "a URL with a user, a password or a signature in it is not kept; credentials come from "
-            "the environment or the machine's role"
-        )
-
-
-def refuse_credentials(options: Mapping[str, Any]) -> None:
-    """Raises: ValueError naming the first option that looks like one."""
-    for where, value in _leaves(options):
-        if any(_CREDENTIAL.search(part.lower()) for part in where.split(".")):
-            raise ValueError(
-                f"{where} looks like a credential; these are never settings: they come from the "
-                "environment (AWS_ACCESS_KEY_ID ...) or the machine's role"
-            )
-        if isinstance(value, str) and _USER.search(value):
-            raise ValueError(f"{where} is a URL with a user in it; leave user and password out")
+        return f"a URL with a user, a password or a signature in it is not kept; {_THEIR_PLACE}"
+    return ""
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    inner = (
-        values.items()
-        if isinstance(values, Mapping)
-        else enumerate(values)
-        if isinstance(values, list | tuple)
-        else ()
-    )
-    if not inner and prefix:
+    if isinstance(values, Mapping):
+        items = [(str(key), value) for key, value in values.items()]
+    elif isinstance(values, list | tuple):
+        items = [(str(i), value) for i, value in enumerate(values)]
+    else:
         yield prefix, values
-    for key, value in inner:
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else key)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from trainer.config.engine_rules import engine_problems
 from trainer.config.names import nearest_setting
+from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
 from trainer.config.sections.model import FolderModel, ShapeModel
@@ -35,6 +36,7 @@ def problems(config: Config) -> list[Problem]:
         *_trust_problems(config),
         *_resume_problems(config),
         *watch_problems(config),
+        *remote_problems(config),
     ]
 
 

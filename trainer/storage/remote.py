@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -128,7 +128,8 @@ class RemoteStore:
             except BaseException:
                 # Closing would make an object of what was written so far.
                 file.discard()
-                file.closed = True
+                with suppress(AttributeError):  # of some kinds that is no variable
+                    file.closed = True
                 raise
             file.close()
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from trainer.config.remote_rules import refuse_credentials, refuse_unless_place
 from trainer.config.sections.base import Section
 
 Count = Annotated[int, Field(ge=0)]
@@ -19,19 +18,6 @@ class RemoteSection(Section):
     timeout_s: Annotated[float, Field(gt=0)]  # for one step; then it is given up, training goes on
     drain_s: Annotated[float, Field(ge=0)]  # waited for the last copy where training ends
     options: dict[str, Any]  # of the store, endpoint_url for one; never credentials
-
-    @field_validator("url")
-    @classmethod
-    def _names_a_place(cls, url: str | None) -> str | None:
-        if url is not None:
-            refuse_unless_place(url)
-        return url
-
-    @field_validator("options")
-    @classmethod
-    def _holds_no_credentials(cls, options: dict[str, Any]) -> dict[str, Any]:
-        refuse_credentials(options)
-        return options
 
 
 class CheckpointSection(Section):

@@ -1,0 +1,116 @@
+"""The S3 protocol, against a server of moto's on loopback: what is said, not how fast or how safe.
+
+moto lives in a virtual environment of its own, made once by pip in a folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.lost_machine import KEY, SECRET, command, lose_the_machine
+from trainer.storage.remote import open_store
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+_PINNED = "moto[server]==5.2.5"
+_START_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'longhaul[s3]'")
+    python = _environment()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [python, "-m", "moto.server", "-H", "127.0.0.1", "-p", f"{port}"]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
+    try:
+        while not _answers(url):
+            assert server.poll() is None, "moto's server ended"
+            assert time.monotonic() < until, "moto's server does not answer"
+            time.sleep(0.2)
+        request = urllib.request.Request(f"{url}/bucket", method="PUT")
+        with urllib.request.urlopen(request, timeout=10):
+            yield url
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+def test_objects_of_one_and_of_many_parts(endpoint: str, credentials: None) -> None:
+    store = open_store("s3://bucket/objects", {"endpoint_url": endpoint})
+    assert store.names(Path("a")) == []
+    data = np.random.default_rng(1).integers(0, 256, 40 << 20, dtype=np.uint8)
+    for name, size in {"small": 1000, "large": len(data)}.items():
+        store.put(Path("a") / name, lambda size=size: [data[:size]], size=size)  # type: ignore[misc]
+    assert store.sizes(Path("a")) == {"small": 1000, "large": len(data)}
+    out = np.empty(5000, dtype=np.uint8)
+    assert store.read(Path("a/large"), 33_000_000, out) == 5000
+    assert (out == data[33_000_000:33_005_000]).all()
+    assert store.read(Path("a/small"), 990, out) == 10
+
+    def breaks() -> Iterator[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+        yield data[: 35 << 20]
+        raise ValueError("chunk 7")
+
+    with pytest.raises(OSError, match="chunk 7"):
+        store.put(Path("a/half"), breaks, size=len(data))
+    assert store.size(Path("a/half")) is None
+    with pytest.raises(FileNotFoundError):
+        store.read(Path("a/half"), 0, out)
+    store.remove([Path("a/small"), Path("a/large"), Path("a/none")])
+    assert store.names(Path("a")) == []
+
+
+def test_a_lost_machine_goes_on_from_its_copies(endpoint: str, tmp_path: Path) -> None:
+    lose_the_machine(tmp_path, "s3://bucket/runs", options={"endpoint_url": endpoint}, env={})
+    env = {"AWS_ENDPOINT_URL": endpoint}
+    done = command(tmp_path, env, "checkpoint", "verify", "s3://bucket/runs/lost")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("whole") == 3
+
+
+def _environment() -> str:
+    """The Python of moto's own environment; skips with its reason where pip cannot make it."""
+    folder = Path(tempfile.gettempdir()) / f"longhaul-tests-{os.getuid()}" / "moto-server"
+    python = folder / "bin/python"
+    if not python.exists():
+        partial = folder.with_name(f"moto-server.{os.getpid()}")
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", partial], capture_output=True, text=True, check=False
+        )
+        pip = [partial / "bin/python", "-m", "pip", "install", "--quiet", _PINNED]
+        if made.returncode == 0:
+            made = subprocess.run(pip, capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            pytest.skip(f"pip cannot install {_PINNED}: {made.stderr.strip()[-200:]}")
+        partial.rename(folder)
+    return str(python)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,69 @@
+"""`python -m trainer.commands.remote URL [--options JSON] --result FILE`: what copies of a run say.
+
+The result: {"run", "attempt", "plan", "withdrawn", "problem"}: run.json and the newest attempt's
+plan as they are there, or null; `problem` where the place cannot be reached.
+Exit codes: 0 the result is written, 2 the URL cannot be used here (a package is missing, say).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.remote_steps import ATTEMPTS, RUN_JSON, WITHDRAWN, read_object
+from trainer.errors import LonghaulError
+from trainer.records.json_file import write_json
+from trainer.records.redact import hide_secrets
+from trainer.storage.patient import Patient
+from trainer.storage.remote import ObjectStore, open_store
+
+_DELAYS_S = (1.0, 2.0, 4.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="longhaul runs fetch", description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--result", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    hide_secrets(os.environ)
+    try:
+        write_json(given.result, look(given.url, given.options))
+    except LonghaulError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return int(e.exit_code)
+    return 0
+
+
+def look(url: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Raises: Refused if the URL cannot be used here."""
+    nothing = {"run": None, "attempt": 0, "plan": None, "withdrawn": None, "problem": ""}
+    store = Patient(open_store(url, options), delays_s=_DELAYS_S)
+    try:
+        return nothing | _found(store)
+    except OSError as e:
+        return nothing | {"problem": e.strerror or str(e)}
+    except ValueError as e:
+        return nothing | {"problem": f"what lies there is damaged: {e}"}
+
+
+def _found(store: ObjectStore) -> dict[str, Any]:
+    if store.size(RUN_JSON) is None:
+        return {}
+    found: dict[str, Any] = {"run": json.loads(read_object(store, RUN_JSON))}
+    numbers = [int(name) for name in store.names(ATTEMPTS) if name.isdecimal()]
+    if numbers:
+        plan = ATTEMPTS / f"{max(numbers):04d}" / "plan.json"
+        found |= {"attempt": max(numbers), "plan": json.loads(read_object(store, plan))}
+    if store.size(WITHDRAWN) is not None:
+        found["withdrawn"] = json.loads(read_object(store, WITHDRAWN))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
