@@ -107,7 +107,7 @@ def test_a_file_of_a_folder_of_settings_is_data(name: str, tmp_path: Path) -> No
     text = _YAML[name].replace("{canary}", str(canary)).replace("{{", "{").replace("}}", "}")
     body = "".join(f"  {line}\n" for line in text.splitlines())
     (folder / "evil.yaml").write_text(f"# @package _global_\nrun:\n{body}")
-    said = "values by its aliases" if name == "aliases of aliases" else ""
+    said = "values by its aliases" if name == "aliases of aliases" else "."
     with pytest.raises(ConfigError, match=said):
         validate(compose(["experiment=evil"], config_dirs=[str(folder.parent)]).values)
     assert not canary.exists()
