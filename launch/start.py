@@ -265,7 +265,7 @@ def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> N
     problems = refused(found, config.resume.allow)
     if not problems:
         return
-    if not newest_checkpoint(run):  # nothing is lost with it
+    if _is_worthless(run, config):
         others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         what = f"{run.root} is a run with another {problems[0].where}{others}, and saved nothing"
         fix = f"another run.name, or longhaul runs gc {run.root} --failed --yes, which frees this"
@@ -275,6 +275,12 @@ def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> N
     what = f"{run.root} is a run with other settings; it cannot go on with these"
     first = Problem("run.name", what, "another run.name, or what is said below")
     raise ConfigError([first, *problems])
+
+
+def _is_worthless(run: RunFiles, config: Config) -> bool:
+    """Whether nothing is lost with it: no checkpoint here, none elsewhere, never finished."""
+    elsewhere = config.checkpoint.remote.url or _stored(run).checkpoint.remote.url
+    return not newest_checkpoint(run) and not finished_step(run) and not elsewhere
 
 
 def _refuse_unwritable(root: Path, run: RunFiles | None) -> None:
