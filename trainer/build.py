@@ -13,15 +13,16 @@ import torch
 from trainer.cadence import SaveWhenBest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.uploads import Remote
+from trainer.config.rules import num_micro_batches
 from trainer.config.sections.model import FolderModel
-from trainer.config.sections.training import CustomTask, PlainEngine
+from trainer.config.sections.training import CanonicalEngine, CustomTask, PlainEngine
 from trainer.data.store import TokenStore
 from trainer.data.stream import RowShape, Stream, StreamSource
 from trainer.dist.device import Peak, memory_meter, peak_of
 from trainer.dist.seeds import step_seeder
 from trainer.dist.startup import StartUp
 from trainer.dist.world import World
-from trainer.engine import plain
+from trainer.engine import canonical, plain
 from trainer.engine.base import Engine, FragmentSource
 from trainer.engine.model_setup import weight_dtype
 from trainer.errors import DataError
@@ -129,7 +130,17 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
             precision=config.precision,
             max_grad_norm=config.optimizer.max_grad_norm,
         )
-    # Not imported for `plain`: deepspeed costs half a second.
+    if isinstance(config.engine, CanonicalEngine):
+        return canonical.CanonicalEngine(
+            make_model,
+            make,
+            world=world,
+            engine=config.engine,
+            precision=config.precision,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            num_shards=num_micro_batches(config),
+        )
+    # Not imported for the others: deepspeed costs half a second.
     from trainer.engine.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(
@@ -218,7 +229,7 @@ def _incidents(plan: RunPlan, world: World, run: RunFiles) -> Incidents:
 
 def engine_name(plan: RunPlan) -> str:
     engine = plan.config.engine
-    return "plain" if isinstance(engine, PlainEngine) else f"zero{engine.stage}"
+    return f"zero{engine.stage}" if engine.kind == "deepspeed" else engine.kind
 
 
 def _make_model(plan: RunPlan, device: torch.device) -> LanguageModel:

@@ -20,7 +20,7 @@ from trainer.config.rules import world_size
 from trainer.config.schema import Config
 from trainer.config.sections.data import TrainedTokenizer
 from trainer.config.sections.model import FolderModel
-from trainer.config.sections.training import DeepSpeedEngine, Sgd
+from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
 
@@ -61,7 +61,7 @@ def make_plan(
         run_id=run_id,
         world_size=world,
         device=device,
-        threads_per_rank=threads_per_rank(config, cores),
+        threads_per_rank=threads_per_rank(config, cores, device=device),
         gradient_accumulation_steps=steps,
         padding_rows=padding,
         tokens_per_step=config.batch.global_batch_size * row,
@@ -95,7 +95,9 @@ def micro_steps(config: Config, world: int) -> tuple[int, int]:
     return steps, steps * per_pass - config.batch.global_batch_size
 
 
-def threads_per_rank(config: Config, cores: int) -> int:
+def threads_per_rank(config: Config, cores: int, *, device: Literal["cpu", "cuda"]) -> int:
+    if device == "cpu" and isinstance(config.engine, CanonicalEngine):
+        return 1  # the same bits on any number of ranks, so on any number of cores a rank
     return config.resources.threads_per_rank or max(1, cores // config.resources.ranks_per_node)
 
 
@@ -114,9 +116,12 @@ def shape_of(config: Config, *, vocab_size_of_tokenizer: int | None) -> Shape:
 def layout_of(config: Config, world: int) -> Layout:
     engine, optimizer = config.engine, config.optimizer
     zero = engine if isinstance(engine, DeepSpeedEngine) else None
+    canonical = engine if isinstance(engine, CanonicalEngine) else None
+    sends = zero or canonical
     return Layout(
         world_size=world,
-        stage=zero.stage if zero else None,
+        stage=zero.stage if zero else 1 if canonical else None,
+        canonical=canonical is not None,
         precision=config.precision.kind,
         accumulate_in_fp32=config.precision.accumulate_in == "fp32"
         and micro_steps(config, world)[0] > 1,
@@ -125,7 +130,7 @@ def layout_of(config: Config, world: int) -> Layout:
         offload_optimizer=zero.offload_optimizer if zero else "none",
         offload_parameters=zero.offload_parameters if zero else "none",
         overlap_communication=zero.overlap_communication if zero else False,
-        bucket_elements=zero.bucket_elements if zero else 0,
+        bucket_elements=sends.bucket_elements if sends else 0,
         prefetch_elements=zero.prefetch_elements if zero else 0,
         persistence_threshold_elements=zero.persistence_threshold_elements if zero else 0,
         background_saves=config.checkpoint.asynchronous,

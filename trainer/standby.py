@@ -74,7 +74,7 @@ def import_all(settings: dict[str, Any]) -> None:
     if settings["config"] is None:
         return
     from trainer.config.schema import Config
-    from trainer.config.sections.training import PlainEngine
+    from trainer.config.sections.training import DeepSpeedEngine
 
     config = Config.model_validate(settings["config"])
     for name in ("trainer.build", "trainer.loop", "trainer.dist.join"):
@@ -82,7 +82,7 @@ def import_all(settings: dict[str, Any]) -> None:
     from trainer.models.build import import_family
 
     import_family(config.model)
-    if not isinstance(config.engine, PlainEngine):
+    if isinstance(config.engine, DeepSpeedEngine):
         from trainer.engine.deepspeed import import_deepspeed
 
         import_deepspeed(settings["device"], optimizer=config.optimizer.kind)

@@ -17,7 +17,7 @@ from launch.run_folder import create, new_attempt
 from launch.start import Standing, frozen_hash, plan_of, prepare, write_attempt
 from launch.verify.shrink import shrunk
 from trainer.config.schema import Config
-from trainer.config.sections.training import PlainEngine
+from trainer.config.sections.training import CanonicalEngine, PlainEngine
 from trainer.errors import Exit
 from trainer.records.json_file import write_json
 from trainer.records.run_files import RunFiles
@@ -67,6 +67,12 @@ def _layouts(config: Config, *, every_stage: bool) -> Iterator[dict[str, Any]]:
         yield _layout("plain", 1, 1, packing)
         if isinstance(config.engine, PlainEngine):
             yield from (_layout("plain", 1, a, packing) for a in _ACCUMULATIONS[1:])
+            continue
+        if isinstance(config.engine, CanonicalEngine):
+            yield from (
+                _layout("canonical", w, a, packing) for w in _WORLDS for a in _ACCUMULATIONS
+            )
+            yield _layout("canonical", 3, _UNEVEN, packing)
             continue
         stages = range(4) if every_stage else [config.engine.stage]
         if config.precision.kind == "bf16":  # DeepSpeed has no fp32 masters at stage 0

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.capacity.folder import shape_of_folder
 from trainer.config.schema import Config
 from trainer.config.sections.model import FolderModel
-from trainer.config.sections.training import PlainEngine
+from trainer.config.sections.training import DeepSpeedEngine
 
 ROWS = 24  # of a step: cut into 1, 2 or 4 micro-steps on 1, 2 or 3 ranks
 ROW_TOKENS = 32
@@ -45,7 +45,7 @@ def shrunk(
     values["resources"] |= {"nodes": 1, "ranks_per_node": 1, "device": "cpu", "rendezvous_port": 0}
     values["resources"] |= {"threads_per_rank": 1}
     _small_optimizer(values, steps)
-    if not isinstance(config.engine, PlainEngine):
+    if isinstance(config.engine, DeepSpeedEngine):
         values["engine"] |= {"offload_optimizer": "none", "offload_parameters": "none"}
     if fp32:
         values["precision"]["kind"] = "fp32"

@@ -145,7 +145,11 @@ def test_a_missing_value_is_named() -> None:
     assert [(p.where, p.what, p.fix) for p in problems(values)] == [
         ("steps.total", "has no value and needs one", "steps.total=1"),
         ("model.hidden_size", "has no value and needs one", "model.hidden_size=1"),
-        ("engine.kind", "has no value and needs one: plain or deepspeed", "engine=plain"),
+        (
+            "engine.kind",
+            "has no value and needs one: plain, canonical or deepspeed",
+            "engine=plain",
+        ),
     ]
 
 

@@ -73,9 +73,9 @@ def test_the_numbers_of_the_default_run() -> None:
 
 def test_threads_are_the_cores_divided_unless_given() -> None:
     three = config("resources.ranks_per_node=3", "batch.micro_batch_size=4")
-    assert threads_per_rank(three, 8) == 2
-    assert threads_per_rank(three, 2) == 1
-    assert threads_per_rank(config("resources.threads_per_rank=5"), 2) == 5
+    assert threads_per_rank(three, 8, device="cpu") == 2
+    assert threads_per_rank(three, 2, device="cpu") == 1
+    assert threads_per_rank(config("resources.threads_per_rank=5"), 2, device="cpu") == 5
 
 
 def test_the_vocabulary_is_the_tokenizers_rounded_up() -> None:

@@ -43,6 +43,7 @@ class Layout:
     prefetch_elements: int = 0
     persistence_threshold_elements: int = 0
     background_saves: bool = False
+    canonical: bool = False  # moments, masters and sums in shares, two buckets; stage is 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,9 @@ def _persistent(shape: Shape, layout: Layout) -> int:
 def _gradients(shape: Shape, layout: Layout) -> int:
     """Accumulated gradients, and for the update their fp32 copy where they are 16-bit."""
     count = num_parameters(shape)
+    if layout.canonical:  # one micro-batch's, and the sum of this rank's share
+        share = _share(count, layout, from_stage=1)
+        return _weight_bytes(layout.precision) * count + 4 * share
     each = 4 if layout.accumulate_in_fp32 else _weight_bytes(layout.precision)
     held = _share(count, layout, from_stage=2) * each
     if each == 4:
@@ -173,6 +177,8 @@ def _buffers(shape: Shape, layout: Layout) -> int:
         return 0
     count = num_parameters(shape)
     weight = _weight_bytes(layout.precision)
+    if layout.canonical:
+        return 2 * min(layout.bucket_elements, count) * weight
     if layout.stage < 3:
         each = 4 if layout.stage == 1 and layout.accumulate_in_fp32 else weight
         whole = layout.bucket_elements * each  # allocated in full, however small the model

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from typing import Literal
 
 from trainer.config.schema import Config
-from trainer.config.sections.training import DeepSpeedEngine, Optimizer, PrecisionSection
+from trainer.config.sections.training import (
+    CanonicalEngine,
+    DeepSpeedEngine,
+    Optimizer,
+    PrecisionSection,
+)
 from trainer.errors import Problem
 
 
@@ -19,7 +24,11 @@ def engine_problems(config: Config, *, device: Literal["cpu", "cuda"] | None) ->
         )
     else:
         found += _device_problems(config.precision, device)
-        found += _plain_problems(config)
+        found += _loss_scale_problems(config.precision)
+        if isinstance(config.engine, CanonicalEngine):
+            found += _canonical_problems(config, device)
+        else:
+            found += _plain_problems(config)
     return found
 
 
@@ -58,9 +67,39 @@ def _plain_problems(config: Config) -> Iterator[Problem]:
         fix = "resources.ranks_per_node=1"
         fix += " resources.nodes=1" if config.resources.nodes > 1 else ""
         yield Problem("engine.kind", what, f"engine=zero1, or {fix}")
-    if config.precision.kind == "fp16":
+
+
+def _loss_scale_problems(precision: PrecisionSection) -> Iterator[Problem]:
+    if precision.kind == "fp16":
         what = "fp16 needs a loss scale, which only the DeepSpeed engines have"
         yield Problem("precision.kind", what, "precision=bf16")
+
+
+def _canonical_problems(config: Config, device: str | None) -> Iterator[Problem]:
+    """What would let the number of ranks into the bits, or leave a rank without work."""
+    rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    shards, world = -(-rows // micro), config.resources.nodes * config.resources.ranks_per_node
+    if world > shards:
+        what = (
+            f"the canonical engine shares out the {shards} micro-batches of a step ({rows} rows, "
+            f"{micro} each), too few for {world} ranks"
+        )
+        fix = f"resources.ranks_per_node={shards}"
+        fix += " resources.nodes=1" if config.resources.nodes > 1 else ""
+        yield Problem("engine.kind", what, fix)
+    threads = config.resources.threads_per_rank
+    if device != "cuda" and threads > 1:
+        what = (
+            f"products of matrices add up in another order on {threads} threads, so that ranks of "
+            "another number would not repeat them; the canonical engine takes one"
+        )
+        yield Problem("resources.threads_per_rank", what, "resources.threads_per_rank=1")
+    if config.optimizer.kind == "muon":
+        what = "Muon works on whole matrices; the canonical engine shares them out in slices"
+        yield Problem("optimizer.kind", what, "optimizer=adamw")
+    if config.precision.kind == "bf16" and config.precision.accumulate_in == "weights":
+        what = "the canonical engine adds micro-batches up in fp32 only"
+        yield Problem("precision.accumulate_in", what, "precision.accumulate_in=fp32")
 
 
 def _precision_problems(precision: PrecisionSection, engine: DeepSpeedEngine) -> Iterator[Problem]:

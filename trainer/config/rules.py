@@ -44,6 +44,11 @@ def world_size(config: Config) -> int:
     return config.resources.nodes * config.resources.ranks_per_node
 
 
+def num_micro_batches(config: Config) -> int:
+    """Of a step; the last one may have fewer rows than the others."""
+    return -(-config.batch.global_batch_size // config.batch.micro_batch_size)
+
+
 def _model_problems(config: Config) -> Iterator[Problem]:
     model = config.model
     if not isinstance(model, ShapeModel):
@@ -96,6 +101,8 @@ def _batch_problems(config: Config) -> Iterator[Problem]:
     if micro > total:
         what = f"{micro} rows at a time are more than the {total} of a whole step"
         yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={share}")
+    elif config.engine.kind == "canonical":
+        return  # it would not be the same run with other micro-batches: see engine_rules.py
     elif micro > share and micro * world - total >= micro:
         what = (
             f"{micro} rows on each of {world} ranks are more than the {total} of a whole step, "

@@ -21,7 +21,7 @@ from trainer.plan import RunPlan
 from trainer.planning import make_plan
 from trainer.records.run_files import RunFiles
 
-EngineName = Literal["plain", "zero0", "zero1", "zero2", "zero3"]
+EngineName = Literal["plain", "canonical", "zero0", "zero1", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def plan_of(base: RunPlan, layout: Layout) -> RunPlan:
     if -(-rows // (layout.world_size * micro)) != layout.accumulation:
         raise ValueError(f"{rows} rows cannot be cut into {layout.accumulation} micro-steps")
     engine: Any = PlainEngine(kind="plain")
-    if layout.engine != "plain":
+    if layout.engine == "canonical":
+        engine = base.config.engine
+    elif layout.engine != "plain":
         engine = base.config.engine.model_copy(update={"stage": int(layout.engine[-1])})
     changed = config.model_copy(
         update={

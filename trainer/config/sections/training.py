@@ -101,6 +101,13 @@ class PlainEngine(Section):
     kind: Literal["plain"]
 
 
+class CanonicalEngine(Section):
+    """Sums in one fixed order: the same bits for any number of ranks."""
+
+    kind: Literal["canonical"]
+    bucket_elements: Annotated[int, Field(ge=1)]  # elements sent or gathered at a time
+
+
 class DeepSpeedEngine(Section):
     kind: Literal["deepspeed"]
     stage: Annotated[int, Field(ge=0, le=3)]
@@ -114,7 +121,7 @@ class DeepSpeedEngine(Section):
     persistence_threshold_elements: Annotated[int, Field(ge=0)]  # stage 3: smaller ones stay whole
 
 
-Engine = Annotated[PlainEngine | DeepSpeedEngine, Field(discriminator="kind")]
+Engine = Annotated[PlainEngine | CanonicalEngine | DeepSpeedEngine, Field(discriminator="kind")]
 
 
 class PrecisionSection(Section):
