@@ -18,13 +18,13 @@ from launch.run_folder import create, installed_versions, new_attempt
 from launch.settings import completed, stored_values
 from launch.start import dry_run, frozen_hash, stand, start
 from tests.helpers.configs import config, values
-from trainer.changes import Change, version_changes
+from trainer.changes import Change, changes, version_changes
 from trainer.config.schema import Config
 from trainer.consequences import counted
 from trainer.errors import ConfigError, Exit, Refused
 from trainer.plan import RunPlan, StorePlan
 from trainer.planning import make_plan
-from trainer.records.lineage import read_lineage, write_loaded
+from trainer.records.lineage import branches, read_lineage, write_loaded
 from trainer.records.manifest import MANIFEST_NAME, Manifest, digest_of, encode
 from trainer.records.run_files import RunFiles
 
@@ -151,6 +151,17 @@ def test_whether_bits_are_kept(override: str, keeps: bool) -> None:
     assert found.keeps_bits is keeps
 
 
+def test_the_canonical_engine_keeps_bits_on_any_number_of_ranks() -> None:
+    two, one = (config(f"resources.ranks_per_node={n}").model_dump(mode="json") for n in (2, 1))
+    engine = {"kind": "canonical", "bucket_elements": 1000}
+    fixed = [Config.model_validate(made | {"engine": engine}) for made in (two, one)]
+    assert [c.keeps_bits for c in changes(*fixed)] == [True]
+    sharded = [Config.model_validate(made) for made in (two, one)]
+    assert [c.keeps_bits for c in changes(*sharded)] == [False]
+    kind = next(c for c in changes(sharded[0], fixed[0]) if c.where == "engine.kind")
+    assert (kind.kind, kind.keeps_bits) == ("drift", False)
+
+
 # --- at the user's door --------------------------------------------------------------------------
 
 
@@ -180,6 +191,16 @@ def test_resume_dry_run_shows_every_difference(
     }  # fmt: skip
     assert main(["resume", "first-run", "--dry-run"]) == 0
     assert "difference" not in capsys.readouterr().out
+
+
+def test_plan_shows_how_the_run_of_that_name_differs(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of(config())
+    assert main(["plan", _LR]) == 0
+    assert "branch  optimizer.learning_rate: 0.003 -> 0.0001" in capsys.readouterr().out
+    assert main(["plan", "run.name=other", _LR]) == 0
+    assert "branch" not in capsys.readouterr().out
 
 
 def test_other_versions_are_told(here: Path) -> None:
@@ -263,6 +284,7 @@ def test_lineage_says_what_each_attempt_went_on_from(
     with run.lineage.open("a") as file:
         file.write('{"event": "att')  # a writer that was killed
     first, second = read_lineage(run.lineage)
+    assert run.lineage.read_bytes()[-1:] != b"\n"
     assert (first.parent, first.step, first.checkpoint, first.bitexact) == (None, 0, "", True)
     assert (second.parent, second.step, second.cause) == (1, 100, "rank 1 failed")
     assert second.checkpoint == digest_of(_manifest(100))
@@ -270,12 +292,17 @@ def test_lineage_says_what_each_attempt_went_on_from(
     assert not second.bitexact
     assert second.changes[0]["numbers"] == "n"
     assert second.versions["longhaul"] == installed_versions()["longhaul"]
+    assert branches(run.lineage) == []
+    other = [Change("batch.global_batch_size", 16, 32, "branch", "m")]
+    write_lineage(run, new_attempt(run).number, world_size=3, found=other)
+    write_loaded(run.lineage, attempt=3, step=100, checkpoints=run.checkpoints)
+    assert branches(run.lineage) == ["branch-at-step-100"]
     assert main(["status", "first-run", "--lineage"]) == 0
     said = capsys.readouterr().out
     assert "steps.total 300 -> 600" in said
     assert second.checkpoint[:12] in said
     assert main(["status", "first-run", "--lineage", "--json"]) == 0
-    assert [one["attempt"] for one in json.loads(capsys.readouterr().out)] == [1, 2]
+    assert [one["attempt"] for one in json.loads(capsys.readouterr().out)] == [1, 2, 3]
 
 
 def test_the_text_before_an_attempt(here: Path) -> None:
