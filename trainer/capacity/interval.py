@@ -88,7 +88,7 @@ def mean_between_s(seen: Failures, *, ranks: int) -> float:
     """
     a, k, t = _PRIOR_INTERRUPTIONS, seen.weighted, seen.running_s
     assumed_s = _RANK_HOURS * 3600.0 / ranks
-    spread = [a * assumed_s / 10**j for j in range(_DECADES)]
+    spread = [a * assumed_s / 10.0**j for j in range(_DECADES)]
     logs = [
         -j * math.log(100.0) + a * math.log(b / (b + t)) + (k * math.log(t / (b + t)) if t else 0.0)
         for j, b in enumerate(spread)
