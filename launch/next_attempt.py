@@ -86,7 +86,8 @@ def park(run: RunFiles, step: int, why: str) -> Path:
 
 def _withdraw_copies(run: RunFiles, files: AttemptFiles, after: int) -> None:
     """Else the ranks would go on from the copy of the very step that is set aside."""
-    remote = read_json(files.plan)["config"]["checkpoint"].get("remote") or {}
+    settings = read_json(files.plan)["config"]["checkpoint"] if files.plan.exists() else {}
+    remote = settings.get("remote") or {}
     if remote.get("url"):
         mark = Withdrawal(attempt=files.number, time=time.time(), after=after)
         add_withdrawal(run.withdrawn, mark)

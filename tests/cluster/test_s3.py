@@ -87,7 +87,7 @@ def test_a_lost_machine_goes_on_from_its_copies(endpoint: str, tmp_path: Path) -
     env = {"AWS_ENDPOINT_URL": endpoint}
     done = command(tmp_path, env, "checkpoint", "verify", "s3://bucket/runs/lost")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("whole") == 3
+    assert "step 6: whole" in done.stdout
 
 
 def _environment() -> str:

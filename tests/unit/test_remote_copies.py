@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from launch.next_attempt import next_attempt
+from launch.outcome import Outcome
+from launch.ranks_spec import RANKS_FILE
+from launch.run_folder import new_attempt
 from tests.helpers.configs import values
 from tests.helpers.object_model import (
     RUN_ID,
@@ -36,16 +40,17 @@ from trainer.errors import (
     CheckpointError,
     ConfigError,
     DamagedCheckpoint,
+    Exit,
     Refused,
     RunFolderError,
     SaveFailed,
 )
 from trainer.records.json_file import write_json
 from trainer.records.run_files import RunFiles
-from trainer.records.withdrawn import Withdrawal, add_withdrawal
+from trainer.records.withdrawn import Withdrawal, add_withdrawal, read_withdrawals
 from trainer.storage.local import LocalStorage
 from trainer.storage.patient import Patient
-from trainer.storage.remote import ObjectStore, open_store
+from trainer.storage.remote import Blocks, ObjectStore, open_store
 
 
 def resumed(run: RunFiles, store: ObjectStore, **settings: Any) -> Found | None:
@@ -159,6 +164,23 @@ def test_a_file_that_is_damaged_on_the_disk_is_not_sent(tmp_path: Path) -> None:
     with pytest.raises(DamagedCheckpoint, match="chunk"):
         uploader(store, run).upload(1)
     assert not [name for _, name in store.changes if "step-" in name]
+
+
+def test_retention_on_the_disk_may_come_in_between(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1)
+    folder = run.checkpoints / "step-00000001"
+
+    class Behind(Objects):
+        def put(self, path: Path, blocks: Blocks, *, size: int) -> None:
+            if path.name.startswith("rank-"):
+                shutil.rmtree(folder)
+            super().put(path, blocks, size=size)
+
+    store = Behind()
+    assert uploader(store, run).upload(1).sent
+    assert loaded(store, tmp_path / "nowhere") is not None
+    with pytest.raises(SaveFailed, match="the disk has let go of it"):
+        uploader(store, run).upload(1)
 
 
 def test_copies_of_another_run_with_this_name_stay_untouched(tmp_path: Path) -> None:
@@ -346,6 +368,35 @@ def test_a_failed_upload_is_told_and_ends_nothing(tmp_path: Path) -> None:
     (report,) = ours.reports()
     assert not report.succeeded
     assert report.problem == "step 7 was not uploaded: no such bucket"
+
+
+def test_going_back_is_told_to_the_copies_before_the_disk_changes(tmp_path: Path) -> None:
+    courier = Slow()
+    ours = uploads(tmp_path, courier)
+    ours.published(Alone(), 3)
+    ours.published(Alone(), 4)
+    ours.withdraw(2)
+    assert read_withdrawals(tmp_path / "withdrawn.json")[0].after == 2
+    assert [order["do"] for order in courier.orders] == ["upload", "withdraw"]
+    courier.done(3)
+    courier.answers.append({"value": {}})
+    assert [report.step for report in ours.reports()] == [3]
+    assert ours.drain(Alone(), lambda: None) == []  # step 4 is no longer wanted
+
+
+@pytest.mark.parametrize("url", [None, "s3://b/p"])
+def test_a_step_that_is_set_aside_takes_its_copies_along(url: str | None, tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1, 2)
+    first = new_attempt(run)
+    (first.root / RANKS_FILE).parent.mkdir(parents=True)
+    (first.root / RANKS_FILE).write_text("{}")
+    plan = {"world_size": 1, "config": {"checkpoint": {"remote": {"url": url}}}}
+    write_json(first.plan, plan)
+    store = copies(run, 1, 2, attempt=first.number)
+    next_attempt(run, first, Outcome("again", Exit.FAILED, "x", step_back=True))
+    found = resumed(run, store)
+    assert found is not None
+    assert (found.step, found.is_copy) == ((1, False) if url else (2, True))
 
 
 # --- settings, commands ----------------------------------------------------------------------

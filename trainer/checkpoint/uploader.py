@@ -94,6 +94,8 @@ class Uploader:
         """Bring a published step to the store; on rank 0 it is committed when this returns."""
         deadline = time.monotonic() + self._settings.timeout_s
         folders = StepFolders(self._disk, self._run.checkpoints)
+        if not self._disk.exists(folders.step(step)):
+            raise SaveFailed("the disk has let go of it before (checkpoint.keep_last)")
         manifest, digest = folders.manifest(step)
         target = folder_of(step, digest)
         total = sum(file.size for file in manifest.files)
