@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from trainer.batch import TokenBatch
@@ -148,3 +149,12 @@ def tell_uploaded(job: Job, reports: Sequence[UploadReport]) -> None:
     for report in reports:
         for observer in job.observers:
             observer.on_upload(report)
+
+
+def wind_up(job: Job, step: int) -> None:
+    """After training: wait, not for ever, for the last uploads, then close. Collective."""
+    beat = partial(job.pulse.beat, "end", step)
+    beat()
+    tell_uploaded(job, job.checkpoints.drain_uploads(job.world, beat))
+    job.checkpoints.close()
+    job.engine.close()

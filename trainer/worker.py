@@ -88,7 +88,7 @@ class Rank:
         from trainer.build import build_job, build_observers
         from trainer.dist.join import join
         from trainer.dist.world import leave
-        from trainer.job import tell_uploaded
+        from trainer.job import wind_up
         from trainer.loop import fit
 
         self._startup.lap("imports")
@@ -112,16 +112,12 @@ class Rank:
             started = records.Started(time.time(), state.step, plan.world_size, gethostname())
             records.write_record(self._files.started, started)
         outcome = fit(job, state)
-        job.pulse.beat("end", state.step)
         if outcome == "stopped":
             self._stop.record(self._files.stop)
         elif world.place.rank == 0:
             done = records.Done(time.time(), state.step, state.last_loss)
             records.write_record(self._files.done, done)
-        copied = job.checkpoints.drain_uploads(world, lambda: job.pulse.beat("end", state.step))
-        tell_uploaded(job, copied)
-        job.checkpoints.close()
-        job.engine.close()
+        wind_up(job, state.step)
         leave(world)
         return Exit.DONE if outcome == "finished" else Exit.SAVED
 
