@@ -33,7 +33,7 @@ def test_the_resolved_default(golden: Golden) -> None:
     golden("config_default.yaml", text([]))
 
 
-@pytest.mark.parametrize("name", ["zero3_offload_nvme", "plain"])
+@pytest.mark.parametrize("name", ["zero3_offload_nvme", "plain", "canonical"])
 def test_a_resolved_engine(name: str, golden: Golden) -> None:
     needs = ["engine.nvme_path=/local/scratch"] if "nvme" in name else []
     golden(f"config_{name}.yaml", text([f"engine={name}", *needs]))

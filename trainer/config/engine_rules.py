@@ -76,17 +76,7 @@ def _loss_scale_problems(precision: PrecisionSection) -> Iterator[Problem]:
 
 
 def _canonical_problems(config: Config, device: str | None) -> Iterator[Problem]:
-    """What would let the number of ranks into the bits, or leave a rank without work."""
-    rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
-    shards, world = -(-rows // micro), config.resources.nodes * config.resources.ranks_per_node
-    if world > shards:
-        what = (
-            f"the canonical engine shares out the {shards} micro-batches of a step ({rows} rows, "
-            f"{micro} each), too few for {world} ranks"
-        )
-        fix = f"resources.ranks_per_node={shards}"
-        fix += " resources.nodes=1" if config.resources.nodes > 1 else ""
-        yield Problem("engine.kind", what, fix)
+    """What would let the number of ranks into the bits."""
     threads = config.resources.threads_per_rank
     if device != "cuda" and threads > 1:
         what = (

@@ -17,7 +17,7 @@ from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
 from trainer.config.sections.model import FolderModel, ShapeModel
-from trainer.config.sections.training import CustomTask, Wsd
+from trainer.config.sections.training import CanonicalEngine, CustomTask, Wsd
 from trainer.config.watch_rules import watch_problems
 from trainer.errors import Problem
 
@@ -101,14 +101,28 @@ def _batch_problems(config: Config) -> Iterator[Problem]:
     if micro > total:
         what = f"{micro} rows at a time are more than the {total} of a whole step"
         yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={share}")
-    elif config.engine.kind == "canonical":
-        return  # it would not be the same run with other micro-batches: see engine_rules.py
+    elif isinstance(config.engine, CanonicalEngine):
+        yield from _shard_problems(config)
     elif micro > share and micro * world - total >= micro:
         what = (
             f"{micro} rows on each of {world} ranks are more than the {total} of a whole step, "
             "and a rank would have none"
         )
         yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={share}")
+
+
+def _shard_problems(config: Config) -> Iterator[Problem]:
+    """Smaller micro-batches, proposed for other engines, would give other bits."""
+    rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    shards, world = num_micro_batches(config), world_size(config)
+    if world > shards:
+        what = (
+            f"the canonical engine shares out the {shards} micro-batches of a step ({rows} rows, "
+            f"{micro} each), too few for {world} ranks"
+        )
+        fix = f"resources.ranks_per_node={shards}"
+        fix += " resources.nodes=1" if config.resources.nodes > 1 else ""
+        yield Problem("engine.kind", what, fix)
 
 
 def _schedule_problems(config: Config) -> Iterator[Problem]:
