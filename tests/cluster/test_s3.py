@@ -57,7 +57,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
-def test_objects_of_one_and_of_many_parts(endpoint: str, credentials: None) -> None:
+@pytest.mark.usefixtures("credentials")
+def test_objects_of_one_and_of_many_parts(endpoint: str) -> None:
     store = open_store("s3://bucket/objects", {"endpoint_url": endpoint})
     assert store.names(Path("a")) == []
     data = np.random.default_rng(1).integers(0, 256, 40 << 20, dtype=np.uint8)
@@ -82,6 +83,7 @@ def test_objects_of_one_and_of_many_parts(endpoint: str, credentials: None) -> N
     assert store.names(Path("a")) == []
 
 
+@pytest.mark.usefixtures("credentials")
 def test_a_lost_machine_goes_on_from_its_copies(endpoint: str, tmp_path: Path) -> None:
     lose_the_machine(tmp_path, "s3://bucket/runs", options={"endpoint_url": endpoint}, env={})
     env = {"AWS_ENDPOINT_URL": endpoint}

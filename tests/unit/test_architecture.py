@@ -24,6 +24,7 @@ _BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
 # Who may read or write os.environ outside launch/, and why.
 _ENVIRONMENT = {
     "trainer/checkpoint/link.py": "hands it on to the writer process",
+    "trainer/checkpoint/upload_process.py": "so that none of its keys is said",
     "trainer/checkpoint/writer_process.py": "what a drill planned for this process",
     "trainer/dist/heartbeat.py": "LONGHAUL_PULSE: the page that a watcher reads",
     "trainer/dist/meeting.py": "where the ranks meet, and who serves that place",
@@ -34,6 +35,7 @@ _ENVIRONMENT = {
     "trainer/records/attempt.py": "so that none of its keys stands in an error",
     "trainer/records/built_ops.py": "LONGHAUL_OPS: where built operators lie",
     "trainer/engine/deepspeed.py": "names the accelerator before DeepSpeed is imported",
+    "trainer/storage/remote.py": "so that no key stands in what a store says",
     "trainer/standby.py": "gives a forked rank its environment",
     "trainer/worker.py": "hands on what a drill planned for this process",
 }

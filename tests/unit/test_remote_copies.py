@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from launch.next_attempt import next_attempt
 from launch.outcome import Outcome
@@ -28,7 +30,7 @@ from tests.helpers.object_model import (
     with_attempt,
 )
 from tests.helpers.thread_world import ThreadWorld, run_threads
-from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.folder import StepFolders, read_failure
 from trainer.checkpoint.remote_loading import Found, load_newest
 from trainer.checkpoint.remote_steps import all_folders
 from trainer.checkpoint.uploads import Remote, Uploads
@@ -133,6 +135,20 @@ def test_a_place_that_refuses_is_no_damage_and_is_tried_again(tmp_path: Path) ->
     data = np.ones(3, dtype=np.uint8)
     Patient(store, sleep=slept.append).put(Path("a"), lambda: [data], size=3)
     assert (store.content, slept) == ({"a": b"\1\1\1"}, [1.0, 2.0])
+
+
+def test_a_network_that_breaks_says_nothing_about_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs calls all that it does not know EIO, which on a disk means a broken file."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sentinel-that-is-secret")
+
+    def breaks(*given: object, **more: object) -> bytes:
+        raise OSError(errno.EIO, "reset by peer, key sentinel-that-is-secret")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", breaks)
+    with pytest.raises(OSError, match="reset by peer") as caught:
+        open_store("memory://x").read(Path("a"), 0, np.empty(1, dtype=np.uint8))
+    assert not isinstance(read_failure(caught.value, Path("a")), DamagedCheckpoint)
+    assert "sentinel" not in str(caught.value)
 
 
 # --- sending ---------------------------------------------------------------------------------

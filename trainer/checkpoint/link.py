@@ -215,7 +215,7 @@ class _Process:
                 [sys.executable, "-m", "trainer.checkpoint.writer_process", *words],
                 pass_fds=(theirs.fileno(), counter, *buffers),
                 stdin=subprocess.DEVNULL,
-                env=_environment(),
+                env=child_environment(),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -278,7 +278,7 @@ class _Process:
                 self._popen.wait(_REAP_S)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """This process's, able to find this very package, and with no thread pools in numpy."""
     package = str(Path(trainer.__path__[0]).parent)
     others = os.environ.get("PYTHONPATH", "")

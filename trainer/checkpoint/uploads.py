@@ -18,10 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-import trainer
+from trainer.checkpoint.link import child_environment
 from trainer.checkpoint.uploader import UploadSettings
 from trainer.checkpoint.wire import receive, send, value_of
 from trainer.checkpoint.writer_process import SIGNALS
@@ -266,7 +265,7 @@ class ProcessCourier:
                 [sys.executable, "-m", "trainer.checkpoint.upload_process", *words],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env=_environment(),
+                env=child_environment(),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -274,11 +273,3 @@ class ProcessCourier:
         send(ours, {"open": dict(self._opening)})
         self._link = ours
         return ours
-
-
-def _environment() -> dict[str, str]:
-    """This process's, able to find this very package, and with no thread pools in numpy."""
-    package = str(Path(trainer.__path__[0]).parent)
-    paths = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH", "")) if p)
-    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**os.environ, **one, "PYTHONPATH": paths}

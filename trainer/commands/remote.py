@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 from trainer.checkpoint.remote_steps import ATTEMPTS, RUN_JSON, WITHDRAWN, read_object
 from trainer.errors import LonghaulError
 from trainer.records.json_file import write_json
-from trainer.records.redact import hide_secrets
 from trainer.storage.patient import Patient
 from trainer.storage.remote import ObjectStore, open_store
 
@@ -31,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--options", type=json.loads, default={})
     parser.add_argument("--result", type=Path, required=True)
     given = parser.parse_args(arguments)
-    hide_secrets(os.environ)
     try:
         write_json(given.result, look(given.url, given.options))
     except LonghaulError as e:
