@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config.sections.training import AdamW, PrecisionSection, Sgd
+from trainer.config.sections.training import AdamW, CanonicalEngine, PrecisionSection, Sgd
 from trainer.config.sections.training import DeepSpeedEngine as EngineSection
 from trainer.dist.world import World
+from trainer.engine import canonical
 from trainer.engine.base import Engine, FragmentSource
 from trainer.engine.deepspeed import DeepSpeedEngine
 from trainer.engine.plain import PlainEngine
@@ -36,7 +37,7 @@ Tensors = dict[tuple[str, str], torch.Tensor]  # (name, kind) -> whole tensor, f
 class Case:
     """One engine trained for `steps` steps."""
 
-    engine: Literal["plain", 0, 1, 2, 3]
+    engine: Literal["plain", "canonical", 0, 1, 2, 3]
     precision: Literal["fp32", "bf16", "autocast"] = "fp32"
     accumulate_in: Literal["fp32", "weights"] = "fp32"
     optimizer: Literal["adamw", "sgd", "momentum", "muon"] = "adamw"
@@ -191,6 +192,16 @@ def make_engine(world: World, case: Case, timeout_s: float = 60.0) -> Engine:
             device=world.device,
             precision=precision,
             max_grad_norm=clip,
+        )
+    if case.engine == "canonical":
+        return canonical.CanonicalEngine(
+            lambda: make_model(case),
+            make,
+            world=world,
+            engine=CanonicalEngine(kind="canonical", bucket_elements=1000),
+            precision=precision,
+            max_grad_norm=clip,
+            num_shards=case.micro_steps * world.place.world_size,
         )
     return FAULTS[case.fault](
         lambda: make_model(case),

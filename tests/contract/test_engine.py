@@ -20,6 +20,7 @@ from trainer.errors import ConfigError, ModelError
 from trainer.records.fragment import MASTER
 
 STAGES = (0, 1, 2, 3)
+OURS = ("plain", "canonical")  # without DeepSpeed
 STEPS = {"adamw": 20, "sgd": 3}  # a wrong scale shows in the first step of SGD
 
 
@@ -43,7 +44,7 @@ def apart(got: Tensors, wanted: dict[str, torch.Tensor]) -> float:
 def test_fp32_equals_a_plain_pytorch_loop(ranks: RankPool, world_size: int) -> None:
     wanted = [
         Case(engine=engine, micro_steps=m, optimizer=o, steps=STEPS[o])
-        for engine in (("plain", *STAGES) if world_size == 1 else STAGES)
+        for engine in ((*OURS, *STAGES) if world_size == 1 else ("canonical", *STAGES))
         for m, o in itertools.product((1, 2, 4), STEPS)
     ]
     reference = {o: cases.independent(STEPS[o], o) for o in STEPS}
@@ -93,7 +94,11 @@ def test_state_is_bit_identical_on_every_other_layout(ranks: RankPool) -> None:
         first, longer = (Case(engine=2, precision=precision, steps=n) for n in (3, 5))
         state = whole(run(ranks, 2, [first])[0])
         goes_on = run(ranks, 2, [longer])[0][0].losses[3:]
-        for world_size, engines in ((3, (3, 1, 0)), (1, (1, "plain", 3)), (2, (3,))):
+        for world_size, engines in (
+            (3, (3, 1, 0, "canonical")),
+            (1, (1, "plain", 3)),
+            (2, (3, "canonical")),
+        ):
             wanted = [
                 (Case(engine=e, precision=precision, steps=2), state, 3)
                 for e in engines
@@ -123,7 +128,10 @@ def test_plain_to_stage_3_and_back_changes_no_bit(ranks: RankPool, optimizer: An
 def test_resume_on_the_same_layout_is_bit_identical(ranks: RankPool) -> None:
     """Dropout is on: it is reseeded by step, so nothing is lost with the process."""
     kinds = [("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "weights")]
-    layouts = [(s, p, a) for s in (1, 2, 3) for p, a in kinds] + [(0, "autocast", "fp32")]
+    layouts = [(s, p, a) for s in (1, 2, 3) for p, a in kinds] + [
+        (0, "autocast", "fp32"),
+        ("canonical", "bf16", "fp32"),
+    ]
     common = {"dropout": 0.2, "micro_steps": 2}
     four, two = (
         [Case(engine=s, precision=p, accumulate_in=a, steps=n, **common) for s, p, a in layouts]
@@ -142,7 +150,7 @@ def test_resume_on_the_same_layout_is_bit_identical(ranks: RankPool) -> None:
 def test_moments_exist_before_the_first_step(ranks: RankPool) -> None:
     wanted = [
         Case(engine=e, optimizer=o, steps=0)
-        for e in ("plain", *STAGES)
+        for e in (*OURS, *STAGES)
         for o in ("adamw", "momentum", "sgd")
     ]
     kinds = {
@@ -167,10 +175,10 @@ def test_shares_of_stage_0_are_balanced(ranks: RankPool) -> None:
 
 
 def test_a_loss_that_is_no_number_leaves_the_state_alone(ranks: RankPool) -> None:
-    wanted = [Case(engine=e, steps=1) for e in ("plain", *STAGES)]
+    wanted = [Case(engine=e, steps=1) for e in (*OURS, *STAGES)]
     wanted += [
         Case(engine=e, precision="bf16", accumulate_in=a, steps=1)
-        for e in ("plain", 1, 2, 3)
+        for e in (*OURS, 1, 2, 3)
         for a in ("fp32", "weights")
     ]
     seen = ranks.run(1, cases.poison_all, wanted)[0]
