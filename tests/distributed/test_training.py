@@ -151,15 +151,10 @@ def test_a_run_goes_on_with_other_ranks_stages_and_engines(
 def test_what_happened_stands_in_the_metrics(reference: RunFiles) -> None:
     kinds = [(line["kind"], line.get("step")) for line in read_lines(reference.metrics)]
     steps = [("step", n) for n in range(1, 7)]
-    assert kinds == [
-        ("attempt", 0),
-        *steps[:3],
-        ("save", 3),
-        *steps[3:],
-        ("save", 6),
-        ("eval", 6),
-        ("eval", 6),
-    ]
+    # The save of step 3 ends in the background, some time before the last one begins.
+    assert 4 <= kinds.index(("save", 3)) <= kinds.index(("save", 6))
+    kinds.remove(("save", 3))
+    assert kinds == [("attempt", 0), *steps, ("save", 6), ("eval", 6), ("eval", 6)]
     opened = next(read_lines(reference.metrics))
     for line in read_metrics(reference.metrics):
         rate = line["tokens"] / line["step_s"]
