@@ -22,7 +22,7 @@ from tests.helpers.slice_engine import SliceEngine
 from tests.helpers.thread_world import ThreadWorld, run_threads
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.remote_loading import Found, load_newest
-from trainer.checkpoint.remote_steps import all_folders, is_committed
+from trainer.checkpoint.remote_steps import all_folders, is_committed, stored_manifest
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.uploader import Uploader, UploadSettings
 from trainer.dist.world import Alone, World
@@ -146,12 +146,16 @@ def loaded(store: ObjectStore, nowhere: Path, *, world: World | None = None) -> 
 
 @dataclass
 class Counts:
-    """`wrong`: neither the old step nor the new one. `stuck`: uploading again did not help."""
+    """`wrong`: neither the old step nor the new one. `stuck`: uploading again did not help.
+
+    `half`: a step with a manifest and without one of its files.
+    """
 
     places: int = 0
     old: int = 0
     new: int = 0
     wrong: int = 0
+    half: int = 0
     stuck: int = 0
 
 
@@ -235,8 +239,14 @@ class _Clock:
 
 
 def _judge(content: dict[str, bytes], nowhere: Path, counts: Counts) -> None:
+    store = Objects(content)
+    for folder in all_folders(store):
+        if is_committed(store, folder):
+            there = store.sizes(folder.path)
+            files = stored_manifest(store, folder).files
+            counts.half += any(there.get(file.name) != file.size for file in files)
     try:
-        found = loaded(Objects(content), nowhere)
+        found = loaded(store, nowhere)
     except (RunFolderError, CheckpointError):
         found = None
     if found is None or found.step not in (1, 2):
