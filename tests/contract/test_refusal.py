@@ -11,7 +11,9 @@ from tests.contract import refusal_cases
 from tests.contract.engine_cases import Case
 from tests.helpers.ranks import RankPool
 
-LAYOUTS: list[Any] = [(s, "fp32") for s in (0, 1, 2, 3)] + [(s, "bf16") for s in (1, 2, 3)]
+LAYOUTS: list[Any] = [(s, "fp32") for s in (0, 1, 2, 3)] + [
+    (s, "bf16") for s in (1, 2, 3, "canonical")
+]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
