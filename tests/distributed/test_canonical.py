@@ -23,6 +23,7 @@ from trainer.dist.world import World
 from trainer.engine import canonical
 from trainer.engine.canonical import CanonicalEngine
 from trainer.engine.flat_slices import BLOCK, block_squares, tree_sum
+from trainer.job import wind_up
 from trainer.loop import fit
 from trainer.plan import read_plan
 from trainer.records.fragment import Fragment
@@ -123,7 +124,7 @@ def _train(world: World, wanted: Wanted) -> Seen:
     fit(job, state)
     seen.fragments = [(h.fragment, h.values.clone()) for h in job.engine.fragments()]
     job.stream.close()
-    job.engine.close()
+    wind_up(job, state.step)
     return seen
 
 

@@ -15,6 +15,7 @@ from tests.helpers.tiny_run import tiny_run
 from trainer.build import build_job, build_observers
 from trainer.dist.startup import StartUp
 from trainer.dist.world import World
+from trainer.job import wind_up
 from trainer.loop import fit
 from trainer.plan import read_plan
 from trainer.records.json_file import read_json, read_lines
@@ -53,7 +54,7 @@ def _train(world: World, root: Path, attempt: int, until: int) -> tuple[str, int
     outcome = fit(job, state)
     for observer in job.observers:
         observer.close()
-    job.engine.close()
+    wind_up(job, state.step)
     return outcome, state.step
 
 

@@ -24,6 +24,7 @@ from trainer.export.export import ExportMismatch, export_folder
 from trainer.export.generate import Sampling, continued
 from trainer.export.safetensors_folder import INDEX
 from trainer.export.trained import Trained, load_model, open_trained
+from trainer.job import wind_up
 from trainer.loop import fit
 from trainer.models.exported import load_pretrained
 from trainer.plan import read_plan
@@ -56,7 +57,7 @@ def trained_run(folder: Path, *overrides: str, name: str = "tiny") -> RunFiles:
     plan = read_plan(run.attempt(1).plan)
     job, state = build_job(plan, Alone(), run=run, stop=threading.Event(), startup=StartUp())
     assert fit(job, state) == "finished"
-    job.engine.close()
+    wind_up(job, state.step)
     return run
 
 
