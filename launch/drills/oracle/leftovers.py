@@ -65,6 +65,8 @@ def processes_of(run: Path) -> Iterator[tuple[int, str]]:
             mine = mine or any(str(run) in path for path in _held_by(entry))
         except OSError:  # gone since it was listed, or another user's
             continue
+        if command.endswith(f"--pid\0{os.getpid()}\0".encode()):
+            continue  # a W&B service says whose it is: this process's own is not the run's
         if mine and state not in "ZX":
             yield int(entry.name), command.replace(b"\0", b" ").decode(errors="replace").strip()
 
