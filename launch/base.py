@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -13,15 +13,25 @@ from launch.limits import WatchRules
 from launch.ranks_spec import WORKER, RanksSpec
 from trainer.config.watch_rules import LEAD_S
 from trainer.plan import RunPlan
+from trainer.records.run_files import AttemptFiles
 
 _STATE_BYTES = 12  # of a parameter: fp32 weight and two moments
 _SLOW_DISK = 20e6  # bytes a second that the slowest load is allowed
 
 
 class JobState(Enum):
+    PENDING = "pending"  # handed over, not begun
     RUNNING = "running"
     ENDED = "ended"
-    UNKNOWN = "unknown"  # on another host, or nobody said how it ended
+    UNKNOWN = "unknown"  # nobody who was asked knows; never the same as failed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a place says of one attempt. `why`: what it waits for, or where it is; for people."""
+
+    state: JobState
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def in_foreground(self) -> bool:
+        """Whether `submit` returns when the run has ended, not when it was handed over."""
+
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
         """Pure: no clock, no environment, no file system, no network."""
 
@@ -68,6 +82,13 @@ class Backend(Protocol):
         """Raises: Refused if this place cannot run the plan. Before anything is written."""
 
     def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
-        """Hand it over; the exit code of the command (local: of the run)."""
+        """Hand it over; the exit code of the command (in the foreground: of the run)."""
 
-    def state(self, run_folder: Path, *, attempt: int) -> JobState: ...
+    def jobs(self, attempts: Sequence[AttemptFiles]) -> list[Job]:
+        """How each stands, in their order; one question to the place for all of them."""
+
+    def stop(self, files: AttemptFiles) -> None:
+        """Ask for "save and stop"; stop.json says already who asked. Asking twice is no error.
+
+        Raises: Refused if it cannot be asked from here.
+        """

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.backends.local import LocalBackend
+from launch.backends.table import backend_of
 from launch.base import Backend, Submission
 from launch.compute import compute, config_file
 from launch.copies import adopt
@@ -78,7 +78,9 @@ class Standing:
 
 
 def start(config: Config, *, backend: Backend | None = None) -> int:
-    """Run one attempt to its end; its exit code. `backend` None: the one that `launch` names.
+    """Run one attempt to its end, or hand it over; the exit code.
+
+    `backend` None: the one that `launch` names.
 
     Raises: ConfigError, Refused, RunFolderError, DataError.
     """
@@ -88,7 +90,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     if standing.run is not None and (done := _finished(standing)):
         say_finished(standing.run, done)
         return Exit.DONE
-    backend = backend or _backend(config)
+    backend = backend or backend_of(config.launch.kind)
     backend.preflight(plan_of(standing, attempt=1, run_id=""))
     _refuse_unwritable(Path(config.run.root), standing.run)
     if standing.stores is None:
@@ -111,14 +113,15 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     if standing.differences:
         print(as_text(run, standing.differences), file=sys.stderr, flush=True)
     code = backend.submit(submission, run.root, attempt=files.number)
-    say_ending(run, files, code)
+    if backend.in_foreground:
+        say_ending(run, files, code)
     return code
 
 
 def dry_run(config: Config) -> DryRun:
     """What `start` would write and run. Raises: as `start`."""
     standing = stand(config)
-    backend = _backend(config)
+    backend = backend_of(config.launch.kind)
     known = attempts(standing.run) if standing.run is not None else []
     attempt = known[-1].number + 1 if known else 1
     run_id = read_record(standing.run).run_id if standing.run is not None else "(new)"
@@ -215,10 +218,6 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         inner = isinstance(value, dict)
         found += _leaves(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
     return found
-
-
-def _backend(config: Config) -> Backend:
-    return {"local": LocalBackend}[config.launch.kind]()
 
 
 def _create(config: Config) -> RunFiles:

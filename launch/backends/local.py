@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.base import JobState, Submission, spec_of
+from launch.base import Job, JobState, Submission, spec_of
 from launch.liveness import is_alive, is_elsewhere, read_mark
 from launch.machine import check_devices, free_port
+from launch.processes import send
 from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
-from trainer.errors import ConfigError, Problem
+from trainer.errors import ConfigError, Problem, Refused
 from trainer.plan import RunPlan
-from trainer.records.run_files import RunFiles
+from trainer.records.run_files import AttemptFiles, RunFiles
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class LocalBackend:
 
     module: str = WORKER
     name: str = "local"
+    in_foreground: bool = True
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
         argv = ("python", "-m", "launch.agent", run_folder, "--attempt", str(plan.attempt))
@@ -45,10 +49,26 @@ class LocalBackend:
         del submission  # its files are in the attempt's folder; the agent reads them there
         return carry(RunFiles(run_folder), attempt).exit_code
 
-    def state(self, run_folder: Path, *, attempt: int) -> JobState:
-        mark = read_mark(RunFiles(run_folder).attempt(attempt).agent)
+    def jobs(self, attempts: Sequence[AttemptFiles]) -> list[Job]:
+        return [_job(files) for files in attempts]
+
+    def stop(self, files: AttemptFiles) -> None:
+        mark = read_mark(files.agent)
         if mark is None:
-            return JobState.ENDED
+            return
         if is_elsewhere(mark):
-            return JobState.UNKNOWN
-        return JobState.RUNNING if is_alive(mark) else JobState.ENDED
+            run = files.root.parent.parent.name
+            raise Refused(f"{run} runs on {mark.host}; stop it there")
+        if is_alive(mark):
+            send(mark.pid, signal.SIGTERM)
+
+
+def _job(files: AttemptFiles) -> Job:
+    mark = read_mark(files.agent)
+    if mark is None:
+        return Job(JobState.ENDED)
+    if is_elsewhere(mark):
+        return Job(JobState.UNKNOWN, f"its agent is on {mark.host}")
+    if is_alive(mark):
+        return Job(JobState.RUNNING, f"process {mark.pid} on {mark.host}")
+    return Job(JobState.ENDED)

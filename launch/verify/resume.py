@@ -75,7 +75,9 @@ def _settings(config: Config, folder: Path, steps: int) -> Config:
     every = steps // 4
     small = shrunk(config, folder, name="whole", steps=steps, fp32=False, dropout=_DROPOUT)
     ranks = min(2, config.resources.nodes * config.resources.ranks_per_node)
-    keep = {"keep_every": every}  # the step that is gone on from is looked at in the end
+    # The step that is gone on from is looked at in the end; and it has to be there in the middle:
+    # steps this small would all be over before the first save is, were a busy writer passed over.
+    keep = {"keep_every": every, "when_busy": "wait"}
     return small.model_copy(
         update={
             "steps": small.steps.model_copy(update={"save_every": every}),
@@ -170,13 +172,16 @@ def _say(verdicts: list[Verdict], *, killed_at: int, steps: int, as_json: bool) 
 
 
 def _kill_a_rank(run: _Run, *, after_step: int) -> int:
-    """SIGKILL to the last rank once `after_step` is done; the newest step seen then."""
+    """SIGKILL to the last rank once `after_step` is done and a checkpoint is there to go on from.
+
+    Returns the newest step seen then. Saves end in the background: steps alone promise nothing.
+    """
     agent = run.attempt()
     deadline = time.monotonic() + _LIMIT_S
     seen = 0
     while agent.poll() is None and time.monotonic() < deadline:
         seen = max((line["step"] for line in _steps(run.files)), default=0)
-        if seen >= after_step:
+        if seen >= after_step and any(run.files.checkpoints.glob("step-*")):
             os.kill(max(_ranks_of(agent.pid)), signal.SIGKILL)
             break
         time.sleep(0.01)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from trainer.config.sections.base import Section
 from trainer.config.sections.data import DataSection
 from trainer.config.sections.guard import GuardSection
+from trainer.config.sections.launch import Launch
 from trainer.config.sections.model import Model
 from trainer.config.sections.restart import RestartSection
 from trainer.config.sections.run import (
     BatchSection,
     DrillsSection,
-    LaunchSection,
     ResourcesSection,
     ResumeSection,
     RunSection,
@@ -40,7 +40,7 @@ class Config(Section):
     evals: EvalsSection
     observers: ObserversSection
     resume: ResumeSection
-    launch: LaunchSection
+    launch: Launch
     restart: RestartSection
     watch: WatchSection
     drills: DrillsSection

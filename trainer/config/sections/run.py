@@ -49,10 +49,5 @@ class ResumeSection(Section):
     takeover: bool = False  # of one command, never stored: go on although somebody owns the run
 
 
-class LaunchSection(Section):
-    kind: Literal["local"]
-    grace_s: Annotated[float, Field(gt=0)]  # from "save and stop" to SIGKILL
-
-
 class DrillsSection(Section):
     enabled: bool  # faults planned in LONGHAUL_DRILL happen; refused otherwise

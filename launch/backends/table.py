@@ -1,0 +1,14 @@
+"""Which class stands behind `launch.kind`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from launch.backends.local import LocalBackend
+from launch.base import Backend
+
+_BACKENDS: dict[str, Callable[[], Backend]] = {"local": LocalBackend}
+
+
+def backend_of(kind: str) -> Backend:
+    return _BACKENDS[kind]()
