@@ -1,0 +1,110 @@
+"""A rank's side of copies elsewhere: what it orders of its courier, and what it reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.next_attempt import next_attempt
+from launch.outcome import Outcome
+from launch.ranks_spec import RANKS_FILE
+from launch.run_folder import new_attempt
+from tests.helpers.copies import copies, resumed
+from tests.helpers.object_model import run_with
+from trainer.checkpoint.uploads import Remote, Uploads
+from trainer.dist.world import Alone
+from trainer.errors import Exit
+from trainer.records.json_file import write_json
+from trainer.records.run_files import RunFiles
+from trainer.records.withdrawn import read_withdrawals
+
+
+class Slow:
+    """A courier whose answers come when the test says."""
+
+    def __init__(self) -> None:
+        self.orders: list[dict[str, Any]] = []
+        self.answers: list[dict[str, Any]] = []
+
+    def give(self, order: dict[str, Any]) -> None:
+        self.orders.append(order)
+
+    def said(self) -> dict[str, Any] | None:
+        return self.answers.pop(0) if self.answers else None
+
+    def close(self) -> None: ...
+
+    def done(self, step: int, **changes: Any) -> None:
+        value = {"step": step, "sent": 5, "total": 9, "problem": "", "seconds": 0.5}
+        self.answers.append({"value": value | changes})
+
+
+def uploads(folder: Path, courier: Slow, **settings: Any) -> Uploads:
+    remote = Remote(url="s3://b/run", **{"drain_s": 0.0} | settings)
+    run = RunFiles(folder)
+    return Uploads(remote, run, attempt=1, rank=0, world_size=1, courier=courier)
+
+
+def test_one_step_is_under_way_and_the_newest_one_waits(tmp_path: Path) -> None:
+    courier = Slow()
+    ours = uploads(tmp_path, courier)
+    for step in (1, 2, 3):
+        ours.published(Alone(), step)
+    assert [order["step"] for order in courier.orders] == [1]
+    assert ours.reports() == []
+    courier.done(1)
+    (report,) = ours.reports()
+    assert (report.step, report.succeeded, report.bytes, report.skipped) == (1, True, 9, 1)
+    (left,) = ours.drain(Alone(), lambda: None)  # begins the one that waited, and gives it up
+    assert [order["step"] for order in courier.orders] == [1, 3]
+    assert left.problem == "step 3 was not uploaded: not done 0 s after the end of training"
+
+
+def test_each_nth_committed_step_is_due(tmp_path: Path) -> None:
+    courier = Slow()
+    ours = uploads(tmp_path, courier, every=2)
+    for step in (10, 20, 30, 40):
+        ours.published(Alone(), step)
+        courier.done(step)
+    assert [order["step"] for order in courier.orders] == [20, 40]
+
+
+def test_a_failed_upload_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    courier = Slow()
+    ours = uploads(tmp_path, courier)
+    ours.published(Alone(), 7)
+    courier.answers.append({"error": "no such bucket", "kind": "OSError"})
+    (report,) = ours.reports()
+    assert not report.succeeded
+    assert report.problem == "step 7 was not uploaded: no such bucket"
+
+
+def test_going_back_is_told_to_the_copies_before_the_disk_changes(tmp_path: Path) -> None:
+    courier = Slow()
+    ours = uploads(tmp_path, courier)
+    ours.published(Alone(), 3)
+    ours.published(Alone(), 4)
+    ours.withdraw(2)
+    assert read_withdrawals(tmp_path / "withdrawn.json")[0].after == 2
+    assert [order["do"] for order in courier.orders] == ["upload", "withdraw"]
+    courier.done(3)
+    courier.answers.append({"value": {}})
+    assert [report.step for report in ours.reports()] == [3]
+    assert ours.drain(Alone(), lambda: None) == []  # step 4 is no longer wanted
+
+
+@pytest.mark.parametrize("url", [None, "s3://b/p"])
+def test_a_step_that_is_set_aside_takes_its_copies_along(url: str | None, tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1, 2)
+    first = new_attempt(run)
+    (first.root / RANKS_FILE).parent.mkdir(parents=True)
+    (first.root / RANKS_FILE).write_text("{}")
+    plan = {"world_size": 1, "config": {"checkpoint": {"remote": {"url": url}}}}
+    write_json(first.plan, plan)
+    store = copies(run, 1, 2, attempt=first.number)
+    next_attempt(run, first, Outcome("again", Exit.FAILED, "x", step_back=True))
+    found = resumed(run, store)
+    assert found is not None
+    assert (found.step, found.is_copy) == ((1, False) if url else (2, True))
