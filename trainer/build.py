@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trainer.cadence import SaveWhenBest
+from trainer.checkpoint.peer import peers_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.uploads import Remote
 from trainer.config.rules import num_micro_batches
@@ -71,8 +72,7 @@ def build_job(
     checkpoints = open_checkpoints(plan, run)
     state, saved = _resume(plan, world, engine=engine, checkpoints=checkpoints)
     if world.place.rank == 0:
-        step, folder = state.step, run.checkpoints
-        write_loaded(run.lineage, attempt=plan.attempt, step=step, checkpoints=folder)
+        _note_loaded(plan, run, state.step, checkpoints)
     startup.lap("load")
     faultpoint("start.loaded")
     cursor = saved.get("cursor")
@@ -180,7 +180,25 @@ def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
         checksum_source=section.checksum_source,
         drills=plan.config.drills.enabled,
         remote=remote_of(plan),
+        peers=peers_of(
+            section.peer.every,
+            folder=section.peer.folder,
+            run_id=plan.run_id,
+            ranks_per_node=plan.config.resources.ranks_per_node,
+        ),
         origin={"engine": engine_name(plan), "precision": plan.config.precision.kind},
+    )
+
+
+def _note_loaded(plan: RunPlan, run: RunFiles, step: int, checkpoints: CheckpointStore) -> None:
+    """What the attempt goes on from, in the run's lineage."""
+    found = checkpoints.loaded_from
+    write_loaded(
+        run.lineage,
+        attempt=plan.attempt,
+        step=step,
+        checkpoints=run.checkpoints,
+        memory=None if found is None else (found.where, found.checkpoint, found.attempt),
     )
 
 

@@ -42,6 +42,11 @@ POINTS = {
     "save.before_manifest": "all files are durable; rank 0 is about to write the manifest",
     "save.before_rename": "the manifest is durable",
     "save.before_pointer": "the step is published",
+    "memory.copied": "a state is copied to shared memory, training goes on",
+    "memory.summed": "its checksums are known, its header is not written",
+    "memory.before_part": "a rank's file in memory is whole, and does not count yet",
+    "memory.kept": "it counts; the neighbour has nothing",
+    "memory.sent": "the neighbour has it too",
     "eval.begin": "before an evaluation",
     "end.begin": "training is over, the last save is done",
 }

@@ -30,6 +30,7 @@ class Told:
 
     stop: bool  # some rank was told to stop
     written: bool  # every rank's part of the save under way has ended
+    kept: tuple[float, float]  # ranks whose part of the state in memory has ended; has ended well
     verdict: Verdict = APPLIED  # of the numerics guard, about the step
 
 
@@ -52,6 +53,7 @@ def fit(job: Job, state: TrainState) -> Outcome:
                 return "stopped"  # nothing happened since that checkpoint
             continue
         last = state.step == job.total_steps
+        _keep(job, state, told)
         if last or told.stop or job.save.due(state.step):
             _save(job, state, must=last or told.stop)
         if told.stop and not last:
@@ -147,20 +149,30 @@ def _agree(
     Raises: ReplicasDiffer if they do not: from there on they train different models.
     """
     flags = [float(job.stop.is_set()), float(job.checkpoints.written()), float(applied)]
+    flags += job.checkpoints.said()
     share = reduce(add, losses, 0.0)  # not sum: Python 3.12 rounds it otherwise than 3.11
     mine = [share, *flags, *_counts(upcoming)]
-    loss, stop, written, updated, *counts = job.world.sum(mine)
+    loss, stop, written, updated, ended, well, *counts = job.world.sum(mine)
     size = job.world.place.world_size
     if updated not in (0, size):
         raise ReplicasDiffer(
             f"{updated:.0f} of {size} ranks applied the step before this one, the others did not: "
             "they came to different gradient norms; a restart goes on from the last checkpoint"
         )
-    return loss, Told(stop=stop > 0, written=written == size), (counts[0], counts[1])
+    told = Told(stop=stop > 0, written=written == size, kept=(ended, well))
+    return loss, told, (counts[0], counts[1])
 
 
 def _counts(batches: Sequence[TokenBatch]) -> tuple[int, int]:
     return sum(b.terms for b in batches), sum(b.tokens for b in batches)
+
+
+def _keep(job: Job, state: TrainState, told: Told) -> None:
+    """The state of this step in memory, if that is due: it costs a copy, and nobody waits."""
+    if told.stop or state.step == job.total_steps:
+        return  # it is saved at once
+    training, step = partial(training_of, job, state), state.step
+    job.checkpoints.keep(job.world, job.engine, step=step, told=told.kept, training=training)
 
 
 def _save(job: Job, state: TrainState, *, must: bool) -> None:

@@ -48,7 +48,7 @@ class SaveReport:
     beginning until the step was durable; nobody waits for it if saves are asynchronous.
     `skipped`: not tried, for the saves before were not done (checkpoint.when_busy=skip).
     `save_every`: steps to the next one, if that is chosen (steps.save_every=auto), and why it has
-    changed.
+    changed. `memory`: how the states in memory stand, if any are kept.
     """
 
     step: int
@@ -62,6 +62,7 @@ class SaveReport:
     skipped: bool = False
     save_every: int = 0
     save_every_why: str = ""
+    memory: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

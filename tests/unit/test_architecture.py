@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ _BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
 # Who may read or write os.environ outside launch/, and why.
 _ENVIRONMENT = {
     "trainer/checkpoint/link.py": "hands it on to the writer process",
+    "trainer/checkpoint/peer_process.py": "what a drill planned for this process",
     "trainer/checkpoint/upload_process.py": "so that none of its keys is said",
     "trainer/checkpoint/writer_process.py": "what a drill planned for this process",
     "trainer/dist/heartbeat.py": "LONGHAUL_PULSE: the page that a watcher reads",
@@ -134,6 +136,7 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse((_ROOT / path).read_text(encoding="utf-8"), filename=str(path))
 

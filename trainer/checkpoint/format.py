@@ -88,8 +88,12 @@ def encode_header(
     algorithm: str,
     chunk_bytes: int,
     checksums: Sequence[int],
+    at_least: int = 0,
 ) -> bytes:
-    """The file's bytes before its data; their number does not depend on the checksums' values."""
+    """The file's bytes before its data; their number does not depend on the checksums' values.
+
+    `at_least`: so many, for data whose place was chosen before its step was known.
+    """
     table: dict[str, Any] = {
         "__metadata__": {
             "format": _FORMAT_NAME,
@@ -109,7 +113,7 @@ def encode_header(
         table[f"{f.kind}:{f.start}:{f.name}"] = entry
         offset = end
     text = json.dumps(table, separators=(",", ":")).encode()
-    text = text.ljust(-(-(len(text) + 8) // _ALIGN) * _ALIGN - 8)
+    text = text.ljust(max(at_least, -(-(len(text) + 8) // _ALIGN) * _ALIGN) - 8)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -7,7 +7,7 @@ verdict. What is damaged goes to quarantine and the step before is tried.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.checkpoint.agreement import Disagreed, agree
@@ -20,14 +20,24 @@ from trainer.errors import CheckpointError, CheckpointMismatch, DamagedCheckpoin
 from trainer.records.manifest import Manifest
 
 _log = logging.getLogger("trainer.checkpoint")
+# Fills the engine from a place that has a step newer than the given one, where there is one.
+Newer = Callable[[int], tuple[int, dict[str, Any]] | None]
 
 
 def load_latest(
-    world: World, engine: Engine, folders: StepFolders, *, run_hash: str
+    world: World,
+    engine: Engine,
+    folders: StepFolders,
+    *,
+    run_hash: str,
+    newer: Newer | None = None,
 ) -> tuple[int, dict[str, Any]] | None:
     """As CheckpointStore.load_latest says; also which step it was."""
     while True:
         found = world.lead(lambda: _newest(folders))
+        newest = -1 if found["step"] is None else int(found["step"])
+        if newer is not None and (better := newer(newest)) is not None:
+            return better
         if found["step"] is None:
             if not found["quarantined"]:
                 return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.checkpoint.folder import StepFolders
-from trainer.checkpoint.loading import load_step, quarantine
+from trainer.checkpoint.loading import Newer, load_step, quarantine
 from trainer.checkpoint.remote_steps import CHECKPOINTS, StepsView, committed, withdrawals
 from trainer.dist.world import World
 from trainer.engine.base import Engine
@@ -43,6 +43,7 @@ def load_newest(
     run: RunFiles,
     run_hash: str,
     url: str,
+    newer: Newer | None = None,
     delays_s: tuple[float, ...] = _DELAYS_S,
 ) -> Found | None:
     """As CheckpointStore.load_latest says, with the copies under `url`. Collective.
@@ -60,6 +61,8 @@ def load_newest(
     while True:
         own = world.lead(lambda: max(disk.steps(), default=-1))
         copy = max((s for s in copies if s not in passed_over), default=-1)
+        if newer is not None and (better := newer(max(own, copy))) is not None:
+            return Found(*better, False, newest_copy)
         if max(own, copy) < 0:
             bad = world.lead(disk.quarantined)
             _refuse_to_begin(disk, url, bad, passed_over, str(there["problem"]))

@@ -73,27 +73,9 @@ class Staging:
         Returns the fragments and, if they are taken, the chunks' checksums. `known`: fragments
         that were checked before. Raises: CheckpointError; NoRoom if they outgrew the buffer.
         """
-        room = self._buffers[into].tensor
         sums = ChunkChecksums(self._chunk_bytes) if self._checksums else None
-        plan: list[Fragment] = []
-        at = 0
-        for held in engine.fragments():
-            length = held.fragment.length
-            if length == 0:
-                continue
-            if at + length > len(room):
-                raise NoRoom(f"{at + length} elements and more into a buffer of {len(room)}")
-            values, target = flat_values(held), room[at : at + length]
-            target.copy_(values, non_blocking=True)
-            if sums is not None:
-                _wait_for(values.device)
-                sums.add((values if values.is_cpu else target).contiguous().numpy().view(np.uint8))
-            plan.append(held.fragment)
-            at += length
-        _wait_for(engine.device)
-        if tuple(plan) != known:
-            check_plan(plan, engine)
-        return tuple(plan), None if sums is None else tuple(sums.all())
+        plan = copy_held(engine, self._buffers[into].tensor, known=known, sums=sums)
+        return plan, None if sums is None else tuple(sums.all())
 
     def bytes_of(self, buffer: int) -> Bytes:
         return self._buffers[buffer].tensor.numpy().view(np.uint8)
@@ -103,6 +85,35 @@ class Staging:
         for buffer in self._buffers:
             buffer.close()
         self._buffers = []
+
+
+def copy_held(
+    engine: Engine,
+    room: torch.Tensor,
+    *,
+    known: Sequence[Fragment] | None,
+    sums: ChunkChecksums | None = None,
+) -> tuple[Fragment, ...]:
+    """What `Staging.copy` does, into any host memory; the fragments that were copied."""
+    plan: list[Fragment] = []
+    at = 0
+    for held in engine.fragments():
+        length = held.fragment.length
+        if length == 0:
+            continue
+        if at + length > len(room):
+            raise NoRoom(f"{at + length} elements and more into a buffer of {len(room)}")
+        values, target = flat_values(held), room[at : at + length]
+        target.copy_(values, non_blocking=True)
+        if sums is not None:
+            _wait_for(values.device)
+            sums.add((values if values.is_cpu else target).contiguous().numpy().view(np.uint8))
+        plan.append(held.fragment)
+        at += length
+    _wait_for(engine.device)
+    if tuple(plan) != known:
+        check_plan(plan, engine)
+    return tuple(plan)
 
 
 class NoRoom(CheckpointError):
@@ -117,7 +128,7 @@ class _Buffer:
         os.ftruncate(self.descriptor, size)
         memory = mmap.mmap(self.descriptor, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self.tensor = torch.frombuffer(memory, dtype=torch.float32)[:elements]
-        self._pinned = pin and _register(self.tensor.data_ptr(), size)
+        self._pinned = pin and register(self.tensor.data_ptr(), size)
 
     def close(self) -> None:
         if self._pinned:
@@ -130,7 +141,7 @@ class _Buffer:
             self.descriptor = -1
 
 
-def _register(address: int, size: int) -> bool:
+def register(address: int, size: int) -> bool:
     """Pin pages that torch did not allocate; copies from the device then need no bounce buffer.
 
     Not a reason to fail: without it a copy is slower, and right. Never run on a GPU so far.

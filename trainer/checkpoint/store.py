@@ -23,6 +23,8 @@ from trainer.checkpoint.fence import Fence
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.format import CHUNK_BYTES
 from trainer.checkpoint.link import DirectLink, Link, ProcessLink
+from trainer.checkpoint.peer import MemoryTier, Peers
+from trainer.checkpoint.peer_loading import Loaded
 from trainer.checkpoint.remote_loading import load_newest
 from trainer.checkpoint.saving import ForegroundSaves, SaveSettings
 from trainer.checkpoint.staging import Staging
@@ -49,7 +51,8 @@ class CheckpointStore:
     `checksum_source`: find bits that flip between the copy and the write.
     `drills`: the writer process may be broken on purpose. `storage`: instead of the local disk;
     then everything is done in this process, also what would be asynchronous. `remote`: where saved
-    steps are copied to, and from where a run goes on whose disk has less.
+    steps are copied to, and from where a run goes on whose disk has less. `peers`: what is kept
+    in memory besides.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class CheckpointStore:
         origin: Mapping[str, Any] | None = None,
         storage: Storage | None = None,
         remote: Remote | None = None,
+        peers: Peers | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._folders = StepFolders(storage or LocalStorage(), folder)
@@ -96,15 +100,20 @@ class CheckpointStore:
         self._remote = remote
         self._uploads: Uploads | None = None
         self._unheard: list[SaveReport] = []  # of saves that ended where nobody listened
+        self._memory: MemoryTier | None = None
+        if peers is not None:
+            self._memory = MemoryTier(peers, self._settings, self._run, drills=drills)
 
     # --- saving ------------------------------------------------------------------------------
 
     def prepare(self, world: World, engine: Engine) -> None:
-        """What the first save would otherwise stand still for: buffers, a writer process. Local."""
+        """What the first save would otherwise stand still for: buffers, processes. Collective."""
         if self._asynchronous:
             # What fails here fails the first save, on all ranks.
             with contextlib.suppress(OSError, CheckpointError):
                 self._saves(world).prepare(engine)
+        if self._memory is not None:
+            self._memory.prepare(world, engine, parent=self._parent)
 
     def save(
         self, world: World, engine: Engine, *, step: int, training: Mapping[str, Any]
@@ -168,6 +177,8 @@ class CheckpointStore:
         if self._uploads is not None:
             self._uploads.close()
             self._uploads = None
+        if self._memory is not None:
+            self._memory.close()
 
     def _saves(self, world: World) -> BackgroundSaves:
         if self._background is None:
@@ -212,7 +223,39 @@ class CheckpointStore:
 
     def _heard(self, reports: Sequence[SaveReport]) -> list[SaveReport]:
         told, self._unheard = [*self._unheard, *reports], []
-        return told
+        return [replace(report, memory=self.memory_note) for report in told]
+
+    # --- states in memory ---------------------------------------------------------------------
+
+    def said(self) -> tuple[float, float]:
+        """For the step's sum: whether this rank's part of a state in memory has ended, and well."""
+        return self._memory.said() if self._memory is not None else (0.0, 0.0)
+
+    def keep(
+        self,
+        world: World,
+        engine: Engine,
+        *,
+        step: int,
+        told: tuple[float, float],
+        training: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """Keep the state of this step in memory if it is due; `told`: the sums of what was `said`.
+
+        After every step on all ranks. Collective now and then; waits for nobody.
+        """
+        if self._memory is not None:
+            self._memory.keep(world, engine, step=step, told=told, training=training)
+
+    @property
+    def loaded_from(self) -> Loaded | None:
+        """The state in memory that this attempt went on from; None if it was a disk's, or none."""
+        return self._memory.loaded if self._memory is not None else None
+
+    @property
+    def memory_note(self) -> str:
+        saves = self._memory.saves if self._memory is not None else None
+        return saves.note if saves is not None else ""
 
     # --- loading -----------------------------------------------------------------------------
 
@@ -227,7 +270,8 @@ class CheckpointStore:
         run_hash = self._settings.run_hash
         if self._remote is not None:
             return self._load_newest(world, engine, self._remote)
-        found = loading.load_latest(world, engine, self._folders, run_hash=run_hash)
+        newer = self._newer(world, engine)
+        found = loading.load_latest(world, engine, self._folders, run_hash=run_hash, newer=newer)
         if found is None:
             return None
         self._went_on_from(found[0])
@@ -254,6 +298,7 @@ class CheckpointStore:
             run=self._run,
             run_hash=self._settings.run_hash,
             url=remote.url,
+            newer=self._newer(world, engine),
         )
         if found is None:
             return None
@@ -261,6 +306,18 @@ class CheckpointStore:
         if found.newest_copy < found.step:  # the attempt before ended before it was copied
             self._upload(world, found.step, must=True)
         return found.training
+
+    def _newer(self, world: World, engine: Engine) -> loading.Newer | None:
+        """How a state in memory is loaded that is newer than what else there is."""
+        memory = self._memory
+        if memory is None:
+            return None
+
+        def newer(than: int) -> tuple[int, dict[str, Any]] | None:
+            found = memory.load(world, engine, newer_than=than)
+            return (found.step, found.training) if found is not None else None
+
+        return newer
 
     def _went_on_from(self, step: int) -> None:
         self._parent = step
@@ -321,6 +378,8 @@ class CheckpointStore:
             return gone
 
         self._settle(world)
+        if self._memory is not None:
+            self._memory.forget(world, after)
         return world.lead(move)
 
 

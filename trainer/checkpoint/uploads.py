@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -199,10 +199,25 @@ class Uploads:
 
 
 class ProcessCourier:
-    """A process beside the rank, started with the first order and again after it died."""
+    """A process beside the rank, started with the first order and again after it died.
 
-    def __init__(self, opening: Mapping[str, Any]) -> None:
+    `module`: what it runs, called `name`; `kept`: descriptors it inherits, named by `words`.
+    """
+
+    def __init__(
+        self,
+        opening: Mapping[str, Any],
+        *,
+        module: str = "trainer.checkpoint.upload_process",
+        name: str = "the upload process",
+        kept: tuple[int, ...] = (),
+        words: Sequence[str] = (),
+    ) -> None:
         self._opening = opening
+        self._module = module
+        self._name = name
+        self._kept = kept
+        self._words = words
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._failures: list[dict[str, Any]] = []
@@ -214,7 +229,7 @@ class ProcessCourier:
             send(link, order)
             self._open_orders += 1
         except OSError as e:
-            self._failures.append({"error": f"the upload process takes no orders ({e})"})
+            self._failures.append({"error": f"{self._name} takes no orders ({e})"})
 
     def said(self) -> dict[str, Any] | None:
         if self._failures and not self._open_orders:
@@ -247,7 +262,7 @@ class ProcessCourier:
     def _lost(self) -> dict[str, Any]:
         code = self._process.wait(1.0) if self._process is not None else None
         self.close()
-        gone = {"error": f"the upload process ended (exit code {code})"}
+        gone = {"error": f"{self._name} ended (exit code {code})"}
         self._failures += [gone] * (self._open_orders - 1)
         self._open_orders = 0
         return gone
@@ -262,8 +277,8 @@ class ProcessCourier:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainer.checkpoint.upload_process", *words],
-                pass_fds=(theirs.fileno(),),
+                [sys.executable, "-m", self._module, *words, *self._words],
+                pass_fds=(theirs.fileno(), *self._kept),
                 stdin=subprocess.DEVNULL,
                 env=child_environment(),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -57,3 +58,15 @@ def meeting_place(
             "second is turned away"
         )
     return meeting
+
+
+def own_address(env: Mapping[str, str] = os.environ) -> str:
+    """This machine's address on the way to where the ranks meet; loopback if they meet there.
+
+    Raises: OSError if that place cannot be reached.
+    """
+    meeting = env.get("MASTER_ADDR", "127.0.0.1")
+    family, _, _, _, address = socket.getaddrinfo(meeting, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as way:
+        way.connect(address)  # sends nothing; the kernel says which address it would send from
+        return str(way.getsockname()[0])

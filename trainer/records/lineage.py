@@ -5,7 +5,8 @@ Two lines an attempt:
     attempt  by whoever starts it: attempt, parent, cause (how the parent ended), world_size,
              bitexact, changes (where, old, new, kind, meaning, numbers), versions, time
     loaded   by rank 0, once it is true: attempt, step, checkpoint (its identity: the sha256 of its
-             manifest), written_by (the attempt that saved it)
+             manifest), written_by (the attempt that saved it), place (in whose memory it
+             lay; "": on the disk, or in a copy elsewhere)
 
 `bitexact`: nothing was changed that could change a bit of what follows. A torn last line is left
 out. Standard library only.
@@ -43,6 +44,7 @@ class Descent:
     step: int | None = None
     checkpoint: str = ""
     written_by: int | None = None
+    place: str = ""
 
 
 def write_descent(path: Path, descent: Descent) -> None:
@@ -61,16 +63,29 @@ def write_descent(path: Path, descent: Descent) -> None:
     append_line(path, line)
 
 
-def write_loaded(path: Path, *, attempt: int, step: int, checkpoints: Path) -> None:
+def write_loaded(
+    path: Path,
+    *,
+    attempt: int,
+    step: int,
+    checkpoints: Path,
+    memory: tuple[str, str, int] | None = None,
+) -> None:
     """Rank 0: the attempt goes on after `step`. `checkpoints`: the folder of step folders.
 
-    A disk that refuses the line ends nothing.
+    `memory`: place, identity and attempt of a state that lay in memory. A disk that refuses the
+    line ends nothing.
     """
     checkpoint, written_by = _identity(checkpoints / f"step-{step:08d}" / MANIFEST_NAME)
     line = {"event": "loaded", "attempt": attempt, "step": step, "time": round(time.time(), 3)}
+    place = ""
+    if memory is not None:
+        place, checkpoint, written_by = memory
     with suppress(OSError):
         end_torn_line(path)
-        append_line(path, line | {"checkpoint": checkpoint, "written_by": written_by})
+        append_line(
+            path, line | {"checkpoint": checkpoint, "written_by": written_by, "place": place}
+        )
 
 
 def _identity(manifest: Path) -> tuple[str, int | None]:
@@ -120,4 +135,5 @@ def _descent(line: Mapping[str, Any], loaded: Mapping[str, Any]) -> Descent:
         step=loaded.get("step"),
         checkpoint=loaded.get("checkpoint", ""),
         written_by=loaded.get("written_by"),
+        place=loaded.get("place", ""),
     )

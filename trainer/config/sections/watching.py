@@ -20,6 +20,11 @@ class RemoteSection(Section):
     options: dict[str, Any]  # of the store, endpoint_url for one; never credentials
 
 
+class PeerSection(Section):
+    every: Literal["auto"] | Count  # steps between states kept in memory; 0: none are
+    folder: str  # in shared memory, with room for two states of a node, and two of its neighbour
+
+
 class CheckpointSection(Section):
     keep_last: Annotated[int, Field(ge=1)]  # newest complete checkpoints kept
     keep_every: Count  # steps: multiples of this are kept for ever; 0: none
@@ -29,6 +34,7 @@ class CheckpointSection(Section):
     writer_timeout_s: Annotated[float, Field(gt=0)]  # a disk that does nothing is given up
     checksum_source: bool  # find bits that flip in memory between the copy and the write
     remote: RemoteSection
+    peer: PeerSection
 
 
 class EvalsSection(Section):
