@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
+from trainer.checkpoint.orders import Discard
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.world import World
-from trainer.engine.base import FragmentSource, HeldFragment
+from trainer.engine.base import FragmentSource, HeldFragment, read_all
 from trainer.records.fragment import Fragment
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -73,8 +74,7 @@ class Shard:
         return self._layout
 
     def load(self, source: FragmentSource, *, step: int) -> None:
-        for held in self.held:
-            source.read(held.fragment, held.values)
+        read_all(source, [(held.fragment, held.values) for held in self.held])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Ours:
         store = CheckpointStore(folder / "c", asynchronous=self._background)
         store.prepare(self._world, self._shard)  # type: ignore[arg-type]
         self.prepare_s.append(time.perf_counter() - started)
-        time.sleep(0.5 if self._background else 0.0)
+        if self._background:
+            _await_writer(store)
         self._world.sum([0.0])
         begun = time.perf_counter()
         reports = store.begin(self._world, self._shard, step=1, training={})  # type: ignore[arg-type]
@@ -126,6 +127,15 @@ class Ours:
     def load(self, folder: Path) -> None:
         store = CheckpointStore(folder / "c")
         assert store.load_latest(self._world, self._into) == {}  # type: ignore[arg-type]
+
+
+def _await_writer(store: CheckpointStore) -> None:
+    """Until it answers: on a busy machine it takes longer to start than a fixed pause."""
+    saves = store._background
+    assert saves is not None
+    saves._link.give(Discard(step=0, attempt=1))
+    saves._link.wait(60.0)
+    saves._link.result()
 
 
 class Raw:

@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 
-from trainer.engine.base import FragmentSource, HeldFragment
+from trainer.engine.base import FragmentSource, HeldFragment, read_all
 from trainer.records.fragment import Fragment
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
@@ -63,8 +63,7 @@ class SliceEngine:
         return self._layout
 
     def load(self, source: FragmentSource, *, step: int) -> None:
-        for held in self.held:
-            source.read(held.fragment, held.values)
+        read_all(source, [(held.fragment, held.values) for held in self.held])
         self.step = step
 
     def fill(self, seed: int) -> SliceEngine:

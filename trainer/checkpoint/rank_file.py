@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,33 @@ class OpenRankFile:
         for offset in range(0, total, step):
             self._read_whole_chunks(offset // size, buffer[: min(step, total - offset)])
 
+    def open(self) -> None:
+        """Take the descriptor now; after that, threads may `read_chunks` at once."""
+        self._opened()
+
+    def read_chunks(self, first: int, parts: Sequence[Bytes]) -> None:
+        """Read whole chunks from `first` on, in order, into `parts`. They are not checked yet."""
+        offset = self.header.data_start + first * self.header.chunk_bytes
+        for part in parts:
+            self._read_bytes(offset, part)
+            offset += len(part)
+
+    def check_chunks(self, first: int, parts: Sequence[Bytes]) -> None:
+        """Whether what `read_chunks` brought is what was written."""
+        size = self.header.chunk_bytes
+        number, found, filled = first, 0, 0
+        for part in parts:
+            at = 0
+            while at < len(part):
+                take = min(size - filled, len(part) - at)
+                found = self._checksum(part[at : at + take], found)
+                at, filled = at + take, filled + take
+                if filled == size:
+                    self._compare(number, found)
+                    number, found, filled = number + 1, 0, 0
+        if filled:  # the file's last and short one
+            self._compare(number, found)
+
     def close(self) -> None:
         """Let go of the descriptor; a later read takes a new one."""
         if self._file is not None:
@@ -102,15 +130,16 @@ class OpenRankFile:
 
     def _read_whole_chunks(self, chunk: int, out: Bytes) -> None:
         """Read and check consecutive chunks; the last may be the file's short one."""
-        size = self.header.chunk_bytes
-        self._read_bytes(self.header.data_start + chunk * size, out)
-        for number, first in enumerate(range(0, len(out), size), chunk):
-            found = self._checksum(out[first : first + size], 0)
-            if found != self.header.checksums[number]:
-                raise DamagedCheckpoint(
-                    f"{self.entry.name}: chunk {number} of {len(self.header.checksums)} (bytes "
-                    f"from {self.header.data_start + number * size}) does not match its checksum"
-                )
+        self.read_chunks(chunk, [out])
+        self.check_chunks(chunk, [out])
+
+    def _compare(self, chunk: int, found: int) -> None:
+        if found != self.header.checksums[chunk]:
+            start = self.header.data_start + chunk * self.header.chunk_bytes
+            raise DamagedCheckpoint(
+                f"{self.entry.name}: chunk {chunk} of {len(self.header.checksums)} (bytes from "
+                f"{start}) does not match its checksum"
+            )
 
     def _checked_header(self, wanted: Identity) -> Header:
         name = self.entry.name
@@ -129,14 +158,21 @@ class OpenRankFile:
         return header
 
     def _read_bytes(self, offset: int, out: Bytes) -> None:
+        file = self._opened()
         try:
-            if self._file is None:
-                self._file = self._storage.open(self._path)
-                if self._file.size != self.entry.size:
-                    raise DamagedCheckpoint(
-                        f"{self.entry.name}: {self._file.size} bytes instead of {self.entry.size}"
-                    )
-            if self._file.read_into(offset, out) != len(out):
+            if file.read_into(offset, out) != len(out):
                 raise DamagedCheckpoint(f"{self.entry.name}: ends early")
         except OSError as e:
             raise read_failure(e, self._path) from e
+
+    def _opened(self) -> StoredFile:
+        if self._file is None:
+            try:
+                self._file = self._storage.open(self._path)
+            except OSError as e:
+                raise read_failure(e, self._path) from e
+            if self._file.size != self.entry.size:
+                raise DamagedCheckpoint(
+                    f"{self.entry.name}: {self._file.size} bytes instead of {self.entry.size}"
+                )
+        return self._file

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import numpy as np
 import torch
 
 from trainer.checkpoint.ranges import StoredTensors
+from trainer.engine.base import Wanted
 from trainer.errors import CheckpointError
 from trainer.records.fragment import Fragment
+from trainer.storage.local import Bytes
 
-_BLOCK_ELEMENTS = 4 << 20  # 16 MiB: what a read to a device passes through
+_THROUGH_ELEMENTS = 8 << 20  # 32 MiB: what reads to a device pass through
 
 
 class CheckpointReader:
@@ -22,18 +26,54 @@ class CheckpointReader:
         self.stored = stored
 
     def read(self, fragment: Fragment, out: torch.Tensor) -> None:
-        out = out.detach()
-        if out.numel() != fragment.length:
-            raise ValueError(f"{fragment.length} elements into a tensor of {out.numel()}")
-        if out.device.type == "cpu" and out.dtype == torch.float32 and out.is_contiguous():
-            self.stored.read(fragment, out.reshape(-1).numpy().view(np.uint8))
-            return
-        for start in range(fragment.start, fragment.stop, _BLOCK_ELEMENTS):
-            stop = min(start + _BLOCK_ELEMENTS, fragment.stop)
-            block = torch.empty(stop - start, dtype=torch.float32)
-            part = Fragment(fragment.name, fragment.kind, fragment.shape, start, stop)
-            self.stored.read(part, block.numpy().view(np.uint8))
-            out[start - fragment.start : stop - fragment.start].copy_(block)
+        """One alone; the next one usually begins in the chunk in which this one ends."""
+        if _is_plain(fragment, out):
+            self.stored.read(fragment, _bytes_of(out))
+        else:
+            self.read_all([(fragment, out)])
+
+    def read_all(self, wanted: Sequence[Wanted]) -> None:
+        """In the files' order, straight into place where `out` is plain memory of the host."""
+        self.stored.read_all((f, _bytes_of(out)) for f, out in wanted if _is_plain(f, out))
+        for group in _groups((f, out) for f, out in wanted if not _is_plain(f, out)):
+            self._read_through(group)
+
+    def _read_through(self, parts: Sequence[Wanted]) -> None:
+        room = [torch.empty(f.length, dtype=torch.float32) for f, _ in parts]
+        self.stored.read_all(
+            [(f, r.numpy().view(np.uint8)) for (f, _), r in zip(parts, room, strict=True)]
+        )
+        for (_, out), values in zip(parts, room, strict=True):
+            out.copy_(values)
+
+
+def _is_plain(fragment: Fragment, out: torch.Tensor) -> bool:
+    if out.numel() != fragment.length:
+        raise ValueError(f"{fragment.length} elements into a tensor of {out.numel()}")
+    return out.device.type == "cpu" and out.dtype == torch.float32 and out.is_contiguous()
+
+
+def _bytes_of(out: torch.Tensor) -> Bytes:
+    return out.detach().view(-1).numpy().view(np.uint8)
+
+
+def _groups(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
+    """The same, cut so that each group fits the host memory that it passes through."""
+    group: list[Wanted] = []
+    room = _THROUGH_ELEMENTS
+    for f, out in wanted:
+        flat = out.detach().view(-1)
+        start = f.start
+        while start < f.stop:
+            stop = min(start + room, f.stop)
+            part = Fragment(f.name, f.kind, f.shape, start, stop)
+            group.append((part, flat[start - f.start : stop - f.start]))
+            room, start = room - (stop - start), stop
+            if room == 0:
+                yield group
+                group, room = [], _THROUGH_ELEMENTS
+    if group:
+        yield group
 
 
 class PatientReader:
@@ -48,13 +88,17 @@ class PatientReader:
         self.failure: CheckpointError | None = None
 
     def read(self, fragment: Fragment, out: torch.Tensor) -> None:
+        self.read_all([(fragment, out)])
+
+    def read_all(self, wanted: Sequence[Wanted]) -> None:
         if self.failure is None:
             try:
-                self._reader.read(fragment, out)
+                self._reader.read_all(wanted)
                 return
             except CheckpointError as e:
                 self.failure = e
-        out.detach().zero_()
+        for _, out in wanted:
+            out.detach().zero_()
 
     def verdict(self) -> None:
         """Raises: the first failure, if there was one."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from trainer.engine.base import FragmentSource, HeldFragment
+from trainer.engine.base import FragmentSource, HeldFragment, read_all
 from trainer.optim.muon import Muon
 from trainer.records.fragment import MASTER, Fragment
 
@@ -115,9 +115,14 @@ def fill(
     step: int,
 ) -> None:
     """Read straight into masters and moments; `step` updates were done so far."""
-    for region in regions:
-        for kind, tensor in _kinds(region.owner, optimizer):
-            source.read(_fragment(region, kind), region.of(tensor))
+    found = list(regions)
+    wanted = [
+        (_fragment(region, kind), region.of(tensor))
+        for region in found
+        for kind, tensor in _kinds(region.owner, optimizer)
+    ]
+    read_all(source, wanted)
+    for region in found:
         count = optimizer.state[region.owner].get("step")
         if torch.is_tensor(count):
             count.fill_(float(step))
