@@ -27,11 +27,12 @@ from launch.console import Console
 from launch.failure import failure_text
 from launch.guard import Guard, start_guard
 from launch.inbox import SignalInbox
+from launch.kept_states import give_back_if_over, goes_on
 from launch.lease import Lease
 from launch.liveness import own_mark, write_mark
 from launch.machine import check_devices, rendezvous_socket
 from launch.next_attempt import bring_back, next_attempt, superseded
-from launch.outcome import Ended, Outcome, decide, newest_checkpoint, observe, write_ended
+from launch.outcome import Ended, Outcome, decide, observe, write_ended
 from launch.processes import FAMILY
 from launch.ranks import Ranks, common_environment, reap_strays, start_ranks
 from launch.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec
@@ -80,11 +81,12 @@ def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False
         stack.callback(starter.end)
         node = Node(run, node_rank, once, tag, scratch, inbox, guard, starter)
         while following is not None:
-            outcome, following = _one_attempt(node, following)
+            files = following
+            outcome, following = _one_attempt(node, files)
             if following is not None:
-                step = newest_checkpoint(run)
-                place = f"from step {step}" if step else "from the start: nothing was saved yet"
+                place = goes_on(run, following)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
+        give_back_if_over(files, outcome, node=node_rank)
     return outcome
 
 

@@ -96,13 +96,17 @@ class Idle:
     since_step_back: int | None  # None: no step back in that row
 
 
-def idle(earlier: Sequence[Mapping[str, Any]], checkpoint_step: int) -> Idle:
-    """Progress is a checkpoint newer than any before: one that is saved again is none."""
+def idle(earlier: Sequence[Mapping[str, Any]], step: int) -> Idle:
+    """Progress is a checkpoint newer than any before: one that is saved again is none.
+
+    One in memory shows by the step that the next attempt begins at. `step`: of the newest of
+    either, once the last attempt had ended.
+    """
     marks, high = [], 0
     for line in earlier:
-        high = max(high, int(line.get("checkpoint_step", 0)))
+        high = max(high, int(line.get("checkpoint_step", 0)), int(line.get("from_step") or 0))
         marks.append(high)
-    if checkpoint_step > high:
+    if step > high:
         return Idle(1, None)
     count, since = 1, None
     lines = window(earlier)

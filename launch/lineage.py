@@ -52,6 +52,7 @@ def rows(run: RunFiles) -> list[dict[str, object]]:
             "after": one.parent,
             "from step": "not loaded" if one.step is None else one.step,
             "checkpoint": one.checkpoint[:12] or None,
+            "place": one.place or None,
             "world": one.world_size,
             "bit for bit": "yes" if one.bitexact else "no",
             "changed": ", ".join(_brief(change) for change in one.changes) or None,

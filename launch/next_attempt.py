@@ -10,9 +10,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.kept_states import kept_by
 from launch.lineage import write_lineage
 from launch.liveness import own_mark, write_mark
-from launch.outcome import Outcome, newest_checkpoint
+from launch.outcome import Outcome, newest_checkpoint, observe
 from launch.ranks_spec import RANKS_FILE
 from launch.run_folder import new_attempt
 from trainer.errors import Superseded
@@ -42,10 +43,14 @@ def next_attempt(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> Attemp
     Raises: Superseded if another attempt owns the run; OSError if the folder cannot be written.
     """
     refuse_if_superseded(run.owner, files.number)
-    parked = ""
-    if outcome.step_back:
-        _withdraw_copies(run, files, newest_checkpoint(run) - 1)
-        parked = park(run, newest_checkpoint(run), outcome.why).relative_to(run.root).as_posix()
+    parked, newest = "", newest_checkpoint(run)
+    if outcome.step_back and observe(run, files.number).from_step > newest:
+        _withdraw_copies(run, files, newest)  # what nothing went on from lay in memory
+    elif outcome.step_back:
+        _withdraw_copies(run, files, newest - 1)
+        parked = park(run, newest, outcome.why).relative_to(run.root).as_posix()
+    elif outcome.cause == "hardware" and kept_by(files):  # only the disk's steps were checked
+        _withdraw_copies(run, files, newest)
     following = new_attempt(run)
     write_mark(following.agent, own_mark())
     (following.root / RANKS_FILE).parent.mkdir(mode=0o700, parents=True)
@@ -85,10 +90,10 @@ def park(run: RunFiles, step: int, why: str) -> Path:
 
 
 def _withdraw_copies(run: RunFiles, files: AttemptFiles, after: int) -> None:
-    """Else the ranks would go on from the copy of the very step that is set aside."""
+    """Else the ranks would go on from the copy, elsewhere or in memory, of what is set aside."""
     settings = read_json(files.plan)["config"]["checkpoint"] if files.plan.exists() else {}
     remote = settings.get("remote") or {}
-    if remote.get("url"):
+    if remote.get("url") or kept_by(files) is not None:
         mark = Withdrawal(attempt=files.number, time=time.time(), after=after)
         add_withdrawal(run.withdrawn, mark)
 

@@ -61,6 +61,7 @@ class Observed:
     checkpoint_step: int  # newest complete checkpoint of the run; 0: none
     has_older: bool = False  # whether there is another one before it
     started: bool = False
+    from_step: int = 0  # that it went on from; newer than any checkpoint if that lay in memory
     done: Done | None = None
     stop: Stop | None = None
     error: ErrorRecord | None = None
@@ -145,13 +146,14 @@ def _again(
     spent, budget = used(earlier, cause), rules.budget(cause)
     if budget is not None and spent >= budget and rules.enabled:
         return Outcome("give_up", Exit.STOP, f"{why}; {_spent(cause, spent)}", cause)
-    row = idle(earlier, observed.checkpoint_step)
+    row = idle(earlier, max(observed.checkpoint_step, observed.from_step))
     tried = row.attempts if row.since_step_back is None else row.since_step_back
     if tried < rules.max_idle:
         return Outcome("again", Exit.FAILED, why, cause)
     why = f"{why}; {row.attempts} attempts in a row without a new checkpoint"
     # Not for what fails before anything is loaded: the checkpoint has no part in it.
-    may_step_back = rules.enabled and observed.started and observed.has_older
+    older = observed.has_older or 0 < observed.checkpoint_step < observed.from_step
+    may_step_back = rules.enabled and observed.started and older
     if may_step_back and row.since_step_back is None:
         return Outcome("again", Exit.FAILED, why, cause, step_back=True)
     return Outcome("give_up", Exit.NO_PROGRESS, why, cause)
@@ -173,11 +175,13 @@ def _spent(cause: Cause, spent: int) -> str:
 def observe(run: RunFiles, attempt: int) -> Observed:
     files = run.attempt(attempt)
     steps = complete_checkpoints(run)
+    started = _or_none(read_started, files.started)
     return Observed(
         attempt=attempt,
         checkpoint_step=steps[-1] if steps else 0,
         has_older=len(steps) > 1,
-        started=_or_none(read_started, files.started) is not None,
+        started=started is not None,
+        from_step=started.step if started is not None else 0,
         done=_or_none(read_done, files.done),
         stop=_or_none(read_stop, files.stop),
         error=_or_none(read_error, files.error),

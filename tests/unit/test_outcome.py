@@ -202,7 +202,13 @@ def test_what_is_observed_is_what_the_files_say(tmp_path: Path) -> None:
     files.error.write_text("{ torn")
     write_ended(files.ended, SAVED)
     expected = Observed(
-        attempt=2, checkpoint_step=200, has_older=True, started=True, stop=stop("user"), ended=SAVED
+        attempt=2,
+        checkpoint_step=200,
+        has_older=True,
+        started=True,
+        from_step=100,
+        stop=stop("user"),
+        ended=SAVED,
     )
     assert observe(run, 2) == expected
 

@@ -1,0 +1,39 @@
+"""What of a run lies in the memory of machines, seen by who makes and ends its attempts.
+
+Standard library only; how states get there and are read: trainer/checkpoint/peer.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launch.outcome import Outcome, newest_checkpoint
+from trainer.errors import Exit
+from trainer.records.json_file import read_json
+from trainer.records.memory_files import MemoryFiles, give_back, memory_of
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+
+def kept_by(files: AttemptFiles) -> MemoryFiles | None:
+    """Where the attempt keeps states in memory; None if it keeps none."""
+    try:
+        plan: dict[str, Any] = read_json(files.plan)
+    except (OSError, ValueError):
+        return None
+    return memory_of(plan)
+
+
+def goes_on(run: RunFiles, files: AttemptFiles) -> str:
+    """From where the attempt will, for people: what lies in memory only its ranks can tell."""
+    step = newest_checkpoint(run)
+    place = f"from step {step}" if step else "from the start: nothing was saved yet"
+    if kept_by(files) is None:
+        return place
+    return f"{place}, or from a later step that is still in memory"
+
+
+def give_back_if_over(files: AttemptFiles, outcome: Outcome, *, node: int) -> None:
+    """Free the memory of this node, unless another attempt may want what is in it. Never raises."""
+    over = outcome.action in ("done", "give_up") or outcome.exit_code in (Exit.DONE, Exit.SAVED)
+    if over and (memory := kept_by(files)) is not None:
+        give_back(memory, node)
