@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from launch.budgets import RestartRules
+from launch.job_record import Job as Job
+from launch.job_record import JobState as JobState
 from launch.limits import WatchRules
 from launch.ranks_spec import WORKER, RanksSpec
 from trainer.config.watch_rules import LEAD_S
@@ -17,21 +18,6 @@ from trainer.records.run_files import AttemptFiles
 
 _STATE_BYTES = 12  # of a parameter: fp32 weight and two moments
 _SLOW_DISK = 20e6  # bytes a second that the slowest load is allowed
-
-
-class JobState(Enum):
-    PENDING = "pending"  # handed over, not begun
-    RUNNING = "running"
-    ENDED = "ended"
-    UNKNOWN = "unknown"  # nobody who was asked knows; never the same as failed
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a place says of one attempt. `why`: what it waits for, or where it is; for people."""
-
-    state: JobState
-    why: str = ""
 
 
 @dataclass(frozen=True)

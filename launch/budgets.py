@@ -25,6 +25,7 @@ Cause = Literal[
 UNLIMITED: tuple[Cause, ...] = ("preempt", "time_limit")
 HUNG = "Hung"  # kind of the error that the agent writes for a rank that stands still
 KILLED = "Killed"  # ... for a rank that a signal ended
+LAUNCH_FAILED = "LaunchFailed"  # ... where a scheduler started no ranks at all
 OUT_OF_MEMORY = "OutOfMemory"  # ... where the kernel says that it was its out-of-memory killer
 _OOM_KINDS = (OUT_OF_MEMORY, "OutOfMemoryError", "MemoryError")
 _OOM_TEXTS = ("out of memory", "can't allocate memory")
@@ -58,6 +59,8 @@ def cause_of_error(error: ErrorRecord) -> Cause:
     """From the first failing rank's own words, never from an exit code that may mean anything."""
     if error.kind == HUNG:
         return "hang"
+    if error.kind == LAUNCH_FAILED:
+        return "node"
     text = error.message.lower()
     if error.kind in _OOM_KINDS or (
         error.kind == "RuntimeError" and any(said in text for said in _OOM_TEXTS)

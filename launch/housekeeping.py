@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.run_folder import attempts, list_runs, read_record, refuse_if_running, running
+from launch.run_folder import attempts, list_runs, read_record
+from launch.standing import refuse_if_active, standings
 from launch.status import finished_step
 from trainer.errors import Refused, RunFolderError
 from trainer.records.json_file import fsync_folder, read_json
@@ -32,7 +33,7 @@ def rename(run: RunFiles, name: str) -> RunFiles:
     """Raises: Refused if the run is running, the name is taken or cannot be a name."""
     from trainer.config.sections.run import NAME_PATTERN
 
-    refuse_if_running(run)
+    refuse_if_active(run)
     if not re.fullmatch(NAME_PATTERN, name):
         raise Refused(
             f"{name!r} cannot be a run's name: letters, digits, '.', '_' and '-', at most 64, "
@@ -43,7 +44,7 @@ def rename(run: RunFiles, name: str) -> RunFiles:
 
 def move(run: RunFiles, folder: Path) -> RunFiles:
     """Into another folder of runs, also on another file system. Raises: as rename."""
-    refuse_if_running(run)
+    refuse_if_active(run)
     if folder.exists() and not folder.is_dir():
         raise Refused(f"{folder} is not a folder")
     if (folder / "run.json").exists():
@@ -86,8 +87,8 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
     A run has failed when nothing runs, no attempt finished and none saved.
     """
     found: list[Rubbish] = []
-    for run in runs:
-        if running(run) is not None:
+    for run, now in zip(runs, standings(runs), strict=True):
+        if now.may_be_active:
             continue
         complete = _complete(run)
         if failed and not complete and attempts(run) and not finished_step(run):
@@ -113,7 +114,7 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
 def remove(one: Rubbish, run: RunFiles) -> None:
     """Raises: Refused if the run was started meanwhile; RunFolderError if it cannot be removed."""
     read_record(run)
-    refuse_if_running(run)
+    refuse_if_active(run)
     # Renamed first, so that half a deletion is never taken for a checkpoint or a run.
     going = one.path.with_name(f".{one.path.name}.going-{secrets.token_hex(4)}")
     try:

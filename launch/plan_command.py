@@ -9,7 +9,7 @@ from typing import Any
 
 from launch import compose as door
 from launch.choices import Folders
-from launch.machine import device_for, num_cores
+from launch.nodes_of import cores_for, device_of
 from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.config.explain import validate
 from trainer.config.schema import Config
@@ -73,8 +73,8 @@ def plan_of(config: Config) -> RunPlan:
         attempt=1,
         run_id="not started",
         stores=stores,
-        device=device_for(config.resources.device),
-        cores=num_cores(),
+        device=device_of(config),
+        cores=cores_for(config),
         vocab_size_of_tokenizer=vocab,
     )
 
@@ -110,7 +110,7 @@ def _fitting(
     found = search(
         config,
         budget,
-        device=device_for(config.resources.device),
+        device=device_of(config),
         vocab_size_of_tokenizer=vocab,
         engines=engines,
     )

@@ -28,7 +28,7 @@ from launch.dry_run import DryRun
 from launch.ending import say_ending, say_finished
 from launch.lineage import write_lineage
 from launch.liveness import ProcessMark, own_mark, write_mark
-from launch.machine import device_for, num_cores
+from launch.nodes_of import cores_for, device_of
 from launch.outcome import newest_checkpoint
 from launch.run_folder import (
     attempts,
@@ -38,14 +38,15 @@ from launch.run_folder import (
     new_attempt,
     read_record,
     refuse_if_running,
-    silent_owner,
 )
 from launch.settings import stored_values
+from launch.standing import free_to_start
 from launch.status import close_old_attempts, finished_step
 from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.changes import Change, class_of, refused
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
+from trainer.config.sections.slurm import SlurmLaunch
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import (
     ConfigError,
@@ -92,6 +93,9 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
         return Exit.DONE
     backend = backend or backend_of(config.launch.kind)
     backend.preflight(plan_of(standing, attempt=1, run_id=""))
+    if isinstance(config.launch, SlurmLaunch) and config.launch.test_only:
+        print("Slurm takes it; nothing was written or queued")
+        return Exit.DONE
     _refuse_unwritable(Path(config.run.root), standing.run)
     if standing.stores is None:
         code = prepare(standing.config)
@@ -159,7 +163,7 @@ def stand(config: Config) -> Standing:
                 f"resume=never, but the run {run.root} exists; choose another run.name, or go on "
                 "with it: resume=auto"
             )
-        silent = silent_owner(run, lease_s=config.restart.lease_s, takeover=takeover)
+        silent = free_to_start(run, lease_s=config.restart.lease_s, takeover=takeover)
         refuse_if_running(run, silent=silent)
         found = _differences(run, config)
         _refuse_another_run(run, config, found)
@@ -196,8 +200,8 @@ def plan_of(standing: Standing, *, attempt: int, run_id: str) -> RunPlan:
         attempt=attempt,
         run_id=run_id,
         stores=stores or (),
-        device=device_for(config.resources.device),
-        cores=num_cores(),
+        device=device_of(config),
+        cores=cores_for(config),
         vocab_size_of_tokenizer=tokens,
     )
 
@@ -242,7 +246,7 @@ def _refuse_without_async_io(config: Config) -> None:
         engine.offload_optimizer,
         engine.offload_parameters,
     ):
-        needs_async_io(device_for(config.resources.device))
+        needs_async_io(device_of(config))
         if not Path(str(engine.nvme_path)).is_dir():
             what = f"there is no folder {engine.nvme_path} to swap to"
             raise ConfigError(

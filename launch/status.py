@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.attempts import close_attempt, concluded, read_lines_of
+from launch.job_record import Job, JobState
 from launch.outcome import decide, newest_checkpoint, observe
 from launch.run_folder import attempts, running
 from trainer.errors import Exit
@@ -17,7 +18,8 @@ from trainer.records.run_files import RunFiles
 
 @dataclass(frozen=True)
 class RunStatus:
-    """`state`: new, running, finished, stopped, failed (start again), gave up (look first)."""
+    """`state`: new, pending, running, finished, stopped, failed (start again), gave up (look
+    first); unknown: it was handed over, and nobody can say what became of it."""
 
     run: str
     state: str
@@ -31,10 +33,11 @@ class RunStatus:
     folder: str
 
 
-def status_of(run: RunFiles) -> RunStatus:
+def status_of(run: RunFiles, job: Job | None = None) -> RunStatus:
+    """`job`: what a scheduler says of the newest attempt, if that was handed over to one."""
     known = attempts(run)
     metrics = last_metrics(run.metrics)
-    state, why = _state(run)
+    state, why = _state(run, job)
     return RunStatus(
         run=run.name,
         state=state,
@@ -49,16 +52,20 @@ def status_of(run: RunFiles) -> RunStatus:
     )
 
 
-def _state(run: RunFiles) -> tuple[str, str]:
+def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
     known = attempts(run)
     if not known:
         return "new", ""
-    mark = running(run)
-    if mark is not None:
-        slow = slow_ranks(read_ledger(run.ledger(0))).items()
-        notes = [f"; rank {rank} is {ratio:.1f} x slower than the others" for rank, ratio in slow]
-        return "running", f"process {mark.pid} on {mark.host}" + "".join(notes)
     newest = known[-1].number
+    if job is not None and job.state is JobState.PENDING:
+        return "pending", job.why
+    if job is not None and job.state is JobState.RUNNING:
+        return "running", job.why + _slow(run)
+    if job is not None and job.state is JobState.UNKNOWN and concluded(run, newest) is None:
+        return "unknown", job.why
+    mark = running(run) if job is None else None
+    if mark is not None:
+        return "running", f"process {mark.pid} on {mark.host}" + _slow(run)
     outcome = concluded(run, newest) or decide(observe(run, newest), earlier=_earlier(run, newest))
     words = {
         Exit.DONE: "finished",
@@ -66,7 +73,14 @@ def _state(run: RunFiles) -> tuple[str, str]:
         Exit.INTERRUPTED: "stopped",
         Exit.FAILED: "failed",
     }
-    return words.get(outcome.exit_code, "gave up"), outcome.why
+    over = f" ({job.why})" if job is not None and outcome.exit_code != Exit.DONE else ""
+    return words.get(outcome.exit_code, "gave up"), outcome.why + over
+
+
+def _slow(run: RunFiles) -> str:
+    slow = slow_ranks(read_ledger(run.ledger(0))).items()
+    notes = [f"; rank {rank} is {ratio:.1f} x slower than the others" for rank, ratio in slow]
+    return "".join(notes)
 
 
 def close_old_attempts(run: RunFiles) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from launch.backends.local import LocalBackend
+from launch.backends.slurm import SlurmBackend
 from launch.base import Backend
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {"local": LocalBackend}
+_BACKENDS: dict[str, Callable[[], Backend]] = {"local": LocalBackend, "slurm": SlurmBackend}
 
 
 def backend_of(kind: str) -> Backend:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.failure import failure_text, log_tail, read_failure
+from launch.job_record import read_job
 from launch.run_folder import DEFAULT_ROOT, attempts, find, running
+from launch.standing import standing
 from launch.status import status_of
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles, RunFiles
 
+_ASK_EVERY_S = 10.0
 _EPILOG = "examples: longhaul logs first-run --rank 1 --follow; longhaul logs first-run --why"
 
 
@@ -35,8 +39,8 @@ def main(argv: list[str]) -> int:
         return 0
     log = files.rank_log(given.rank)
     if not log.exists():
-        raise Refused(_no_log(files, given.rank))
-    _print(run, log, lines=given.lines, follow=given.follow)
+        raise Refused(_no_log(run, files, given.rank))
+    _print(_Life(run, files), log, lines=given.lines, follow=given.follow)
     return 0
 
 
@@ -54,26 +58,51 @@ def _attempt(run: RunFiles, number: int | None) -> AttemptFiles:
 def _why(run: RunFiles, files: AttemptFiles) -> str:
     error = read_failure(files)
     if error is None:
-        status = status_of(run)
+        status = status_of(run, standing(run).job)
         return f"no rank of attempt {files.number} failed: {status.why or status.state}"
     trace = f"\n\n{error.traceback.rstrip()}" if error.traceback else ""
     return f"attempt {files.number}: {failure_text(files)}{trace}"
 
 
-def _no_log(files: AttemptFiles, rank: int) -> str:
+def _no_log(run: RunFiles, files: AttemptFiles, rank: int) -> str:
     found = sorted(int(p.stem.removeprefix("rank-")) for p in files.root.glob("rank-*.log"))
+    job = standing(run).job
+    if not found and job is not None:
+        words = sorted(run.root.glob("slurm-*.out"))
+        where = f"; the job's own words: {words[-1]}" if words else ""
+        return f"attempt {files.number} has no logs yet: {job.why}{where}"
     if not found:
         return f"attempt {files.number} has no logs: no rank was started"
     return f"attempt {files.number} has no rank {rank}; it has ranks {found[0]} to {found[-1]}"
 
 
-def _print(run: RunFiles, log: Path, *, lines: int | None, follow: bool) -> None:
+@dataclass
+class _Life:
+    """Whether a run goes on. Its files say at once when an attempt has ended; a scheduler is asked
+    seldom: it has others to serve."""
+
+    run: RunFiles
+    files: AttemptFiles
+    asked: float = 0.0
+
+    def goes_on(self) -> bool:
+        if self.files.ended.exists():
+            return False
+        if read_job(self.files) is None:
+            return running(self.run) is not None
+        if time.monotonic() - self.asked < _ASK_EVERY_S:
+            return True
+        self.asked = time.monotonic()
+        return standing(self.run).may_be_active
+
+
+def _print(life: _Life, log: Path, *, lines: int | None, follow: bool) -> None:
     with log.open("rb") as file:
         if lines is not None:
             print("\n".join(log_tail(log, lines=lines, blank=True)), flush=True)
             file.seek(0, 2)
         while True:
-            is_running = follow and running(run) is not None  # asked first: no last line is lost
+            is_running = follow and life.goes_on()  # asked first: no last line is lost
             while data := file.read(1 << 16):
                 sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()

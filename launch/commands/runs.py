@@ -10,6 +10,7 @@ from typing import Any
 from launch.copies import look, restore
 from launch.housekeeping import disk_bytes, move, remove, rename, rubbish
 from launch.run_folder import DEFAULT_ROOT, find, list_runs, read_record
+from launch.standing import standings
 from launch.status import status_of
 from launch.table import age_text, show
 from trainer.errors import Refused
@@ -64,8 +65,9 @@ def main(argv: list[str]) -> int:
 
 def _list(given: argparse.Namespace) -> int:
     rows = []
-    for run in list_runs(Path(given.root)):
-        status, record = status_of(run), read_record(run)
+    runs = list_runs(Path(given.root))
+    for run, now in zip(runs, standings(runs), strict=True):
+        status, record = status_of(run, now.job), read_record(run)
         age, size = time.time() - record.created, disk_bytes(run.root)
         row: dict[str, Any] = {"run": run.name, "id": record.run_id, "state": status.state}
         row["step"] = status.step

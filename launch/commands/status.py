@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch.lineage import rows
 from launch.run_folder import DEFAULT_ROOT, find, list_runs
+from launch.standing import standings
 from launch.status import RunStatus, status_of
 from launch.table import show
 from trainer.records.lineage import read_lineage
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     if given.lineage:
         _show_lineage(runs, as_json=given.json)
         return 0
-    found = [status_of(run) for run in runs]
+    found = [status_of(run, now.job) for run, now in zip(runs, standings(runs), strict=True)]
     if given.json:
         show([asdict(one) for one in found], as_json=True)
     else:

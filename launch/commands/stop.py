@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
 
 from launch.attempts import read_lines_of
-from launch.liveness import ProcessMark, is_alive, is_elsewhere
-from launch.processes import send
+from launch.backends.table import backend_of
+from launch.liveness import is_alive, is_elsewhere
 from launch.ranks_spec import RANKS_FILE, read_spec
-from launch.run_folder import DEFAULT_ROOT, attempts, find, running
+from launch.run_folder import DEFAULT_ROOT, find
+from launch.standing import Standing, standing
 from launch.status import status_of
 from trainer.errors import Exit, Refused
 from trainer.records.attempt import Stop, write_record
-from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.run_files import RunFiles
 
 _EPILOG = "example: longhaul stop first-run"
+_ASK_EVERY_S = 5.0
 _MARGIN_S = 15.0  # the agent kills what does not stop in time, then writes its files
 
 
@@ -34,29 +35,37 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
     given = parser.parse_args(argv)
     run = find(given.run, root=Path(given.root))
-    mark = running(run)
-    if mark is None:
-        status = status_of(run)
+    now = standing(run)
+    if not now.may_be_active or now.files is None:
+        status = status_of(run, now.job)
         print(f"{run.name} is not running ({status.why or status.state})")
         return Exit.DONE
-    if is_elsewhere(mark):
-        raise Refused(f"{run.name} runs on {mark.host}; stop it there")
-    files = attempts(run)[-1]
+    if now.mark is not None and is_elsewhere(now.mark):
+        raise Refused(f"{run.name} runs on {now.mark.host}; stop it there")
+    files = now.files
     if not files.stop.exists():
         stop = Stop(cause="user", time=time.time(), detail="longhaul stop")
         write_record(files.stop, stop)
-    send(mark.pid, signal.SIGTERM)
+    backend_of(now.record.kind if now.record else "local").stop(files)
     if given.no_wait:
         print(f"{run.name} was asked to save and stop")
         return Exit.DONE
-    return _wait(run, files, mark)
+    return _wait(run, now)
 
 
-def _wait(run: RunFiles, files: AttemptFiles, mark: ProcessMark) -> int:
-    grace_s = read_spec(files.root / RANKS_FILE).grace_s
+def _wait(run: RunFiles, now: Standing) -> int:
+    assert now.files is not None
+    files, grace_s = now.files, read_spec(now.files.root / RANKS_FILE).grace_s
     print(f"{run.name} saves and stops ...", flush=True)
     deadline = time.monotonic() + grace_s + _MARGIN_S
-    while is_alive(mark) and not files.ended.exists():
+    asked = time.monotonic()
+    while not files.ended.exists():
+        if now.mark is not None and not is_alive(now.mark):
+            break
+        if now.job is not None and time.monotonic() - asked > _ASK_EVERY_S:
+            asked = time.monotonic()
+            if not standing(run).may_be_active:
+                break
         if time.monotonic() > deadline:
             print(f"{run.name} still runs after {grace_s + _MARGIN_S:.0f} s", file=sys.stderr)
             return Exit.FAILED

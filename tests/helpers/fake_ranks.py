@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.backends.local import LocalBackend
+from launch.backends.slurm import SlurmBackend
+from launch.base import Backend
 from launch.run_folder import find
 from launch.settings import from_overrides, of_run
 from launch.start import start
@@ -28,10 +30,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = from_overrides(rest) if verb == "train" else of_run(find(rest[0]), rest[1:])
         blank_store(config)
-        return start(config, backend=LocalBackend(module="tests.helpers.fake_worker"))
+        return start(config, backend=_backend(config.launch.kind))
     except LonghaulError as e:
         print(e, file=sys.stderr)
         return e.exit_code
+
+
+def _backend(kind: str) -> Backend:
+    module = "tests.helpers.fake_worker"
+    return SlurmBackend(module=module) if kind == "slurm" else LocalBackend(module=module)
 
 
 def blank_store(config: Config) -> None:

@@ -18,6 +18,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
 from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.config.sections.training import CanonicalEngine, CustomTask, Wsd
+from trainer.config.slurm_rules import slurm_problems
 from trainer.config.watch_rules import watch_problems
 from trainer.errors import Problem
 
@@ -37,6 +38,7 @@ def problems(config: Config) -> list[Problem]:
         *_resume_problems(config),
         *watch_problems(config),
         *remote_problems(config),
+        *slurm_problems(config),
     ]
 
 

@@ -7,14 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainer.config.sections.base import Section
+from trainer.config.sections.slurm import SlurmLaunch
 
 
-class _Launch(Section):
+class LocalLaunch(Section):
+    kind: Literal["local"]
     grace_s: Annotated[float, Field(gt=0)]  # from "save and stop" to SIGKILL
 
 
-class LocalLaunch(_Launch):
-    kind: Literal["local"]
-
-
-Launch = LocalLaunch
+Launch = Annotated[LocalLaunch | SlurmLaunch, Field(discriminator="kind")]

@@ -1,0 +1,25 @@
+"""What the nodes have that a plan is made for: for a job, what it asks for; else this machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from launch.machine import device_for, num_cores
+from trainer.config.schema import Config
+from trainer.config.sections.slurm import SlurmLaunch
+
+
+def device_of(config: Config) -> Literal["cpu", "cuda"]:
+    """A login node may have no GPU."""
+    launch = config.launch
+    if isinstance(launch, SlurmLaunch) and config.resources.device == "auto":
+        return "cpu" if launch.gpus == "none" else "cuda"
+    return device_for(config.resources.device)
+
+
+def cores_for(config: Config) -> int:
+    """Cores of a node; this machine's where nothing else is known."""
+    launch = config.launch
+    if isinstance(launch, SlurmLaunch) and launch.cpus_per_rank:
+        return launch.cpus_per_rank * config.resources.ranks_per_node
+    return num_cores()

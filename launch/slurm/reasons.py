@@ -1,0 +1,59 @@
+"""Why a job waits, in words. Slurm's own reasons: `man squeue`, "JOB REASON CODES"."""
+
+from __future__ import annotations
+
+_WORDS = {
+    "Priority": "others are before it in the queue",
+    "Resources": "it is next, and waits for nodes to become free",
+    "BeginTime": "it was requeued a moment ago; Slurm lets it start a little later",
+    "Dependency": "the job before it in its chain has not ended",
+    "DependencyNeverSatisfied": "the job it depends on ended another way: cancel it and resume",
+    "JobHeldUser": "you hold it: scontrol release JOB",
+    "JobHeldAdmin": "an administrator holds it",
+    "Licenses": "a licence it asks for is in use",
+    "NodeDown": "a node that it asks for is down",
+    "ReqNodeNotAvail": "a node that it asks for (launch.nodelist) is down or reserved",
+    "PartitionDown": "the partition takes jobs but starts none",
+    "PartitionInactive": "the partition starts no jobs",
+    "PartitionNodeLimit": "it asks for more nodes than the partition has: it never starts",
+    "PartitionTimeLimit": "it asks for more time than the partition gives: it never starts",
+    "PartitionConfig": "the partition does not have what it asks for: it never starts",
+    "Reservation": "its reservation has not begun, or is full",
+    "ReservationDeleted": "its reservation is gone",
+    "BadConstraints": "no node has what launch.constraint asks for: it never starts",
+    "AssociationJobLimit": "your account runs as many jobs as it may",
+    "AssociationResourceLimit": "your account uses as much as it may",
+    "AssociationTimeLimit": "your account has no time left",
+    "InvalidAccount": "launch.account does not exist any more",
+    "InvalidQOS": "launch.qos does not exist any more",
+    "QOSJobLimit": "this QOS runs as many jobs as it may",
+    "QOSResourceLimit": "this QOS uses as much as it may",
+    "QOSTimeLimit": "this QOS gives less time: it never starts",
+    "JobArrayTaskLimit": "as many of the array run as it allows",
+    "Prolog": "the nodes are being prepared",
+    "Cleaning": "what is left of its last try is being cleaned up",
+    "SystemFailure": "Slurm itself had a failure",
+    "launch failed requeued held": "it could not be started and is held: scontrol release JOB",
+    "None": "Slurm has not looked at it yet",
+}
+_STARTS = (  # families of reasons
+    ("QOSMax", "this QOS gives no more to you now"),
+    ("QOSGrp", "this QOS is used up by everybody together"),
+    ("QOSMin", "it asks for less than this QOS wants: it never starts"),
+    ("AssocMax", "your account may use no more now"),
+    ("AssocGrp", "your account's group may use no more now"),
+    ("MaxGRESPerAccount", "your account may use no more GPUs now"),
+    ("ReqNodeNotAvail", _WORDS["ReqNodeNotAvail"]),
+    ("BurstBuffer", "the burst buffer is not ready"),
+)
+
+
+def why_pending(reason: str, start: str = "") -> str:
+    """`start`: when Slurm expects it to begin, if it says so."""
+    words = _WORDS.get(reason) or _WORDS.get(reason.replace("_", " "))
+    if words is None:
+        words = next((said for head, said in _STARTS if reason.startswith(head)), "")
+    expected = f", expected to start {start}" if start[:2] == "20" else ""
+    return (
+        f"{words} ({reason}){expected}" if words else f"{reason or 'no reason is given'}{expected}"
+    )

@@ -1,0 +1,43 @@
+"""Nodes that shall carry no further attempt of a run. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launch.attempts import read_lines_of
+from launch.budgets import window
+from launch.failure import read_failure
+from launch.outcome import Outcome
+from launch.slurm.node_record import read_nodes, silent_hosts
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+_OFTEN = 2  # failures in a row on one node
+
+
+def bad_hosts(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> list[str]:
+    """Those that went silent, whose numbers were wrong, or where it failed twice in a row."""
+    records = read_nodes(files)
+    found = set(silent_hosts(records)) if outcome.cause == "node" else set()
+    host = _host_of_failure(files)
+    if host and outcome.cause == "hardware":
+        found.add(host)
+    if host and len(records) > 1 and outcome.cause in ("crash", "hang"):
+        before = list(_failures(run, before=files.number))[: _OFTEN - 1]
+        if len(before) == _OFTEN - 1 and all(each == host for each in before):
+            found.add(host)
+    return sorted(found)
+
+
+def _failures(run: RunFiles, *, before: int) -> Iterator[str]:
+    """Where the attempts before failed, newest first, since the run was last looked at."""
+    lines = [line for line in read_lines_of(run) if line.get("attempt", 0) < before]
+    for line in reversed(window(lines)):
+        yield _host_of_failure(run.attempt(int(line["attempt"])))
+
+
+def _host_of_failure(files: AttemptFiles) -> str:
+    """As Slurm names the node of the rank that failed first; empty if nobody knows."""
+    error = read_failure(files)
+    if error is None:
+        return ""
+    return next((r.host for r in read_nodes(files) if error.rank in r.ranks), "")

@@ -1,0 +1,90 @@
+"""Runs on the Slurm of tests/helpers/slurm_cluster.py, with ranks that do not compute."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.slurm_cluster import Cluster
+from trainer.records.json_file import read_json, read_lines
+from trainer.records.run_files import RunFiles
+
+RANKS = 4
+
+
+@dataclass
+class SlurmRun:
+    """One run of fake ranks on two nodes. `job`: the newest that it was handed over as."""
+
+    cluster: Cluster
+    run: RunFiles
+    env: dict[str, str]
+    settings: list[str]
+    job: str = ""
+    said: str = ""
+    _seen: list[str] = field(default_factory=list)
+
+    def submit(self, verb: str = "train", *more: str, check: bool = True) -> SlurmRun:
+        words = [sys.executable, "-m", "tests.helpers.fake_ranks", verb]
+        words += [*self.settings, *more] if verb == "train" else [str(self.run.root), *more]
+        self.said = self.cluster.login.run(words, env=self.env, check=check)
+        found = re.search(r"jobs? (\d+)", self.said)
+        self.job = found[1] if found else ""
+        return self
+
+    def longhaul(self, *words: str, check: bool = True) -> str:
+        argv = [sys.executable, "-m", "launch", *words]
+        return self.cluster.login.run(argv, env=self.env, check=check)
+
+    def until_up(self, attempt: int = 1, *, ranks: Sequence[int] = range(RANKS)) -> SlurmRun:
+        folder = self.run.attempt(attempt).root
+        self.cluster.wait(lambda: all((folder / f"up-{rank}").exists() for rank in ranks))
+        return self
+
+    def until_over(self, *states: str, seconds: float = 60.0) -> str:
+        over = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        return self.cluster.until_state(self.job, *over, seconds=seconds)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return list(read_lines(self.run.attempts_log))
+
+    @property
+    def ends(self) -> list[tuple[int, str, int, str | None]]:
+        return [(x["attempt"], x["action"], x["exit_code"], x["cause"]) for x in self.lines]
+
+    @property
+    def words(self) -> str:
+        """What the job itself printed."""
+        return "".join(p.read_text() for p in sorted(self.run.root.glob("slurm-*.out")))
+
+    def job_of(self, attempt: int) -> str:
+        path = self.run.attempt(attempt).root / "submission" / "job.json"
+        return str(read_json(path)["job"])
+
+
+def slurm_run(
+    cluster: Cluster, folder: Path, what: dict[str, list[str]], *settings: str, name: str = "run"
+) -> SlurmRun:
+    """`what`: each rank's behaviour (tests/helpers/fake_worker.py); "all" for those not named."""
+    every = what.pop("all", ["finish"])
+    behaviours = {str(rank): every for rank in range(RANKS)} | what
+    env = cluster.env({"FAKE_BEHAVIOUR": json.dumps(behaviours)})
+    shared = [
+        "launch=slurm",
+        "launch.gpus=none",
+        "launch.grace_s=20",
+        "launch.environment=[PATH,HOME,PYTHONPATH,FAKE_BEHAVIOUR]",
+        "resources.nodes=2",
+        "resources.ranks_per_node=2",
+        "batch.micro_batch_size=4",
+        f"data.store_root={folder / 'stores'}",
+        f"run.root={folder / 'runs'}",
+        f"run.name={name}",
+    ]
+    return SlurmRun(cluster, RunFiles(folder / "runs" / name), env, [*shared, *settings])
