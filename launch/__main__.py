@@ -26,6 +26,7 @@ VERBS = {
     "export": ("export", "a Hugging Face folder, checked against the trained model"),
     "replay": ("replay", "make a step that went wrong again: data, numeric or hardware?"),
     "verify": ("verify", "layouts, resume: proofs on your own settings"),
+    "doctor": ("doctor", "is this machine, cluster, network, storage fit"),
 }
 # What a user can mend: a full or read-only disk, a place that is not theirs or is no folder.
 _OF_THE_PLACE = {

@@ -28,6 +28,7 @@ _ENVIRONMENT = {
     "trainer/checkpoint/peer_process.py": "what a drill planned for this process",
     "trainer/checkpoint/upload_process.py": "so that none of its keys is said",
     "trainer/checkpoint/writer_process.py": "what a drill planned for this process",
+    "trainer/doctor/rank.py": "hands it to the checks; what the scheduler calls this node",
     "trainer/dist/heartbeat.py": "LONGHAUL_PULSE: the page that a watcher reads",
     "trainer/dist/meeting.py": "where the ranks meet, and who serves that place",
     "trainer/dist/place.py": "Place.from_env: who this process is",
@@ -50,7 +51,7 @@ _HYDRA = {"hydra", "omegaconf"}
 # All that the launcher may know of the trainer.
 _LAUNCH_KNOWS = {
     *("errors", "faultpoints", "records", "config", "capacity"),
-    *("plan", "planning", "changes", "consequences", "fit"),
+    *("plan", "planning", "changes", "consequences", "fit", "health"),
 }
 
 

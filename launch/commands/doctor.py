@@ -1,0 +1,184 @@
+"""longhaul doctor [key=value ...]: is this machine, cluster, network and storage fit for a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from launch.doctor.job import Examined, Request, examine
+from launch.doctor.judge import judge_result
+from launch.doctor.report import as_json, as_text, excluded, is_well
+from launch.doctor.slurm import Asked, judge_config, show_config
+from launch.machine import device_for, num_cores
+from launch.settings import resolved, split
+from trainer.config.schema import Config
+from trainer.config.sections.slurm import SlurmLaunch
+from trainer.errors import ConfigError, Exit, Refused
+from trainer.health.finding import Finding, Needs
+from trainer.health.machine import gather_machine, judge_machine
+from trainer.health.versions import gather_versions, judge_versions
+from trainer.planning import make_plan
+from trainer.records.redact import redactor_of
+
+_HELP = """\
+usage: longhaul doctor [RUN] [key=value ...] [--config-dir DIR] [options]
+
+Looks at this machine, then runs a small job of ranks where `launch` says (local by default) and
+measures with them: versions, rendezvous, names, all-reduce, stragglers, clocks, the shared folder.
+Nothing of a run is touched; the job's own folder under run.root goes again.
+
+options
+  --here          this machine alone: no ranks are started
+  --pairs         measure every pair of nodes (of ranks, on one node), not only when all are slow
+  --expect GB/S   what a link carries in an all-reduce (1e9 bytes/s); less is a problem
+  --json          everything as JSON
+  --exclude       print only the nodes to leave out, with commas, for sbatch --exclude
+
+exit codes: 0 no problems (warnings are none), 78 problems, 2 what was asked cannot be done
+
+examples: longhaul doctor; longhaul doctor launch=slurm cluster=mine resources.nodes=16
+"""
+_SLOW_DISK = 200e6  # bytes a second of a save that nobody has measured yet
+_FIXED_S = 10.0  # of a save and a stop besides the bytes
+
+
+def main(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(_HELP, end="")
+        return Exit.DONE
+    settings, options = split(argv) if argv else ([], [])
+    given = _parsed(options)
+    config = resolved(settings, config_dirs=given.config_dir, root=given.root)
+    needs = _needs(config)
+    here = _here(config, needs)
+    examined = Examined(None)
+    if not given.here:
+        expected = given.expect * 1e9 if given.expect else None
+        examined = examine(config, Request(pairs=given.pairs, expected_bytes_per_s=expected))
+    findings, nodes = _judged(examined, here, needs, is_local=config.launch.kind == "local")
+    findings += _slurm(config, needs)
+    _show(findings, nodes, examined, given)
+    return Exit.DONE if is_well(findings) else Exit.STOP
+
+
+def _parsed(options: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="longhaul doctor", add_help=False)
+    parser.add_argument("--config-dir", action="append", default=[])
+    parser.add_argument("--root", default=None)
+    parser.add_argument("--here", action="store_true")
+    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--expect", type=float)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--exclude", action="store_true")
+    given = parser.parse_args(options)
+    if given.expect is not None and not 0 < given.expect < float("inf"):
+        raise Refused(f"--expect {given.expect:g}: give the GB/s of a link, such as --expect 20")
+    if given.here and (given.pairs or given.expect or given.exclude):
+        raise Refused("--here looks at this machine alone: leave --pairs, --expect, --exclude out")
+    return given
+
+
+def _needs(config: Config) -> Needs:
+    """Of the run that these settings mean."""
+    device = device_for(config.resources.device)
+    wandb = config.observers.wandb
+    return Needs(
+        nodes=config.resources.nodes,
+        ranks_per_node=config.resources.ranks_per_node,
+        device=device,
+        checkpoint_bytes=_checkpoint_bytes(config, device),
+        wandb_online=wandb.mode == "online",
+    )
+
+
+def _checkpoint_bytes(config: Config, device: Any) -> int:
+    """0 where the settings do not say it yet: the doctor answers all the same."""
+    try:
+        return make_plan(
+            config,
+            attempt=1,
+            run_id="",
+            stores=(),
+            device=device,
+            cores=num_cores(),
+            vocab_size_of_tokenizer=None,
+        ).checkpoint_bytes
+    except ConfigError:
+        return 0
+
+
+def _here(config: Config, needs: Needs) -> dict[str, Any]:
+    root = Path(config.run.root)
+    place = next(one for one in (root, *root.resolve().parents) if one.is_dir())
+    return {"machine": gather_machine(os.environ, run_root=place), "versions": gather_versions()}
+
+
+def _judged(
+    examined: Examined, here: dict[str, Any], needs: Needs, *, is_local: bool
+) -> tuple[list[Finding], list[str]]:
+    """(findings, names of nodes). Of this machine only what its ranks have not said themselves."""
+    if examined.result is not None:
+        nodes = [one["node"] for one in examined.result["ranks"] if "machine" in one]
+        return _submitter(here, needs, is_local=is_local) + judge_result(
+            examined.result, needs
+        ), nodes
+    host = here["machine"]["network"]["host"]
+    found = [judge_versions({host: here["versions"]["packages"]})]
+    if examined.failure is not None:
+        found.append(examined.failure)
+    seen = examined.early or [{"node": host, "machine": here["machine"]}]
+    for one in seen:
+        found += judge_machine(one["machine"], needs, node=one["node"])
+    nodes = [one["node"] for one in seen]
+    if examined.failure is not None and len(seen) < needs.nodes:
+        what = f"{len(seen)} of {needs.nodes} nodes were heard of: {', '.join(nodes[:8])}"
+        found.append(
+            Finding("nodes", what, "problem", "the others cannot start Python, or see run.root")
+        )
+    return found, nodes
+
+
+def _submitter(here: dict[str, Any], needs: Needs, *, is_local: bool) -> list[Finding]:
+    """What matters of the machine that hands jobs over: what it writes, not what it computes.
+
+    Where it runs the ranks too, they have said all but this: they build in a folder of their own.
+    """
+    host = here["machine"]["network"]["host"]
+    names: tuple[str, ...] = ("run root", "room", "disk speed", "credentials")
+    if is_local:
+        names = ("build lock",) if not here["machine"]["build_locks"]["chosen"] else ()
+    found = judge_machine(here["machine"], needs, node=host if is_local else f"{host} (here)")
+    return [one for one in found if one.name in names]
+
+
+def _slurm(config: Config, needs: Needs) -> list[Finding]:
+    """Only where jobs go there."""
+    launch = config.launch
+    if not isinstance(launch, SlurmLaunch):
+        return []
+    found = show_config()
+    if found is None:
+        fix = "run this on a login node, or load the site's Slurm module"
+        return [Finding("Slurm", "no scontrol on PATH", "problem", fix)]
+    if isinstance(found, str):
+        return [Finding("Slurm", found, "problem", "is slurmctld up? scontrol ping")]
+    save_s = needs.checkpoint_bytes / _SLOW_DISK + _FIXED_S
+    asked = Asked(save_s, lead_s=launch.signal_lead_s, requeue=launch.requeue, nodes=needs.nodes)
+    return list(judge_config(found, asked))
+
+
+def _show(
+    findings: list[Finding], nodes: list[str], examined: Examined, given: argparse.Namespace
+) -> None:
+    if given.exclude:
+        text = ",".join(excluded(findings, nodes))
+    elif given.json:
+        value = as_json(findings, nodes=nodes, measured=examined.result)
+        text = json.dumps(value, indent=2)
+    else:
+        text = as_text(findings, nodes=nodes)
+    print(text if given.json else redactor_of(os.environ).text(text))

@@ -1,0 +1,167 @@
+"""The doctor's ranks, through the backend that `launch` names: an attempt as any other.
+
+    settings -> plan -> run folder under run.root -> render, submit, wait -> doctor.json
+
+Only the module of the ranks differs from a training's: trainer.doctor.rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from launch.backends.table import backend_of
+from launch.base import Backend, JobState
+from launch.doctor.settings import doctor_config
+from launch.failure import read_failure
+from launch.run_folder import create, new_attempt
+from launch.start import Standing, frozen_hash, plan_of, write_attempt
+from trainer.config.schema import Config
+from trainer.errors import Refused
+from trainer.health.finding import Finding
+from trainer.records.json_file import read_json, write_json
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+_RANKS = "trainer.doctor.rank"
+_POLL_S = 2.0
+_SILENCE_S = 30.0  # from a job's end to its files, as a shared disk may show them late
+
+
+@dataclass(frozen=True)
+class Request:
+    """`expected_bytes_per_s`: of the all-reduce between nodes; None: from the links' speed."""
+
+    pairs: bool = False
+    expected_bytes_per_s: float | None = None
+    megabytes: tuple[int, ...] = (1, 16)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """`result` None: the job did not come to its end; `early`: what nodes wrote before they met."""
+
+    result: dict[str, Any] | None
+    early: list[dict[str, Any]] = field(default_factory=list)
+    failure: Finding | None = None
+
+
+def examine(config: Config, request: Request) -> Examined:
+    """Run the job and wait for it.
+
+    Raises: Refused or ConfigError if it cannot be started as asked; KeyboardInterrupt stops it.
+    """
+    backend = _backend(config.launch.kind)
+    root = Path(config.run.root)
+    with _folder_under(root) as folder:
+        small = doctor_config(config, root=str(folder))
+        standing = Standing(small, None, None)
+        backend.preflight(plan_of(standing, attempt=1, run_id=""))
+        values = small.model_dump(mode="json")
+        run = create(folder, config=values, frozen_hash=frozen_hash(small))
+        files = new_attempt(run)
+        plan = plan_of(standing, attempt=files.number, run_id="doctor")
+        submission = backend.render(plan, run_folder=str(run.root))
+        write_attempt(files, plan, submission)
+        write_json(files.root / "doctor.json", _asked(request))
+        _say(f"launch={backend.name}, ranks: {plan.world_size}, nodes: {small.resources.nodes}")
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table, or for JSON alone
+            backend.submit(submission, run.root, attempt=files.number)
+        if not backend.in_foreground:
+            _wait(backend, run, files)
+        return _examined(run, files)
+
+
+def _backend(kind: str) -> Backend:
+    backend: Any = backend_of(kind)
+    if not hasattr(backend, "module"):
+        raise Refused(
+            f"launch={kind} cannot carry the doctor's ranks yet; longhaul doctor --here looks at "
+            "this machine alone"
+        )
+    carrying: Backend = replace(backend, module=_RANKS)
+    return carrying
+
+
+@contextlib.contextmanager
+def _folder_under(root: Path) -> Iterator[Path]:
+    """A hidden folder on the disk that runs will lie on; it goes, and what was made for it too,
+    unless a file in it says that the job failed: then its logs are wanted.
+
+    Raises: Refused if nothing can be written there.
+    """
+    made = [one for one in (root, *root.parents) if not one.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root)).resolve()
+    except OSError as e:
+        raise Refused(f"run.root={root}: nothing can be written there ({e.strerror})") from e
+    try:
+        yield folder
+    finally:
+        if not any(folder.glob("*/attempts/*/error.json")):
+            shutil.rmtree(folder, ignore_errors=True)
+        for one in made:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                one.rmdir()
+
+
+def _wait(backend: Backend, run: RunFiles, files: AttemptFiles) -> None:
+    """Until rank 0 has written, or the job has ended and nothing more comes."""
+    ended_at, said = None, ""
+    try:
+        while not (run.root / "doctor.json").exists():
+            (job,) = backend.jobs([files])
+            if job.why and job.why != said:
+                said = job.why
+                _say(f"{job.state.value}: {said}")
+            if job.state is JobState.ENDED:
+                ended_at = ended_at or time.monotonic()
+                if time.monotonic() - ended_at > _SILENCE_S or files.error.exists():
+                    return
+            list(run.root.iterdir())  # NFS: a folder that is read shows its new names sooner
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        backend.stop(files)
+        raise
+
+
+def _examined(run: RunFiles, files: AttemptFiles) -> Examined:
+    early = [read_json(path) for path in sorted(files.root.glob("node-*.json"))]
+    result = run.root / "doctor.json"
+    if result.exists():
+        return Examined(read_json(result), early)
+    error = read_failure(files)
+    if error is None:
+        what = "the job ended without a result"
+        return Examined(None, early, Finding("job", what, "problem", "the scheduler's own log"))
+    first = error.message.strip().splitlines()[0]
+    log = files.rank_log(error.rank)
+    said = f"rank {error.rank} on {error.host}: {error.kind}: {first}; its log: {log}"
+    node = next((one["node"] for one in early if one["host"] == error.host), error.host)
+    return Examined(None, early, Finding("job", said, "problem", _HINTS.get(error.kind, ""), node))
+
+
+_HINTS = {
+    "Hung": "that rank stands still: its node, or the way to it",
+    "Killed": "the kernel's log there (dmesg): out of memory?",
+    "WorldError": "name resolution, firewalls, NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME",
+}
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    return {
+        "pairs": request.pairs,
+        "expected_bytes_per_s": request.expected_bytes_per_s,
+        "megabytes": list(request.megabytes),
+    }
+
+
+def _say(text: str) -> None:
+    print(f"doctor: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""How long until another node sees what rank 0 wrote into the shared folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.dist.world import World
+from trainer.records.json_file import write_json
+
+_PATIENCE_S = 20.0  # NFS keeps attributes for 3 to 60 s; what takes longer is not shared at all
+_POLL_S = 0.005
+
+
+def measure_visible(world: World, folder: Path, *, looks: bool) -> dict[str, float | None]:
+    """Seconds from rank 0's write until this rank sees a new name, and new content; None: never.
+
+    Collective. `looks`: whether this rank is one of those that watch. Everybody looks for the name
+    before it is there: a client may remember that there was nothing.
+    """
+    path = folder / "visible.json"
+    name = _seen(world, path, lambda: os.path.exists(path), looks=looks, number=1)  # noqa: PTH110
+    content = _seen(world, path, lambda: _content_is_new(path), looks=looks, number=2)
+    return {"name_s": name, "content_s": content}
+
+
+def _seen(
+    world: World, path: Path, is_there: Callable[[], bool], *, looks: bool, number: int
+) -> float | None:
+    is_there()
+    world.max([0.0])
+    started = time.monotonic()  # the write follows at once, on rank 0
+    world_leader = world.place.rank == 0
+    if world_leader:
+        write_json(path, {"written": number})
+    found: float | None = None
+    while looks and time.monotonic() - started < _PATIENCE_S:
+        if is_there():
+            found = time.monotonic() - started
+            break
+        time.sleep(_POLL_S)
+    world.each(lambda: None)
+    return None if found is None else round(found, 4)
+
+
+def _content_is_new(path: Path) -> bool:
+    try:
+        return '"written": 2' in path.read_text(encoding="utf-8")
+    except OSError:
+        return False
