@@ -18,6 +18,7 @@ from trainer.observers.jsonl import JsonLines
 from trainer.observers.profiler import Profiler
 from trainer.observers.sampled import Sampled
 from trainer.observers.tensorboard import TensorBoard
+from trainer.records.redact import Redactor
 
 MakeObserver = Callable[[Path], Observer]
 
@@ -48,6 +49,7 @@ def _wandb(folder: Path) -> Observer:
         tags=("a",),
         attempt=1,
         config={"run": {"name": "run"}},
+        redactor=Redactor(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from trainer.observers.jsonl import JsonLines
 from trainer.observers.sampled import Sampled
 from trainer.plan import RunPlan
 from trainer.records.lineage import branches
+from trainer.records.redact import redactor_of
 from trainer.records.run_files import RunFiles
 
 _CLOSE_S = 30.0  # W&B may upload so long; less than ranks get to leave after the first one left
@@ -85,6 +87,7 @@ def _wandb(plan: RunPlan, run: RunFiles) -> Observer:
         tags=(*section.tags, *branches(run.lineage)),
         attempt=plan.attempt,
         config=plan.config.model_dump(mode="json"),
+        redactor=redactor_of(os.environ),
     )
 
 

@@ -3,7 +3,8 @@
 Online if it can be, else offline (`wandb sync` later), else nothing: a tracker never ends a run.
 The id is the run's for life, so every attempt continues one W&B run; the step is an ordinary
 metric, because W&B drops points whose own step is not above the last (a resumed run repeats some).
-Keys are W&B's business: they come from its own login and are never read or written here.
+Keys are W&B's business: they come from its own login and are never read or written here. What it
+is told passes our redactor, for it writes files and sends them elsewhere.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import wandb
 
+from trainer.records.redact import Redactor
 from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 _log = logging.getLogger(__name__)
@@ -39,21 +41,23 @@ class Wandb:
         tags: Sequence[str],
         attempt: int,
         config: Mapping[str, Any],
+        redactor: Redactor,
         init_s: float = _INIT_S,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._attempt = attempt
-        arguments = {
+        self._redactor = redactor
+        told = {
             "id": run_id,
             "name": name,
             "project": project,
             "entity": entity,
             "tags": list(tags),
             "config": dict(config),
-            "dir": str(folder.parent),  # wandb adds the folder "wandb" itself
-            "resume": "allow",
         }
-        self._run = _begin(mode, arguments, init_s=init_s)
+        # wandb adds the folder "wandb" itself.
+        place = {"dir": str(folder.parent), "resume": "allow"}
+        self._run = _begin(mode, redactor.values(told) | place, init_s=init_s)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -82,7 +86,7 @@ class Wandb:
 
     def _record(self, step: int, group: str, values: Mapping[str, Any]) -> None:
         named = {f"{group}/{name}": value for name, value in values.items()}
-        self._run.log({"step": step, "attempt": self._attempt} | named)
+        self._run.log(self._redactor.values({"step": step, "attempt": self._attempt} | named))
 
 
 def _begin(mode: Literal["offline", "online"], arguments: dict[str, Any], *, init_s: float) -> Any:

@@ -66,6 +66,16 @@ class Redactor:
         text = _BEARER.sub(rf"\1{HIDDEN}", text)
         return _ASSIGNED.sub(rf"\1{HIDDEN}", text)
 
+    def values(self, value: Any) -> Any:
+        """Plain data with every text in it, names too, passed through `text`."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.values(name): self.values(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.values(one) for one in value]
+        return value
+
     def has(self, text: str) -> bool:
         return self.text(text) != text
 
