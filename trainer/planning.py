@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.capacity.folder import shape_of_folder
+from trainer.capacity.head import BLOCK_ELEMENTS
 from trainer.capacity.memory import (
     Layout,
     MicroBatch,
@@ -72,6 +73,27 @@ def make_plan(
         checkpoint_bytes=checkpoint_bytes(shape, layout),
         stores=tuple(stores),
     )
+
+
+def replanned(plan: RunPlan, *, nodes: int) -> RunPlan:
+    """The same attempt on another number of nodes: the same steps, cut up for another world.
+
+    Raises: ConfigError if the engine cannot have so many ranks, or so few.
+    """
+    config, device = plan.config, plan.device
+    world = nodes * config.resources.ranks_per_node
+    shape = shape_of(config, vocab_size_of_tokenizer=plan.vocab_size)
+    steps, padding = micro_steps(config, world)
+    layout = layout_of(config, world)
+    memory = memory_per_rank(shape, layout, batch=micro_batch_of(config, device=device))
+    changed = {
+        "world_size": world,
+        "gradient_accumulation_steps": steps,
+        "padding_rows": padding,
+        "memory_per_rank": MemoryPlan(**asdict(memory)),
+        "checkpoint_bytes": checkpoint_bytes(shape, layout),
+    }
+    return plan.model_copy(update=changed)
 
 
 def _too_small_stores(config: Config, stores: Sequence[StorePlan]) -> list[Problem]:
@@ -147,6 +169,7 @@ def micro_batch_of(config: Config, *, device: Literal["cpu", "cuda"]) -> MicroBa
         chunk_tokens=model.loss_chunk_tokens,
         # torch has no fused attention with dropout for CPUs and falls back to whole scores.
         eager_attention=model.attention == "eager" or (device == "cpu" and dropout > 0),
+        block_elements=BLOCK_ELEMENTS[device],
     )
 
 

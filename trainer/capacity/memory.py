@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.capacity.head import BLOCK_ELEMENTS, head_bytes
 from trainer.capacity.shape import (
     GATED,
     Shape,
@@ -48,19 +49,24 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What goes through the model at a time on one rank. `chunk_tokens` of logits; 0: all."""
+    """What goes through the model at a time on one rank. `chunk_tokens` of logits; 0: all.
+
+    `block_elements`: logits that the head widens to fp32 at a time, by device.
+    """
 
     rows: int
     row_tokens: int
     checkpointing: bool
     chunk_tokens: int
     eager_attention: bool = False
+    block_elements: int = BLOCK_ELEMENTS["cuda"]
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one rank's device; `host` is what offload moved to the host or its disk.
 
+    `logits`: what the loss head holds at its worst moment, the gradient of its weight included.
     `staging`: the host's memory that background saves are copied to.
     """
 
@@ -97,7 +103,7 @@ def memory_per_rank(shape: Shape, layout: Layout, *, batch: MicroBatch) -> Memor
         optimizer=optimizer,
         buffers=_buffers(shape, layout),
         activations=activations(shape, layout.precision, batch=batch),
-        logits=_logits(shape, layout.precision, batch=batch),
+        logits=_head(shape, layout.precision, batch=batch),
         host=host,
         staging=_staging(shape, layout),
     )
@@ -227,9 +233,12 @@ def _layer_bytes_per_token(shape: Shape, precision: Precision, batch: MicroBatch
     return (22 if cast else 10 * a) * d + 2 * a * f + scores + (16 if cast else 4 * a) + masks
 
 
-def _logits(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
-    """Logits in the compute format, their fp32 copy and its gradient."""
-    tokens = batch.rows * batch.row_tokens
-    at_a_time = min(batch.chunk_tokens or tokens, tokens)
-    compute = 4 if precision == "fp32" else 2
-    return at_a_time * shape.vocab_size * (compute + 8)
+def _head(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
+    return head_bytes(
+        batch.rows * batch.row_tokens,
+        shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        precision=precision,
+        chunk_tokens=batch.chunk_tokens,
+        block_elements=batch.block_elements,
+    )

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainer.batch import IGNORED
+from trainer.capacity.head import BLOCK_ELEMENTS
 
 
 class Head(nn.Module):
@@ -209,5 +210,5 @@ def _parts(total: int, size: int) -> list[slice]:
 
 def _blocks(logits_NV: torch.Tensor) -> list[slice]:
     """Rows whose fp32 logits stay in a CPU's cache; elsewhere enough to keep the device busy."""
-    elements = 1 << 19 if logits_NV.device.type == "cpu" else 1 << 24
+    elements = BLOCK_ELEMENTS["cpu" if logits_NV.device.type == "cpu" else "cuda"]
     return _parts(len(logits_NV), max(1, elements // logits_NV.shape[-1]))
