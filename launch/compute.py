@@ -20,6 +20,8 @@ from launch.processes import die_with_parent
 from launch.run_folder import DEFAULT_ROOT, find
 from trainer.errors import Exit
 
+_FLAGS = ("--json", "-h", "--help")  # all other options have a value
+
 
 def compute(module: str, arguments: Sequence[str]) -> int:
     """Run `python -m MODULE ARGUMENTS` in the foreground; its exit code.
@@ -48,6 +50,18 @@ def compute(module: str, arguments: Sequence[str]) -> int:
     return code
 
 
+def compute_on_a_run(module: str, arguments: Sequence[str]) -> int:
+    """`compute` for `RUN [options]`: the run by its name, and beside it the settings of conf/, for
+    those that the run's own version did not know."""
+    words = with_targets(arguments, count=1)
+    if not words or words[0].startswith("-"):
+        return compute(module, words)  # its help, or what is missing
+    from launch.settings import defaults
+
+    with config_file(defaults()) as file:
+        return compute(module, [*words, "--defaults", str(file)])
+
+
 @contextmanager
 def config_file(config: Mapping[str, Any]) -> Iterator[Path]:
     """A resolved configuration as a file for a child; gone afterwards."""
@@ -74,7 +88,7 @@ def target(given: str, *, root: str = DEFAULT_ROOT) -> str:
 def with_targets(arguments: Sequence[str], *, count: int) -> list[str]:
     """The first `count` arguments name runs, checkpoints or folders: names become paths.
 
-    A number after the first of them is a step and stays one.
+    A number after the first of them is a step and stays one. Options may stand before them.
     """
     found: list[str] = []
     rest = list(arguments)
@@ -83,10 +97,15 @@ def with_targets(arguments: Sequence[str], *, count: int) -> list[str]:
         at = rest.index("--root")
         root = rest[at + 1]
         del rest[at : at + 2]
+    options: list[str] = []
+    while rest and rest[0].startswith("-"):
+        width = 1 if rest[0] in _FLAGS or "=" in rest[0] else 2
+        options += rest[:width]
+        del rest[:width]
     while rest and len(found) < count and not rest[0].startswith("-"):
         given = rest.pop(0)
         found.append(given if found and given.isdecimal() else target(given, root=root))
-    return [*found, *rest]
+    return [*found, *options, *rest]
 
 
 def _pass_on(child: subprocess.Popen[bytes], number: int) -> None:

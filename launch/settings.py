@@ -68,20 +68,16 @@ def stored_values(run: RunFiles) -> dict[str, Any]:
 
 def completed(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with every setting that it lacks, taken from conf/; unchanged if it lacks none."""
-    from trainer.config.explain import missing
+    from trainer.config import older
 
-    lacking = missing(values)
-    if not lacking:
-        return values
+    return older.completed(values, defaults)
+
+
+def defaults() -> dict[str, Any]:
+    """conf/ as it is, without overrides."""
     from launch.compose import compose
 
-    defaults = compose([]).values
-    for path in lacking:
-        try:
-            _set(values, path, copy.deepcopy(_get(defaults, path)))
-        except (KeyError, TypeError):
-            continue  # of a choice that is not the default one; whoever validates will say it
-    return values
+    return compose([]).values
 
 
 def overlaid(
@@ -92,6 +88,8 @@ def overlaid(
     `engine=zero3` takes the whole section (its other keys belong to the choice), `steps.total=9`
     that one value. Raises: ConfigError for an override that only makes sense from nothing.
     """
+    from trainer.config.older import at, put
+
     result = copy.deepcopy(values)
     problems = []
     for text in overrides:
@@ -101,20 +99,7 @@ def overlaid(
             what = "cannot be put on the settings of an existing run"
             problems.append(Problem(key.lstrip("~"), what, "key=value of each setting to change"))
             continue
-        _set(result, path, _get(composed, path))
+        put(result, path, at(composed, path))
     if problems:
         raise ConfigError(problems)
     return result
-
-
-def _get(values: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        values = values[name]
-    return values
-
-
-def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    *parents, last = path
-    for name in parents:
-        values = values.setdefault(name, {})
-    values[last] = value

@@ -6,11 +6,13 @@ run may have another world size, ZeRO stage or micro-batch: it gets a plan of it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from trainer.config.older import completed
 from trainer.config.schema import Config
 from trainer.config.sections.base import Section
 from trainer.errors import RunFolderError
@@ -90,5 +92,34 @@ def plan_of_attempt(files: AttemptFiles) -> RunPlan:
         what = f"{files.root} is no attempt of a run: no plan.json"
         raise RunFolderError(f"{what}; give a run folder and one of its attempts") from None
     except ValueError as e:
-        reason = str(e).splitlines()[0]
+        reason = _reason(e)
         raise RunFolderError(f"{files.plan} cannot be read ({reason}); start a new attempt") from e
+
+
+def stored_plan(path: Path, *, defaults: Mapping[str, Any]) -> RunPlan:
+    """A plan that is only looked at, also of an older version: settings that it lacks are taken
+    from `defaults`. `path`: plan.json, or longhaul.json of an exported folder.
+
+    Raises: RunFolderError if there is none, or it cannot be read.
+    """
+    try:
+        value = read_json(path)
+        value = value.get("plan", value)
+        value["config"] = completed(value["config"], lambda: defaults)
+        return RunPlan.model_validate(value)
+    except OSError as e:
+        raise RunFolderError(f"{path} cannot be read: {e.strerror}") from None
+    except ValueError as e:
+        raise RunFolderError(f"{path} is no plan of this version: {_reason(e)}") from e
+    except (KeyError, TypeError, AttributeError):
+        raise RunFolderError(f"{path} is no plan: it holds no settings") from None
+
+
+def _reason(error: ValueError) -> str:
+    """On one line."""
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    more = f", and {len(others)} more like it" if others else ""
+    return f"{where}: {first['msg']}{more}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from launch.compute import compute, with_targets
+from launch.compute import compute_on_a_run
 
 
 def main(argv: list[str]) -> int:
-    return compute("trainer.commands.export", with_targets(argv, count=1))
+    return compute_on_a_run("trainer.commands.export", argv)

@@ -81,6 +81,11 @@ def test_names_of_runs_become_paths_and_paths_stay(tmp_path: Path, module: Path)
     create(tmp_path / "other", config=config | {"run": {"name": "two"}}, frozen_hash="")
     (tmp_path / "exported").mkdir()
     assert with_targets(["one", "--step", "5"], count=1) == ["runs/one", "--step", "5"]
+    assert with_targets(["--json", "one"], count=1) == ["runs/one", "--json"]
+    assert with_targets(["--step", "5", "--rows=3", "one", "-h"], count=1) == [
+        *("runs/one", "--step", "5", "--rows=3", "-h"),
+    ]
+    assert with_targets(["--help"], count=1) == ["--help"]
     assert with_targets(["exported"], count=1) == ["exported"]
     assert with_targets(["./runs/one"], count=1) == ["./runs/one"]
     assert with_targets(["two", "--root", "other"], count=1) == ["other/two"]

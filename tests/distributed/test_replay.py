@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.settings import defaults
 from tests.helpers.guard_ranks import Wanted, attempt_all
 from tests.helpers.ranks import RankPool
 from tests.helpers.tiny_run import tiny_run
@@ -96,6 +98,22 @@ def test_a_damaged_loss_names_its_rank_over_a_step_that_was_left_out(
     assert "rank 1 had a loss of inf where the repetition has" in found["why"]
     # from step 3 on, which was left out: the loss of the rank that was well is met exactly
     assert found["from_step"] == 3
+
+
+def test_a_run_from_before_a_section_is_replayed(
+    runs: dict[str, RunFiles], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = RunFiles(tmp_path / "old")
+    shutil.copytree(runs["gradient"].root, old.root)
+    plan = json.loads(old.attempt(1).plan.read_text())
+    del plan["config"]["watch"], plan["config"]["guard"]["spike_sigmas"]
+    old.attempt(1).plan.write_text(json.dumps(plan))
+    assert replay.main([str(old.root)]) == Exit.STOP
+    assert "plan.json is no plan of this version: config." in capsys.readouterr().err
+    known = tmp_path / "config.json"
+    known.write_text(json.dumps(defaults()))
+    assert replay.main([str(old.root), "--json", "--defaults", str(known)]) == Exit.FAILED
+    assert json.loads(capsys.readouterr().out)["cause"] == "hardware"
 
 
 def test_poisoned_rows_are_named(ask: Callable[..., tuple[int, Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,27 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.tiny_run import tiny_run
-from trainer.build import build_job
+from tests.helpers.trained_run import trained_run
 from trainer.commands import evaluate, export, generate
 from trainer.commands.rows import held_out_rows
 from trainer.data.tokenizer import TextTokenizer
-from trainer.dist.startup import StartUp
-from trainer.dist.world import Alone
 from trainer.engine.base import FragmentSource
 from trainer.errors import Exit
 from trainer.export.export import ExportMismatch, export_folder
 from trainer.export.generate import Sampling, continued
 from trainer.export.safetensors_folder import INDEX
 from trainer.export.trained import Trained, load_model, open_trained
-from trainer.job import wind_up
-from trainer.loop import fit
 from trainer.models.exported import load_pretrained
-from trainer.plan import read_plan
 from trainer.records.fragment import Fragment
 from trainer.records.run_files import RunFiles
 
-_PLAIN = ("engine=plain", "resources.ranks_per_node=1", "precision=fp32", "steps.save_every=3")
 _CPU = torch.device("cpu")
 _STEPS = 6
 
@@ -49,16 +41,6 @@ class Doubled:
         if self.armed and fragment.name == self.name:
             out.mul_(2)
             self.armed = False
-
-
-def trained_run(folder: Path, *overrides: str, name: str = "tiny") -> RunFiles:
-    run = tiny_run(folder, [*_PLAIN, *overrides], name=name)
-    run.run_json.write_text("{}")
-    plan = read_plan(run.attempt(1).plan)
-    job, state = build_job(plan, Alone(), run=run, stop=threading.Event(), startup=StartUp())
-    assert fit(job, state) == "finished"
-    wind_up(job, state.step)
-    return run
 
 
 @pytest.fixture(scope="module")

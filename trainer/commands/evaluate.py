@@ -10,21 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
+from trainer.commands.arguments import defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit, Refused
 from trainer.plan import RunPlan
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="longhaul evaluate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("path", type=Path, help="a run, a checkpoint or an exported folder")
-    parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+    parser = trained_parser("evaluate", __doc__)
     parser.add_argument("--rows", type=int, default=256, help="held-out rows to score")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     given = parser.parse_args(argv)
     return ended(lambda: _evaluate(given))
 
@@ -39,7 +34,7 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     from trainer.export.trained import load_model, open_trained
 
     started = time.perf_counter()
-    trained = open_trained(given.path, step=given.step)
+    trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
     batches = held_out_rows(trained.plan, given.rows)
     if not batches:
         raise Refused(_nothing_to_score(trained.plan, given.rows))

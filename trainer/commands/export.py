@@ -9,22 +9,18 @@ import argparse
 import json
 from pathlib import Path
 
+from trainer.commands.arguments import defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit
 from trainer.records.sizes import bytes_of, size_text
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="longhaul export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("path", type=Path, help="a run, or one checkpoint of it")
-    parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+    parser = trained_parser("export", __doc__, path="a run, or one checkpoint of it")
     parser.add_argument("--to", type=Path, help="folder to write; RUN/export/step-N if not given")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="as trained if not given")
     parser.add_argument("--max-shard", type=_size, default=5 * 10**9, help="of one file: 5GB")
     parser.add_argument("--rows", type=int, default=4, help="held-out rows of the check; 0: none")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     given = parser.parse_args(argv)
     return ended(lambda: _export(given))
 
@@ -35,7 +31,7 @@ def _export(given: argparse.Namespace) -> Exit:
     from trainer.export.export import export_folder
     from trainer.export.trained import open_trained
 
-    trained = open_trained(given.path, step=given.step)
+    trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
     precision = trained.plan.config.precision.kind
     dtype = given.dtype or {"bf16": "bf16", "fp16": "fp16"}.get(precision, "fp32")
     folder = given.to or _run_folder(given.path) / "export" / f"step-{trained.step:08d}"

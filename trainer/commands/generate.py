@@ -7,19 +7,17 @@ example: longhaul generate first-run --prompt "def main(" --max-new-tokens 200 -
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from trainer.commands.arguments import defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit, Refused
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="longhaul generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("path", type=Path, help="a run, a checkpoint or an exported folder")
-    parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+    parser = trained_parser("generate", __doc__)
     parser.add_argument("--prompt", default="", help="text to continue; - reads standard input")
     parser.add_argument("--max-new-tokens", type=_positive, default=128)
     parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token")
@@ -38,7 +36,7 @@ def _generate(given: argparse.Namespace) -> Exit:
     from trainer.export.generate import Sampling, continued
     from trainer.export.trained import load_model, open_trained
 
-    trained = open_trained(given.path, step=given.step)
+    trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
     folder = given.path if (given.path / "tokenizer.json").is_file() else None
     tokenizer = TextTokenizer.open(folder or Path(trained.plan.stores[0].path))
     prompt = sys.stdin.read() if given.prompt == "-" else given.prompt
@@ -54,8 +52,12 @@ def _generate(given: argparse.Namespace) -> Exit:
     device = choose_device(trained.plan.device, Place())
     dtype = weight_dtype(trained.plan.config.precision.kind)
     model = load_model(trained, dtype=dtype, device=device)
+    texts = continued(model, tokenizer, prompt, sampling)
+    if given.json:
+        print(json.dumps({"step": trained.step, "prompt": prompt, "text": "".join(texts)}))
+        return Exit.DONE
     print(prompt, end="", flush=True)
-    for text in continued(model, tokenizer, prompt, sampling):
+    for text in texts:
         print(text, end="", flush=True)
     print()
     return Exit.DONE

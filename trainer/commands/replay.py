@@ -15,9 +15,9 @@ import argparse
 import json
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.commands.arguments import defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit, Refused
 from trainer.records.run_files import RunFiles
@@ -30,13 +30,10 @@ _MOST_ROWS = 8  # shown
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="longhaul replay", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    parser = trained_parser(
+        "replay", __doc__, path="a run", step="which incident; the last one if not given"
     )
-    parser.add_argument("path", type=Path, help="a run")
-    parser.add_argument("--step", type=int, help="which incident; the last one if not given")
     parser.add_argument("--max-steps", type=int, default=200, help="to make again before it")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     given = parser.parse_args(argv)
     return ended(lambda: _replay(given))
 
@@ -47,7 +44,7 @@ def _replay(given: argparse.Namespace) -> Exit:
     from trainer.verify.cause import cause_of
     from trainer.verify.replay import replay
 
-    done = replay(run, step, most_steps=given.max_steps, log=_say)
+    done = replay(run, step, most_steps=given.max_steps, log=_say, defaults=defaults_of(given))
     found = cause_of(done.evidence)
     if given.json:
         print(json.dumps(_as_json(done, found), allow_nan=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from trainer.checkpoint.reader import CheckpointReader
 from trainer.config.sections.model import FolderModel, ShapeModel
 from trainer.engine.base import FragmentSource
 from trainer.engine.model_setup import settle
-from trainer.errors import Refused, RunFolderError
+from trainer.errors import Refused
 from trainer.models.build import build_model
 from trainer.models.language_model import LanguageModel
 from trainer.models.weights import SafetensorsFolder
-from trainer.plan import RunPlan, read_plan
+from trainer.plan import RunPlan, stored_plan
 from trainer.records.fragment import MASTER, Fragment
 from trainer.records.json_file import read_json, write_json
-from trainer.records.manifest import Manifest
 from trainer.records.run_files import RunFiles
 from trainer.storage.local import LocalStorage
 
@@ -43,18 +42,22 @@ class Trained:
     close: Callable[[], None]
 
 
-def open_trained(path: Path, *, step: int | None = None) -> Trained:
+def open_trained(
+    path: Path, *, step: int | None = None, defaults: Mapping[str, Any] | None = None
+) -> Trained:
     """`path`: a run folder (its newest checkpoint, or `step`), a step's folder, an exported folder.
+    `defaults`: settings that a plan of an older version lacks.
 
     Raises: Refused if there is nothing of the kind; CheckpointError if it cannot be read.
     """
+    known = defaults or {}
     if (path / ORIGIN).is_file():
-        return _exported(path)
+        return _exported(path, known)
     if (path / "run.json").is_file():
-        return _from_run(RunFiles(path), step)
+        return _from_run(RunFiles(path), step, known)
     name = path.name.removeprefix("step-")
     if path.name.startswith("step-") and name.isdigit():
-        return _from_run(RunFiles(path.parent.parent), int(name))
+        return _from_run(RunFiles(path.parent.parent), int(name), known)
     raise Refused(
         f"{path} is neither a run folder, a checkpoint (step-...), nor a folder made by "
         "longhaul export"
@@ -93,7 +96,7 @@ def _fill(name: str, parameter: torch.nn.Parameter, source: FragmentSource) -> N
         flat[start:stop] = values.to(flat.dtype)
 
 
-def _from_run(run: RunFiles, step: int | None) -> Trained:
+def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> Trained:
     folders = StepFolders(LocalStorage(), run.checkpoints)
     steps = folders.steps() if run.checkpoints.is_dir() else []
     if not steps:
@@ -103,7 +106,7 @@ def _from_run(run: RunFiles, step: int | None) -> Trained:
         near = ", ".join(str(s) for s in steps[-5:])
         raise Refused(f"run {run.name} has no checkpoint of step {chosen}; there is {near}")
     manifest, _ = folders.manifest(chosen)
-    plan = _plan_of(run, manifest)
+    plan = stored_plan(run.attempt(manifest.attempt).plan, defaults=defaults)
     stored = StoredTensors(LocalStorage(), folders.step(chosen), manifest)
     return Trained(
         plan=plan,
@@ -116,19 +119,9 @@ def _from_run(run: RunFiles, step: int | None) -> Trained:
     )
 
 
-def _plan_of(run: RunFiles, manifest: Manifest) -> RunPlan:
-    path = run.attempt(manifest.attempt).plan
-    try:
-        return read_plan(path)
-    except (OSError, ValueError) as e:
-        raise RunFolderError(
-            f"the plan of the attempt that wrote step {manifest.step} cannot be read ({path}): {e}"
-        ) from e
-
-
-def _exported(path: Path) -> Trained:
+def _exported(path: Path, defaults: Mapping[str, Any]) -> Trained:
+    plan = stored_plan(path / ORIGIN, defaults=defaults)
     origin: dict[str, Any] = read_json(path / ORIGIN)
-    plan = RunPlan.model_validate(origin["plan"])
     trained = plan.config.model
     section = FolderModel(
         kind="folder",

@@ -8,7 +8,7 @@ from the stores; the incident's own rows come from its bundle.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from trainer.dist.world import Alone, Place
 from trainer.engine.base import Engine
 from trainer.errors import Refused
 from trainer.guard.incident import Incident, read_incident
-from trainer.plan import RunPlan, plan_of_attempt
+from trainer.plan import RunPlan, stored_plan
 from trainer.planning import make_plan
 from trainer.records.json_file import read_lines
 from trainer.records.run_files import RunFiles
@@ -58,8 +58,18 @@ class Standing:
     stream: Stream
 
 
-def replay(run: RunFiles, step: int, *, most_steps: int, log: Callable[[str], None]) -> Replay:
-    """Raises: Refused if rows or a checkpoint before the step are missing; RunFolderError."""
+def replay(
+    run: RunFiles,
+    step: int,
+    *,
+    most_steps: int,
+    log: Callable[[str], None],
+    defaults: Mapping[str, Any] | None = None,
+) -> Replay:
+    """`defaults`: settings that a plan of an older version lacks.
+
+    Raises: Refused if rows or a checkpoint before the step are missing; RunFolderError.
+    """
     incident = read_incident(run.incidents, step)
     if not incident.is_whole:
         raise Refused(
@@ -67,7 +77,8 @@ def replay(run: RunFiles, step: int, *, most_steps: int, log: Callable[[str], No
             f"{incident.shared['world_size']} files in {run.incidents.name}/step-{step:08d}), "
             "and all of them are needed to make the step again"
         )
-    plan = _alone(plan_of_attempt(run.attempt(int(incident.shared["attempt"]))))
+    path = run.attempt(int(incident.shared["attempt"])).plan
+    plan = _alone(stored_plan(path, defaults=defaults or {}))
     base = _base(run, step, most_steps=most_steps)
     precision = plan.config.precision.kind
     left_out = skipped_before(run, incident)
