@@ -23,7 +23,7 @@ from trainer.records.run_files import RunFiles
 _EPILOG = """\
 examples
   longhaul checkpoint import ../other/checkpoints from-ds model=llama_125m optimizer=adamw
-  longhaul checkpoint import ../hf/model from-hf model=folder model.path=../hf/model --weights-only
+  longhaul checkpoint import ../llama from-hf model=hf_folder model.path=../llama --weights-only
 """
 
 

@@ -17,10 +17,18 @@ _HELP = """\
 usage: longhaul data prepare|audit|show [key=value ...] [RUN] [--config-dir DIR] [options]
 
   prepare    tokenize the sources into token stores; what is current is left as it is
-  audit      what the stores hold, and whether every byte of them is as written
+  audit      what the stores hold and steps consume, and whether every byte of them is as written
   show       a row as the model sees it: tokens, labels, positions, documents
 
 Settings are those of `longhaul train`; a run's name stands for the settings of that run.
+
+options
+  --first-step A --last-step B    audit: of these steps (1 to steps.total)
+  --step S --row K                show: a row of a step's batch (step 1, row 0)
+  --sample N                      show: by its number in the order of all samples, from 0
+  --json                          audit, show: the result as JSON
+  --config-dir DIR                more conf folders
+  --root DIR                      folder of run folders
 
 examples
   longhaul data prepare data=text_files 'data.sources.files.paths=[corpus/*.txt]'
@@ -36,7 +44,8 @@ def main(argv: list[str]) -> int:
     if verb not in _VERBS:
         raise Refused(f"longhaul data has no verb {verb!r}; there is {', '.join(_VERBS)}")
     if {"-h", "--help"} & set(rest):
-        return compute(_VERBS[verb], ["--help"])
+        print(_HELP, end="")
+        return Exit.DONE
     parser = argparse.ArgumentParser(prog=f"longhaul data {verb}", add_help=False)
     parser.add_argument("--config-dir", action="append", default=[])
     parser.add_argument("--root", default=None)

@@ -1,4 +1,4 @@
-"""`python -m trainer.commands.checkpoint list|verify|diff RUN_FOLDER [STEP...] [--json]`.
+"""longhaul checkpoint list|verify|diff RUN [STEP ...] [--json]: what is saved, and is it whole.
 
     (RUN may be the URL of its copies for list and verify: s3://bucket/prefix/RUN)
     list RUN [STEP...]            what is stored: size, age, world, engine; leftovers, quarantine
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=("list", "verify", "diff"))
-    parser.add_argument("places", nargs="+", metavar="RUN_FOLDER [STEP]", help="steps as 100")
+    parser.add_argument(
+        "places", nargs="+", metavar="RUN [STEP]", help="a run and steps, as in first-run 100"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser
 
