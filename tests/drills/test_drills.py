@@ -1,7 +1,7 @@
 """Real runs, broken on purpose and judged by the bench's oracle. `make drills` runs the long forms.
 
-Of the fifteen most valuable drills, D1 is tests/contract/test_checkpoint_crashes.py, D13 and D26 are
-in short form tests of their rooms (tests/distributed/test_watch.py and those of the guard).
+Of the fifteen most valuable drills, D1 is tests/contract/test_checkpoint_crashes.py, D13 and D26
+are in short form tests of their rooms (tests/distributed/test_watch.py and those of the guard).
 """
 
 from __future__ import annotations

@@ -42,10 +42,10 @@ def values(*overrides: str) -> dict[str, Any]:
         if match is not None and not _FOLDERS.is_group(match[1])
     }
     rest = tuple(text for text in overrides if text not in settings)
-    try:
-        made = copy.deepcopy(_composed(rest))
-    except ConfigError:  # a choice that needs one of the settings
-        return copy.deepcopy(_composed(overrides))
+    needed = _needed(rest)
+    if not needed <= {match[1] for match in settings.values()}:
+        return copy.deepcopy(_composed(overrides))  # raises what is wrong with it
+    made = copy.deepcopy(_composed((*rest, *(f"{key}=later" for key in sorted(needed)))))
     for match in settings.values():
         *parents, last = match[1].split(".")
         section = made
@@ -53,6 +53,16 @@ def values(*overrides: str) -> dict[str, Any]:
             section = section.setdefault(name, {})
         section[last] = yaml.safe_load(match[2])
     return made
+
+
+@cache
+def _needed(overrides: tuple[str, ...]) -> frozenset[str]:
+    """Settings that these choices do not know by themselves, and all else that is wrong."""
+    try:
+        _composed(overrides)
+    except ConfigError as e:
+        return frozenset(p.where for p in e.problems)
+    return frozenset()
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -191,28 +190,6 @@ def test_the_command_is_light() -> None:
         "assert not heavy, heavy; assert time.process_time() < 0.3, time.process_time()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=30)
-
-
-def test_a_dry_run_writes_nothing_and_takes_under_a_second_of_cpu(runs: Path) -> None:
-    """Also with every error of preparation kept away: nothing is prepared by it."""
-    code = (
-        "import sys, time; from launch.__main__ import main;"
-        "code = main(['train', '--dry-run', '--json']);"
-        "heavy = {'torch', 'deepspeed', 'transformers', 'numpy'} & set(sys.modules);"
-        "assert code == 0 and not heavy, (code, heavy);"
-        "assert time.process_time() < 1.0, time.process_time()"
-    )
-    # Compiled files of a fresh checkout are not counted: the first of two pays for them.
-    for last in (False, True):
-        began = time.monotonic()
-        ended = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
-        )
-        if last:
-            assert ended.returncode == 0, ended.stderr
-            assert time.monotonic() - began < 30
-    assert json.loads(ended.stdout)["plan"]["world_size"] == 2
-    assert not list(runs.parent.iterdir())
 
 
 def test_a_run_whose_state_could_not_be_swapped_is_not_started(

@@ -46,76 +46,63 @@ def test_a_wrong_choice_names_the_nearest() -> None:
     assert problem.fix == "model=llama_debug"
 
 
+MISSPELT = {
+    "engin=zero2": ("engine", "engine=zero2"),
+    "eng=zero2": ("engine", "engine=zero2"),
+    "optimiser=adam": ("optimizer", "optimizer=adamw"),
+    "modle=llama_debgu": ("model", "model=llama_debug"),
+    "scheduler=cosine": ("schedule", "schedule=cosine"),
+    "data/tokeniser=pretrained": ("data/tokenizer", "data/tokenizer=pretrained"),
+    "data.tokeniser=pretrained": ("data/tokenizer", "data/tokenizer=pretrained"),
+}
+
+
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
-@pytest.mark.parametrize(
-    ("typed", "meant", "fix"),
-    [
-        ("engin=zero2", "engine", "engine=zero2"),
-        ("eng=zero2", "engine", "engine=zero2"),
-        ("optimiser=adam", "optimizer", "optimizer=adamw"),
-        ("modle=llama_debgu", "model", "model=llama_debug"),
-        ("scheduler=cosine", "schedule", "schedule=cosine"),
-        ("data/tokeniser=pretrained", "data/tokenizer", "data/tokenizer=pretrained"),
-        ("data.tokeniser=pretrained", "data/tokenizer", "data/tokenizer=pretrained"),
-    ],
-)
-def test_a_misspelt_group_is_no_setting(typed: str, meant: str, fix: str, prefix: str) -> None:
-    [problem] = problems(prefix + typed)
-    key = typed.partition("=")[0]
-    assert problem.where == key
-    assert problem.what == f"there is no group of choices {key!r}; did you mean {meant}?"
-    assert problem.fix == fix
+def test_a_misspelt_group_is_no_setting(prefix: str) -> None:
+    found = problems(*(prefix + typed for typed in MISSPELT))
+    for problem, (typed, (meant, fix)) in zip(found, MISSPELT.items(), strict=True):
+        key = typed.partition("=")[0]
+        assert problem.where == key
+        assert problem.what == f"there is no group of choices {key!r}; did you mean {meant}?"
+        assert problem.fix == fix
 
 
-@pytest.mark.parametrize("typed", ["data.store_root=pretrained", "run.name=engine", "engin=2"])
-def test_what_is_no_choice_of_a_group_stays_a_setting(typed: str) -> None:
-    compose([typed])
+def test_what_is_no_choice_of_a_group_stays_a_setting() -> None:
+    compose(["data.store_root=pretrained", "run.name=engine", "engin=2"])
 
 
-def test_building_blocks_are_no_choices() -> None:
-    [problem] = problems("model=_shared")
-    assert "there is no choice '_shared'" in problem.what
+def test_a_sweep_is_refused_in_clear_words() -> None:
+    values = ["1e-3,1e-4", "choice(1,2)", "range(1,4)", "interval(0,1)"]
+    found = problems(*(f"optimizer.learning_rate={value}" for value in values))
+    for problem, value in zip(found, values, strict=True):
+        assert f"{value} asks for several runs; one run takes one value" in problem.what
+        assert problem.fix.startswith("optimizer.learning_rate=")
 
 
-def test_a_choice_must_be_a_name() -> None:
-    [problem] = problems("optimizer={learning_rate: 1}")
-    assert "takes the name of a choice, not {'learning_rate': 1}" in problem.what
+# typed -> where, what (a part of it), fix
+REFUSED = {
+    "data.tokenizer=pretrained": (
+        "data.tokenizer", "is a group of choices, written with a slash",
+        "data/tokenizer=pretrained",
+    ),
+    "engine=zero1,zero2": ("engine", "asks for several runs", "engine=zero1"),
+    "steps.total": (
+        "'steps.total'", "is no setting; settings are written key=value", "steps.total=...",
+    ),
+    "run.name=[a": ("run.name", "cannot read the value", "'run.name=\"[a\"'"),
+    "hydra.run.dir=/tmp/x": ("hydra.run.dir", "Hydra only composes the configuration here", ""),
+    "model=_shared": ("model", "there is no choice '_shared'", "model=gpt2"),
+    "optimizer={learning_rate: 1}": (
+        "optimizer", "takes the name of a choice, not {'learning_rate': 1}", "optimizer=adamw",
+    ),
+}  # fmt: skip
 
 
-def test_a_nested_group_is_written_with_a_slash() -> None:
-    [problem] = problems("data.tokenizer=pretrained")
-    assert problem.what == "is a group of choices, written with a slash"
-    assert problem.fix == "data/tokenizer=pretrained"
-
-
-@pytest.mark.parametrize("value", ["1e-3,1e-4", "choice(1,2)", "range(1,4)", "interval(0,1)"])
-def test_a_sweep_is_refused_in_clear_words(value: str) -> None:
-    [problem] = problems(f"optimizer.learning_rate={value}")
-    assert "asks for several runs; one run takes one value" in problem.what
-    assert problem.fix.startswith("optimizer.learning_rate=")
-
-
-def test_a_sweep_over_a_group_is_refused_too() -> None:
-    [problem] = problems("engine=zero1,zero2")
-    assert problem.fix == "engine=zero1"
-
-
-def test_a_word_without_a_value_is_no_setting() -> None:
-    [problem] = problems("steps.total")
-    assert problem.what == "is no setting; settings are written key=value"
-    assert problem.fix == "steps.total=..."
-
-
-def test_an_unreadable_value_is_shown_quoted() -> None:
-    [problem] = problems("run.name=[a")
-    assert problem.where == "run.name"
-    assert "cannot read the value" in problem.what
-    assert problem.fix == "'run.name=\"[a\"'"
-
-
-def test_hydra_has_no_settings_here() -> None:
-    [problem] = problems("hydra.run.dir=/tmp/x")
-    assert "Hydra only composes the configuration here" in problem.what
+def test_what_cannot_be_meant_is_refused_with_what_can() -> None:
+    found = problems(*REFUSED)
+    for problem, (where, what, fix) in zip(found, REFUSED.values(), strict=True):
+        assert (problem.where, problem.fix) == (where, fix)
+        assert what in problem.what
 
 
 def test_a_value_that_must_be_given_is_named() -> None:

@@ -74,11 +74,14 @@ def _of_call(node: ast.Call) -> Iterator[str]:
             yield f"{keyword.arg}={value}"
 
 
-@pytest.mark.parametrize("path", _FILES, ids=str)
-def test_a_file_cannot_make_code_of_data(path: Path) -> None:
-    tree = ast.parse((_ROOT / path).read_text(encoding="utf-8"))
-    allowed = _MAY.get(path.as_posix(), {})
-    wrong = [f"{path}:{line}: {what}" for line, what in _found(tree) if what not in allowed]
+def test_no_file_can_make_code_of_data() -> None:
+    assert len(_FILES) > 100
+    wrong = [
+        f"{path}:{line}: {what}"
+        for path in _FILES
+        for line, what in _found(ast.parse((_ROOT / path).read_text(encoding="utf-8")))
+        if what not in _MAY.get(path.as_posix(), {})
+    ]
     assert not wrong
 
 

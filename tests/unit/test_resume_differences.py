@@ -241,13 +241,13 @@ def test_a_root_that_cannot_be_written_is_refused_before_stores_are_made(here: P
 # --- runs of older versions ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("section", ["watch", "restart", "guard", "drills", "resume"])
-def test_a_run_from_before_a_section_goes_on(here: Path, section: str) -> None:
+def test_a_run_from_before_some_sections_goes_on(here: Path) -> None:
     run = run_of(config())
     record = json.loads(run.run_json.read_text())
-    del record["config"][section]
+    for section in ("watch", "restart", "guard", "drills", "resume"):
+        del record["config"][section]
     run.run_json.write_text(json.dumps(record))
-    assert stored_values(run)[section] == config().model_dump(mode="json")[section]
+    assert stored_values(run) == config().model_dump(mode="json")
     assert main(["resume", "first-run", "--dry-run"]) == 0
     assert stand(config()).differences == ()
 

@@ -1,0 +1,66 @@
+"""Signals to a process: seen at once whatever its main thread does, and written down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import Exit
+from trainer.records.attempt import read_stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_seen_while_the_main_thread_runs_no_python(number: signal.Signals) -> None:
+    code = """
+import hashlib, threading, time
+from trainer.dist.signals import StopSignals
+stop = StopSignals()
+seen = []
+def watch():
+    while not stop.is_set():
+        time.sleep(0.01)
+    seen.append(time.monotonic())
+threading.Thread(target=watch, daemon=True).start()
+print("up", flush=True)
+# One long call into C that gives up Python's lock: like a wait in a collective.
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
+ended = time.monotonic()
+time.sleep(0.1)
+print(ended - seen[0] > 0.3, flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert out == "True\n"
+    assert process.returncode == 0
+
+
+def test_who_asked_to_stop_is_recorded_unless_it_is_known(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, time
+from pathlib import Path
+from trainer.dist.signals import StopSignals
+stop = StopSignals()
+os.kill(os.getpid(), signal.SIGUSR1)
+while not stop.is_set():
+    time.sleep(0.01)
+stop.record(Path({str(tmp_path / "stop.json")!r}))
+stop.record(Path({str(tmp_path / "stop.json")!r}))
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+    assert done.returncode == Exit.INTERRUPTED  # the second Ctrl-C ends at once
+    stop = read_stop(tmp_path / "stop.json")
+    assert stop is not None
+    assert (stop.cause, stop.detail) == ("scheduler", "SIGUSR1 to a rank")
