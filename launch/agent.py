@@ -1,12 +1,14 @@
 """Starts, signals and reaps the ranks of one node; after a failure, starts them again.
 
-    python -m launch.agent RUN_FOLDER --attempt N [--node-rank 0] [--once]
+    python -m launch.agent RUN_FOLDER --attempt N
+    python -m launch.agent RUN_FOLDER --attempt N --node-rank K --driven ADDRESS
 
 Every rank gets five variables and a log of its own. When one dies the others get a moment to
 write their own errors, then they are ended: nothing of an attempt outlives its agent, however the
 agent goes (launch/guard.py covers SIGKILL). What follows is decided from what the ranks left
-(launch/outcome.py); if it is another attempt, its ranks start on this node at once. Standard
-library only.
+(launch/outcome.py); if it is another attempt, its ranks start on this node at once. Of several
+nodes each has an agent, and a driver decides (launch/driver.py): then stdin brings its orders and
+ADDRESS is where this node can be reached. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,29 +16,38 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import socket
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.attempts import close_attempt, read_lines_of
 from launch.console import Console
+from launch.driven import LOOK_S, Driver, Meeting
 from launch.failure import failure_text
 from launch.guard import Guard, start_guard
 from launch.inbox import SignalInbox
 from launch.kept_states import give_back_if_over, goes_on
 from launch.lease import Lease
 from launch.liveness import own_mark, write_mark
-from launch.machine import check_devices, rendezvous_socket
+from launch.machine import LOOPBACK, check_devices, rendezvous_socket
 from launch.next_attempt import bring_back, next_attempt, superseded
-from launch.outcome import Ended, Outcome, decide, observe, write_ended
+from launch.outcome import (
+    Ended,
+    Outcome,
+    decide,
+    ended_of,
+    observe,
+    write_ended,
+)
 from launch.processes import FAMILY
 from launch.ranks import Ranks, common_environment, reap_strays, start_ranks
 from launch.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec
-from launch.reactions import on_exit, on_hang, on_signal, say
+from launch.reactions import on_driver_gone, on_exit, on_hang, on_order, on_signal, say
 from launch.run_folder import locked, own
 from launch.warm import WarmStart
 from launch.watch import POLL_S, Watch
@@ -61,12 +72,21 @@ class Node:
     inbox: SignalInbox
     guard: Guard
     starter: WarmStart
+    driver: Driver | None = None  # None: this agent decides
 
 
-def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False) -> Outcome:
+def carry(
+    run: RunFiles,
+    attempt: int,
+    *,
+    node_rank: int = 0,
+    once: bool = False,
+    driven: str | None = None,
+) -> Outcome:
     """Run the ranks of one node until the run needs no further attempt here; how the last ended.
 
-    `once`: somebody else makes the next attempt.
+    `once`: somebody else makes the next attempt. `driven`: a driver does, and this is the address
+    at which the other nodes reach this one.
     Raises: Refused before anything is started (port taken, more ranks than devices);
     RunFolderError if the attempt has no plan, was started before, or another one owns the run.
     """
@@ -79,7 +99,9 @@ def carry(run: RunFiles, attempt: int, *, node_rank: int = 0, once: bool = False
         stack.callback(guard.dismiss)
         starter = _starter(run.attempt(attempt), tag, scratch, inbox)
         stack.callback(starter.end)
-        node = Node(run, node_rank, once, tag, scratch, inbox, guard, starter)
+        spec = _spec(run.attempt(attempt))
+        driver = None if driven is None else Driver(driven, spec.lease_s)
+        node = Node(run, node_rank, once, tag, scratch, inbox, guard, starter, driver)
         while following is not None:
             files = following
             outcome, following = _one_attempt(node, files)
@@ -113,8 +135,9 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
     check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
     ranks = Ranks(files, spec, node.tag, node.scratch, spared=node.starter.pids)
     with ExitStack() as stack:
-        listener = stack.enter_context(rendezvous_socket(spec.rendezvous_port))
-        lease = _claim(node, files)
+        lease = _claim(node, files) if node.driver is not None else None
+        listener, meeting = _meeting(node, spec, stack)
+        lease = lease or _claim(node, files)  # a port that is taken is no try
         watch = Watch(
             files,
             ranks=spec.ranks_of(node.rank),
@@ -125,15 +148,19 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
         how: dict[str, Any] = {"why": "the agent failed"}
         stack.callback(lambda: watch.close(**how))
         stack.callback(lambda: ranks.end(patience_s=TERM_PATIENCE_S))  # strays, and our own errors
-        console = start_ranks(
-            ranks,
-            node.starter,
-            watch,
-            run_folder=node.run.root,
-            node_rank=node.rank,
-            listener=listener,
-        )
-        listener.close()  # rank 0 has it
+        console = None
+        if meeting is not None:
+            console = start_ranks(
+                ranks,
+                node.starter,
+                watch,
+                run_folder=node.run.root,
+                node_rank=node.rank,
+                listener=listener,
+                meeting=meeting,
+            )
+        if listener is not None:
+            listener.close()  # rank 0 has it
         for child in ranks.children.values():
             node.guard.watch(child.pid)
         _wait(node, ranks, lease, watch, console)
@@ -144,6 +171,20 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
         outcome, following = _conclude(node, ranks)
         how |= {"exit_code": int(outcome.exit_code), "why": outcome.why}
     return outcome, following
+
+
+def _meeting(
+    node: Node, spec: RanksSpec, stack: ExitStack
+) -> tuple[socket.socket | None, Meeting | None]:
+    """(the socket of the first node, where the ranks meet); no meeting: told to leave before."""
+    if node.driver is not None and node.rank > 0:
+        return None, node.driver.meeting(node.inbox.reader)
+    host = node.driver.address if node.driver is not None else LOOPBACK
+    listener = stack.enter_context(rendezvous_socket(spec.rendezvous_port, host=host))
+    meeting = Meeting(host, int(listener.getsockname()[1]))
+    if node.driver is not None:
+        node.driver.tell({"meet": [meeting.host, meeting.port]})
+    return listener, meeting
 
 
 def _spec(files: AttemptFiles) -> RanksSpec:
@@ -157,7 +198,10 @@ def _spec(files: AttemptFiles) -> RanksSpec:
 
 
 def _claim(node: Node, files: AttemptFiles) -> Lease | None:
-    """This process carries the attempt from here on; the first node's agent speaks for all."""
+    """This process carries the attempt from here on, or its node's part of it under a driver."""
+    if node.driver is not None:
+        refuse_if_superseded(node.run.owner, files.number)
+        return Lease.take(files, node=node.rank)
     if node.rank > 0:
         return None
     with locked(node.run):
@@ -173,7 +217,9 @@ def _wait(
 ) -> None:
     """Until every rank has ended, by itself or by us."""
     poll = select.poll()
-    readers = [node.inbox.reader, *ranks.pidfds, *([console.reader] if console else [])]
+    driver = node.driver
+    readers = [node.inbox.reader, *ranks.pidfds]
+    readers += ([console.reader] if console else []) + ([driver.reader] if driver else [])
     for descriptor in readers:
         poll.register(descriptor, select.POLLIN)
     while ranks.pidfds:
@@ -187,9 +233,31 @@ def _wait(
                 on_exit(ranks, rank)
                 watch.ended(rank, ranks.codes[rank])
                 os.close(descriptor)
-            elif console is not None and not console.pump():
+            elif not _has_more(descriptor, driver, console):
                 poll.unregister(descriptor)
+        if driver is not None:
+            _obey(driver, ranks, watch)
         _on_time(node, ranks, lease, watch)
+
+
+def _has_more(descriptor: int, driver: Driver | None, console: Console | None) -> bool:
+    """Read what is there; whether anything may follow."""
+    if driver is not None and descriptor == driver.reader:
+        driver.pending += driver.orders()
+        return not driver.is_gone
+    return console is not None and console.pump()
+
+
+def _obey(driver: Driver, ranks: Ranks, watch: Watch) -> None:
+    orders, driver.pending = driver.pending, []
+    for order in orders:
+        if order.get("do") == "look":
+            found = watch.look()
+            driver.tell({"hang": asdict(found) if found else None})
+        else:
+            on_order(ranks, order)
+    if driver.is_silent() and not ranks.stopping and not ranks.ending:
+        on_driver_gone(ranks)
 
 
 def _patience_ms(ranks: Ranks) -> float:
@@ -202,7 +270,11 @@ def _on_time(node: Node, ranks: Ranks, lease: Lease | None, watch: Watch) -> Non
     """What is due without anything having happened."""
     now = time.monotonic()
     finding = None if ranks.ending or ranks.first_failed is not None else watch.poll(now)
-    if finding is not None:
+    if finding is not None and node.driver is not None:
+        node.driver.tell({"hang": asdict(finding)})  # which rank of all it is, the driver says
+        ranks.hung = finding
+        ranks.sooner(LOOK_S)
+    elif finding is not None:
         on_hang(ranks, finding)
     if lease is not None and now >= lease.due:
         lease.beat()
@@ -212,6 +284,8 @@ def _on_time(node: Node, ranks: Ranks, lease: Lease | None, watch: Watch) -> Non
             node.starter.begin(quiet=True)  # the first one died, or could not be used
             ranks.spared = node.starter.pids
     if ranks.deadline is not None and now >= ranks.deadline:
+        if ranks.hung is not None and ranks.first_failed is None:  # the driver said nothing
+            on_hang(ranks, ranks.hung)
         at_once = ranks.stopping or ranks.first_failed is not None
         ranks.end(patience_s=0.0 if at_once else TERM_PATIENCE_S)
 
@@ -231,8 +305,12 @@ def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
         codes={str(rank): code for rank, code in sorted(ranks.codes.items())},
         killed_by_user=ranks.interrupts >= 2,
         first_failed_rank=ranks.first_failed,
+        told_to_stop=ranks.told_here,
     )
     run, files, rules = node.run, ranks.files, ranks.spec.restart
+    if node.driver is not None:
+        write_ended(ended_of(files, node.rank), ended)
+        return _own_part(ended), None
     following = None
     with locked(run):  # nobody may think in between that the run is free
         write_ended(files.ended, ended)
@@ -250,20 +328,39 @@ def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
     return outcome, following
 
 
+def _own_part(ended: Ended) -> Outcome:
+    """For the driver's eyes: what becomes of the run is not decided here."""
+    codes = set(ended.codes.values())
+    if codes <= {Exit.DONE}:
+        return Outcome("done", Exit.DONE, "the ranks of this node are done")
+    if codes <= {Exit.DONE, Exit.SAVED}:
+        return Outcome("again", Exit.SAVED, "the ranks of this node have saved")
+    return Outcome("again", Exit.FAILED, f"the ranks of this node ended with {ended.codes}")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.agent")
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--once", action="store_true", help="somebody else makes the next attempt")
+    help_text = "a driver decides and speaks on stdin; other nodes reach this one here"
+    parser.add_argument("--driven", metavar="ADDRESS", help=help_text)
     given = parser.parse_args(argv)
     run = RunFiles(given.run_folder)
     try:
-        outcome = carry(run, given.attempt, node_rank=given.node_rank, once=given.once)
+        outcome = carry(
+            run,
+            given.attempt,
+            node_rank=given.node_rank,
+            once=given.once,
+            driven=given.driven,
+        )
     except LonghaulError as e:
         say(str(e))
         return e.exit_code
-    say(outcome.why)
+    if given.driven is None:
+        say(outcome.why)
     return outcome.exit_code
 
 

@@ -33,13 +33,16 @@ def spec_of(plan: RunPlan, *, module: str = WORKER) -> RanksSpec:
     resources = plan.config.resources
     return RanksSpec(
         module=module,
-        nodes=resources.nodes,
+        nodes=plan.world_size // resources.ranks_per_node,  # fewer than are wanted, at times
         ranks_per_node=resources.ranks_per_node,
         device=plan.device,
         threads_per_rank=plan.threads_per_rank,
         rendezvous_port=resources.rendezvous_port,
         grace_s=plan.config.launch.grace_s,
         restart=RestartRules(**plan.config.restart.model_dump(exclude={"lease_s"})),
+        most_nodes=resources.nodes,
+        least_nodes=resources.min_nodes,
+        lease_s=plan.config.restart.lease_s,
         watch=_watch_rules(plan),
     )
 

@@ -26,6 +26,7 @@ UNLIMITED: tuple[Cause, ...] = ("preempt", "time_limit")
 HUNG = "Hung"  # kind of the error that the agent writes for a rank that stands still
 KILLED = "Killed"  # ... for a rank that a signal ended
 LAUNCH_FAILED = "LaunchFailed"  # ... where a scheduler started no ranks at all
+NODE_LOST = "NodeLost"  # ... by a driver, where a node went away under its ranks
 OUT_OF_MEMORY = "OutOfMemory"  # ... where the kernel says that it was its out-of-memory killer
 _OOM_KINDS = (OUT_OF_MEMORY, "OutOfMemoryError", "MemoryError")
 _OOM_TEXTS = ("out of memory", "can't allocate memory")
@@ -36,7 +37,8 @@ _CLOSING = (Exit.DONE, Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS, Exit.INTERRUPT
 class RestartRules:
     """The section `restart` of the settings, as an agent reads it: restarts allowed per cause.
 
-    `enabled`: whether somebody starts the next attempt without being asked.
+    `enabled`: whether somebody starts the next attempt without being asked. `wait_s`: how long too
+    few nodes are waited for.
     """
 
     enabled: bool = False
@@ -47,6 +49,7 @@ class RestartRules:
     node: int = 100
     oom: int = 1
     hardware: int = 2
+    wait_s: float = 3600.0
 
     def budget(self, cause: Cause) -> int | None:
         """None: no limit. What only a person can mend is never started again."""
@@ -59,7 +62,7 @@ def cause_of_error(error: ErrorRecord) -> Cause:
     """From the first failing rank's own words, never from an exit code that may mean anything."""
     if error.kind == HUNG:
         return "hang"
-    if error.kind == LAUNCH_FAILED:
+    if error.kind in (LAUNCH_FAILED, NODE_LOST):
         return "node"
     text = error.message.lower()
     if error.kind in _OOM_KINDS or (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 
-from launch.budgets import HUNG, KILLED, OUT_OF_MEMORY
+from launch.budgets import HUNG, KILLED, LAUNCH_FAILED, NODE_LOST, OUT_OF_MEMORY
 from launch.status import last_metrics
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, read_error, write_first, write_record
@@ -19,11 +20,17 @@ _TAIL_LINES = 15
 
 
 def record_death(
-    files: AttemptFiles, rank: int, code: int, *, out_of_memory: bool | None = None
+    files: AttemptFiles,
+    rank: int,
+    code: int,
+    *,
+    out_of_memory: bool | None = None,
+    own: Collection[int] | None = None,
 ) -> None:
     """Make error.json speak for the first rank that died, if it could not speak for itself.
 
-    `out_of_memory`: what the kernel's counters say; None: they could not be read.
+    `out_of_memory`: what the kernel's counters say; None: they could not be read. `own`: the ranks
+    of this node, of which it was the first; None: of all.
 
     A rank that was killed wrote nothing; what another rank wrote meanwhile ("connection reset")
     is only the echo, and is kept as such.
@@ -34,6 +41,9 @@ def record_death(
         return
     if known is not None and known.rank == rank:
         return
+    is_elsewhere = known is not None and own is not None and known.rank not in own
+    if is_elsewhere and known is not None and not known.is_echo:
+        return  # a rank of another node failed, and this one died of it
     echo = f"rank {known.rank} then said: {known.kind}: {known.message}" if known else ""
     write_record(files.error, _killed(files, rank, -code, echo, out_of_memory))
 
@@ -92,7 +102,9 @@ def failure_text(files: AttemptFiles) -> str:
     error = read_failure(files)
     if error is None:
         return ""
-    if error.kind in (KILLED, OUT_OF_MEMORY, HUNG, "Exited"):
+    if error.kind == LAUNCH_FAILED:
+        return error.message
+    if error.kind in (KILLED, OUT_OF_MEMORY, HUNG, NODE_LOST, "Exited"):
         lines = [f"rank {error.rank} {_was(error)}{error.message}"]
     else:
         lines = [f"rank {error.rank} failed: {error.kind}: {error.message}"]

@@ -32,6 +32,8 @@ class Finding:
     text: str  # what a person is told after "rank N "
     certain: bool
     stack: str = ""  # of all threads of the culprit
+    beats: int = 0  # phases that the culprit has entered
+    is_late: bool = True  # beyond its limit
 
 
 def finding_of(
@@ -59,6 +61,8 @@ def finding_of(
         text="\n  ".join(lines),
         certain=is_certain(witness),
         stack=witness.text if witness else "",
+        beats=blamed.beat.beats,
+        is_late=late.stalled_s > late.limit_s,
     )
 
 

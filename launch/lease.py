@@ -24,23 +24,26 @@ class Lease:
     """This process's hold on an attempt."""
 
     files: AttemptFiles
+    name: str = BEAT_FILE
     count: int = 0
     due: float = 0.0
 
     @classmethod
-    def take(cls, files: AttemptFiles) -> Lease:
-        """Raises: RunFolderError if the attempt was taken before: each is one try."""
+    def take(cls, files: AttemptFiles, *, node: int | None = None) -> Lease:
+        """`node`: of several under one driver, which holds the attempt itself.
+
+        Raises: RunFolderError if the attempt was taken before: each is one try.
+        """
+        name = BEAT_FILE if node is None else beat_of(node)
         try:
-            descriptor = os.open(
-                files.root / BEAT_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
-            )
+            descriptor = os.open(files.root / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             raise RunFolderError(
                 f"attempt {files.number} of {files.root.parent.parent} has been started before; "
                 "longhaul resume makes the next one"
             ) from None
         os.close(descriptor)
-        lease = cls(files)
+        lease = cls(files, name)
         lease.beat()
         return lease
 
@@ -49,7 +52,7 @@ class Lease:
         self.count += 1
         self.due = time.monotonic() + BEAT_S
         try:
-            descriptor = os.open(self.files.root / BEAT_FILE, os.O_WRONLY)
+            descriptor = os.open(self.files.root / self.name, os.O_WRONLY)
             try:
                 os.pwrite(descriptor, f"{self.count:0{_DIGITS}d}\n".encode(), 0)
             finally:
@@ -58,9 +61,14 @@ class Lease:
             return
 
 
-def read_beat(files: AttemptFiles) -> bytes | None:
+def beat_of(node: int) -> str:
+    """The name of the file in which the agent of one node of several beats."""
+    return f"{BEAT_FILE}-{node}"
+
+
+def read_beat(files: AttemptFiles, name: str = BEAT_FILE) -> bytes | None:
     try:
-        return (files.root / BEAT_FILE).read_bytes()
+        return (files.root / name).read_bytes()
     except OSError:
         return None
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
+import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +52,36 @@ def _port_refused(wanted: int, host: str, error: OSError) -> Refused:
         f"resources.rendezvous_port: port {wanted} on {host} {why}\n"
         "     try: resources.rendezvous_port=0"
     )
+
+
+def interface_towards(host: str, port: int) -> str:
+    """Name of the network interface that packets to `host` leave by; "" if that is not known.
+
+    Vendors would take the address that the machine's own name stands for, which Debian maps to
+    loopback.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, port))  # sends nothing
+            address = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                if address_of_interface(name, probe) == address:
+                    return name
+        except OSError:
+            return ""
+    return ""
+
+
+_SIOCGIFADDR = 0x8915
+
+
+def address_of_interface(name: str, probe: socket.socket) -> str:
+    """ "" if it has none."""
+    with suppress(OSError):
+        request = struct.pack("256s", name.encode()[:15])
+        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+        return socket.inet_ntoa(answer[20:24])
+    return ""
 
 
 def num_gpus() -> int:

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Protocol
 
 from launch.console import Console, open_console
-from launch.machine import LOOPBACK
+from launch.driven import Meeting
+from launch.machine import interface_towards
 from launch.oom import OomCounters
 from launch.processes import FAMILY, Family, start
 from launch.ranks_spec import RanksSpec
-from launch.watch import Watch
+from launch.watch import Finding, Watch
 from trainer.records.json_file import write_json
 from trainer.records.run_files import AttemptFiles
 
 LISTENER = "LONGHAUL_RENDEZVOUS_FD"  # rank 0's: the socket at MASTER_PORT, already ours
-PIDS_FILE = "pids.json"  # under the attempt's folder: rank -> process
+PIDS_FILE = "pids.json"  # under the attempt's folder: rank -> process; of the first node
+_INTERFACE_NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class Child(Protocol):
@@ -82,7 +84,9 @@ class Ranks:
     stopping: bool = False
     ending: bool = False  # deaths are our own doing from here on
     interrupts: int = 0
+    told_here: bool = False  # to stop, by somebody on this node
     first_failed: int | None = None
+    hung: Finding | None = None  # told to the driver, whose word is awaited
     oom: OomCounters = field(default_factory=OomCounters)
 
     @property
@@ -112,22 +116,28 @@ def start_ranks(
     *,
     run_folder: Path,
     node_rank: int,
-    listener: socket.socket,
+    listener: socket.socket | None,
+    meeting: Meeting,
 ) -> Console | None:
-    """Start every rank of this node; rank 0's console, if it is here."""
+    """Start every rank of this node; rank 0's console, if it is here.
+
+    `listener`: the socket at `meeting`, on the first node.
+    """
     console = None
     files, spec = ranks.files, ranks.spec
-    port = int(listener.getsockname()[1])
     shared = common_environment(spec) | {FAMILY: ranks.tag, "TMPDIR": str(ranks.scratch)}
+    if spec.nodes > 1:
+        shared = _interfaces(meeting) | shared
     shared.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions(files)))
     for local_rank, rank in enumerate(spec.ranks_of(node_rank)):
         log = os.open(files.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         output, held = log, None
-        env = shared | rank_variables(spec, rank=rank, local_rank=local_rank, port=port)
+        env = shared | rank_variables(spec, rank=rank, local_rank=local_rank, meeting=meeting)
         env |= watch.environment(rank)
         if rank == 0:
             console = open_console(files.rank_log(0))
             output = console.writer
+            assert listener is not None
             if spec.world_size > 1:
                 held = listener.fileno()
                 env[LISTENER] = str(held)
@@ -142,23 +152,39 @@ def start_ranks(
         ranks.pidfds[os.pidfd_open(child.pid)] = rank
         watch.started(rank, child.pid)
     ranks.oom.look(ranks.pids)
-    write_json(files.root / PIDS_FILE, {str(r): c.pid for r, c in ranks.children.items()})
+    write_json(
+        files.root / pids_file(node_rank), {str(r): c.pid for r, c in ranks.children.items()}
+    )
     return console
 
 
-def rank_environment(spec: RanksSpec, *, rank: int, local_rank: int, port: int) -> dict[str, str]:
+def pids_file(node: int) -> str:
+    return PIDS_FILE if node == 0 else f"pids-{node}.json"
+
+
+def _interfaces(meeting: Meeting) -> dict[str, str]:
+    """By which vendors are to reach the other nodes; the environment's own word counts."""
+    name = interface_towards(meeting.host, meeting.port)
+    return dict.fromkeys(_INTERFACE_NAMES, name) if name else {}
+
+
+def rank_environment(
+    spec: RanksSpec, *, rank: int, local_rank: int, meeting: Meeting
+) -> dict[str, str]:
     """Ours plus the five variables of the contract, and what keeps vendors quiet and apart."""
-    variables = rank_variables(spec, rank=rank, local_rank=local_rank, port=port)
+    variables = rank_variables(spec, rank=rank, local_rank=local_rank, meeting=meeting)
     return common_environment(spec) | variables
 
 
-def rank_variables(spec: RanksSpec, *, rank: int, local_rank: int, port: int) -> dict[str, str]:
+def rank_variables(
+    spec: RanksSpec, *, rank: int, local_rank: int, meeting: Meeting
+) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(spec.world_size),
         "LOCAL_RANK": str(local_rank),
-        "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": meeting.host,
+        "MASTER_PORT": str(meeting.port),
         "OMP_NUM_THREADS": str(max(1, spec.threads_per_rank)),
     }
 

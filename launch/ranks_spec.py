@@ -27,6 +27,9 @@ class RanksSpec:
     threads_per_rank: int
     rendezvous_port: int  # 0: a free one
     grace_s: float  # from "save and stop" to SIGKILL
+    most_nodes: int = 0  # that are wanted; `nodes` is how many this attempt has
+    least_nodes: int = 0
+    lease_s: float = 30.0  # who is silent so long is dead
     restart: RestartRules = field(default_factory=RestartRules)
     watch: WatchRules = field(default_factory=WatchRules)
 

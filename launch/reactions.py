@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from launch.failure import record_death
 from launch.next_attempt import RESTART_FILE
@@ -20,6 +22,7 @@ LEAVE_S = 60.0  # for the other ranks to leave after one left in order
 
 
 def on_signal(ranks: Ranks, number: int) -> None:
+    ranks.told_here = True
     if number == signal.SIGINT:
         ranks.interrupts += 1
         if ranks.interrupts == 2:
@@ -34,11 +37,30 @@ def on_signal(ranks: Ranks, number: int) -> None:
         _ask_to_stop(ranks, forwarded, cause=cause, detail=signal.Signals(number).name)
 
 
+def on_order(ranks: Ranks, order: Mapping[str, Any]) -> None:
+    """What the driver says. It has written down itself why the run is to stop."""
+    what = order.get("do")
+    if what == "end" and not ranks.ending:
+        ranks.end(patience_s=0.0)
+    elif what == "signal" and not ranks.stopping:
+        ranks.stopping = True
+        _forward(ranks, signal.Signals(int(order["number"])))
+
+
+def on_driver_gone(ranks: Ranks) -> None:
+    say("the driver is gone: every rank saves at the same step")
+    _ask_to_stop(ranks, signal.SIGTERM, cause="interrupt", detail="the driver went away")
+
+
 def _ask_to_stop(ranks: Ranks, number: signal.Signals, *, cause: StopCause, detail: str) -> None:
     ranks.stopping = True
     if not ranks.files.stop.exists():  # `longhaul stop` has written its own before it signals us
         stop = _stop_meant_for_us(ranks) or Stop(cause=cause, time=time.time(), detail=detail)
         write_record(ranks.files.stop, stop)
+    _forward(ranks, number)
+
+
+def _forward(ranks: Ranks, number: signal.Signals) -> None:
     for rank, child in ranks.children.items():
         if rank not in ranks.codes:
             send(child.pid, number)
@@ -69,7 +91,8 @@ def on_exit(ranks: Ranks, rank: int) -> None:
         return
     if ranks.first_failed is None:
         ranks.first_failed = rank
-        record_death(ranks.files, rank, code, out_of_memory=ranks.oom.has_killed(child.pid))
+        killed = ranks.oom.has_killed(child.pid)
+        record_death(ranks.files, rank, code, out_of_memory=killed, own=ranks.children)
     ranks.sooner(PEER_GRACE_S)
 
 

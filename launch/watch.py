@@ -56,6 +56,7 @@ class Watch:
         self._polled: float | None = None
         self._spent_at: float | None = None
         self._has_found = False
+        self._is_first = node == 0  # who keeps what the run has shown
         self._told = {"training": False, "first_step": False}
         self._watched = {rank: Watched.make(rank) for rank in ranks}
         self.ledger = Ledger(run.ledger(node), attempt=files.number)
@@ -102,6 +103,18 @@ class Watch:
             return None
         self._has_found = True
         return self._found(standings, late)
+
+    def look(self) -> Finding | None:
+        """Which rank here is furthest behind, its stacks written: another node has found a hang."""
+        now = time.monotonic()
+        running = [each for each in self._watched.values() if each.runs and each.pid]
+        for each in running:
+            each.read()
+        standings = [self._standing(each, now) for each in running]
+        if not standings:
+            return None
+        self._has_found = True
+        return self._found(standings, min(standings, key=lambda s: s.beat.beats))
 
     def close(self, *, exit_code: int | None = None, why: str = "") -> None:
         self._write_spent()
@@ -185,7 +198,7 @@ class Watch:
             )
 
     def _keep_longest(self) -> None:
-        if not self._limits.longest:
+        if not self._limits.longest or not self._is_first:
             return
         try:
             write_longest(self._longest_path, self._limits.longest, world_size=self._world_size)

@@ -123,18 +123,19 @@ class Rank:
 
     def fail(self, error: BaseException) -> int:
         """Say why, in the rank's log and in error.json. Returns the exit code."""
+        echoes = False
         if self._startup.seconds or not isinstance(error, LonghaulError):
             from trainer.dist.world import is_echo
 
             traceback.print_exception(error)
-            if is_echo(error):
+            if echoes := is_echo(error):
                 time.sleep(_ECHO_WAITS_S)
         elif self._place.local_rank == 0:  # a wrong start: one sentence, once a node
             print(f"error: {error}", file=sys.stderr)
         else:
             time.sleep(_ECHO_WAITS_S)  # torchrun ends the others as soon as one rank has ended
         step = self._state.step if self._state else None
-        record = records.error_record(error, rank=self._place.rank, step=step)
+        record = records.error_record(error, rank=self._place.rank, step=step, is_echo=echoes)
         if self._files.root.is_dir() and not isinstance(error, NotAdmitted):
             records.write_first(self._files.error, record)
         return record.exit_code

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.driven import Meeting
 from launch.machine import check_devices, device_for, free_port, num_gpus
 from launch.ranks import rank_environment
 from launch.ranks_spec import RanksSpec, read_spec, spec_text
@@ -29,7 +30,7 @@ def spec(**changed: object) -> RanksSpec:
 
 def test_five_variables_say_who_a_rank_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
-    env = rank_environment(spec(), rank=5, local_rank=1, port=2345)
+    env = rank_environment(spec(), rank=5, local_rank=1, meeting=Meeting("127.0.0.1", 2345))
     assert [env[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["5", "8", "1"]
     assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("127.0.0.1", "2345")
     assert env["OMP_NUM_THREADS"] == "3"
@@ -39,7 +40,9 @@ def test_five_variables_say_who_a_rank_is(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_gpu_rank_is_not_told_to_be_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    env = rank_environment(spec(device="cuda"), rank=0, local_rank=0, port=2345)
+    env = rank_environment(
+        spec(device="cuda"), rank=0, local_rank=0, meeting=Meeting("127.0.0.1", 2345)
+    )
     assert "DS_ACCELERATOR" not in env
 
 

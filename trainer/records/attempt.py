@@ -20,7 +20,7 @@ from trainer.errors import Exit, LonghaulError
 from trainer.records.json_file import read_json, write_json
 from trainer.records.redact import redactor_of
 
-StopCause = Literal["user", "scheduler", "time_limit", "drain", "interrupt"]
+StopCause = Literal["user", "scheduler", "time_limit", "drain", "interrupt", "resize"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class Done:
 
 @dataclass(frozen=True)
 class ErrorRecord:
-    """The first failure of an attempt. `kind` is the exception's class name."""
+    """The first failure of an attempt. `kind` is the exception's class name.
+
+    `is_echo`: it only says that other ranks were lost; one of them knows the cause.
+    """
 
     time: float
     rank: int
@@ -62,9 +65,12 @@ class ErrorRecord:
     exit_code: int
     step: int | None = None
     traceback: str = ""
+    is_echo: bool = False
 
 
-def error_record(error: BaseException, *, rank: int, step: int | None) -> ErrorRecord:
+def error_record(
+    error: BaseException, *, rank: int, step: int | None, is_echo: bool = False
+) -> ErrorRecord:
     """`step`: the last one that was done, once there is a state. Keys are left out of it."""
     code = error.exit_code if isinstance(error, LonghaulError) else Exit.FAILED
     redactor = redactor_of(os.environ)
@@ -77,6 +83,7 @@ def error_record(error: BaseException, *, rank: int, step: int | None) -> ErrorR
         exit_code=int(code),
         step=step,
         traceback=redactor.text("".join(traceback.format_exception(error))),
+        is_echo=is_echo,
     )
 
 

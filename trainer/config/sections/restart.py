@@ -22,4 +22,5 @@ class RestartSection(Section):
     node: Restarts
     oom: Restarts
     hardware: Restarts
+    wait_s: Annotated[float, Field(gt=0)]  # for enough nodes to be there (ssh, Ray)
     lease_s: Annotated[float, Field(gt=0)]  # an owner elsewhere that is silent so long is dead

@@ -20,6 +20,7 @@ class RunSection(Section):
 
 class ResourcesSection(Section):
     nodes: Annotated[int, Field(ge=1)]
+    min_nodes: Annotated[int, Field(ge=0)]  # go on with so few when others are lost; 0: with all
     ranks_per_node: Annotated[int, Field(ge=1)]
     device: Literal["auto", "cpu", "cuda"]  # auto: cuda where the node has it
     threads_per_rank: Annotated[int, Field(ge=0)]  # 0: cores of the node / ranks_per_node

@@ -1,0 +1,1 @@
+"""Carries a run over several nodes; knows nothing of how they are reached."""

@@ -1,0 +1,167 @@
+"""A run over several nodes and its driver: real agents on one machine, ranks without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.budgets import RestartRules
+from launch.driver import drive
+from launch.outcome import Outcome
+from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from tests.helpers.agent_process import still_alive, wait_for
+from tests.helpers.process_nodes import ProcessNodes
+from trainer.errors import Exit
+from trainer.records.attempt import Stop, read_error, read_stop, write_record
+from trainer.records.json_file import read_json, read_lines
+from trainer.records.run_files import RunFiles
+
+RULES = RestartRules(enabled=True, wait_s=5.0)
+
+
+class Driven:
+    """Two ranks a node; `behaviours` by rank or "attempt:rank", as tests/helpers/fake_worker.py."""
+
+    def __init__(self, folder: Path, behaviours: dict[str, list[str]], **spec: object) -> None:
+        self.run = RunFiles(folder / "run")
+        values = {"nodes": 2, "least_nodes": 0, "grace_s": 10.0, "restart": RULES} | spec
+        self.spec = RanksSpec(
+            module="tests.helpers.fake_worker",
+            ranks_per_node=2,
+            device="cpu",
+            threads_per_rank=1,
+            rendezvous_port=0,
+            most_nodes=int(str(values["nodes"])),
+            **values,  # type: ignore[arg-type]
+        )
+        path = self.run.attempt(1).root / RANKS_FILE
+        path.parent.mkdir(parents=True)
+        path.write_text(spec_text(self.spec))
+        env = dict(os.environ) | {"FAKE_BEHAVIOUR": json.dumps(behaviours)}
+        self.nodes = ProcessNodes(*(f"n{k}" for k in range(self.spec.nodes)), env=env)
+
+    def drive(self, meanwhile: Callable[[], None] | None = None) -> Outcome:
+        """`meanwhile`: a test's part, in a thread of its own."""
+        failed: list[BaseException] = []
+
+        def act() -> None:
+            try:
+                assert meanwhile is not None
+                meanwhile()
+            except BaseException as e:  # said by the main thread
+                failed.append(e)
+
+        thread = threading.Thread(target=act) if meanwhile else None
+        if thread:
+            thread.start()
+        outcome = drive(self.run, 1, self.nodes, env={})
+        if thread:
+            thread.join()
+        if failed:
+            raise failed[0]
+        assert still_alive(self.run) == []
+        return outcome
+
+    def up(self, attempt: int, *ranks: int) -> None:
+        root = self.run.attempt(attempt).root
+        wait_for(lambda: all((root / f"up-{r}").exists() for r in ranks))
+
+    def causes(self) -> list[str | None]:
+        return [line["cause"] for line in read_lines(self.run.attempts_log)]
+
+    def nodes_of(self, attempt: int) -> int:
+        return read_spec(self.run.attempt(attempt).root / RANKS_FILE).nodes
+
+
+FINISH = {str(rank): ["finish"] for rank in range(4)}
+WAIT = {str(rank): ["wait"] for rank in range(4)}
+
+
+def test_two_nodes_finish(tmp_path: Path) -> None:
+    one = Driven(tmp_path, FINISH)
+    assert one.drive() == Outcome("done", Exit.DONE, "finished at step 7")
+    ended = read_json(one.run.attempt(1).ended)
+    assert ended["codes"] == {"0": 0, "1": 0, "2": 0, "3": 0}
+    assert one.run.ledger(1).exists()
+
+
+def test_a_rank_that_dies_on_the_second_node_is_named_and_all_start_again(tmp_path: Path) -> None:
+    later = {f"2:{rank}": ["finish"] for rank in range(4)}
+    one = Driven(tmp_path, WAIT | later)
+
+    def kill() -> None:
+        one.up(1, 0, 1, 2, 3)
+        os.kill(int(read_json(one.run.attempt(1).root / "pids-1.json")["3"]), signal.SIGKILL)
+
+    assert one.drive(kill).exit_code == Exit.DONE
+    error = read_error(one.run.attempt(1).error)
+    assert error is not None
+    assert (error.rank, error.kind) == (3, "Killed")
+    assert one.causes() == ["crash", None]
+
+
+def test_a_lost_node_is_done_without_and_taken_back_at_a_checkpoint(tmp_path: Path) -> None:
+    later = {f"3:{rank}": ["finish"] for rank in range(4)}
+    one = Driven(tmp_path, WAIT | later, least_nodes=1)
+
+    def lose() -> None:
+        one.up(1, 0, 1, 2, 3)
+        one.nodes.lose("n0")
+        one.up(2, 0, 1)
+        one.nodes.present.insert(0, "n0")
+        folder = one.run.checkpoints / "step-00000003"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+
+    assert one.drive(lose).exit_code == Exit.DONE
+    assert [one.nodes_of(attempt) for attempt in (1, 2, 3)] == [2, 1, 2]
+    assert [name for name, _ in one.nodes.started] == ["n0", "n1", "n1", "n1", "n0"]
+    error, stop = read_error(one.run.attempt(1).error), read_stop(one.run.attempt(2).stop)
+    assert error is not None
+    assert (error.rank, error.kind) == (0, "NodeLost")
+    assert stop is not None
+    assert (stop.cause, stop.detail) == ("resize", "n0 came")
+    assert one.causes() == ["node", "preempt", None]
+
+
+def test_too_few_nodes_are_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    one = Driven(tmp_path, FINISH, restart=RestartRules(enabled=True, wait_s=1.0))
+    one.nodes.present.remove("n1")
+    outcome = one.drive()
+    assert (outcome.exit_code, outcome.cause) == (Exit.FAILED, "node")
+    said = capfd.readouterr().err
+    assert "waiting for 2 nodes; there: n0" in said
+    assert "waited 1 s in vain for 2 nodes" in said
+
+
+def test_a_node_that_will_leave_is_left_in_time(tmp_path: Path) -> None:
+    later = {f"2:{rank}": ["finish"] for rank in range(4)}
+    one = Driven(tmp_path, WAIT | later, least_nodes=1)
+
+    def leave() -> None:
+        one.up(1, 0, 1, 2, 3)
+        one.nodes.about_to_leave.add("n1")
+
+    assert one.drive(leave).exit_code == Exit.DONE
+    assert one.causes() == ["preempt", None]
+    assert one.nodes_of(2) == 1
+    codes = read_json(one.run.attempt(1).ended)["codes"]
+    assert set(codes.values()) == {Exit.SAVED}
+
+
+def test_what_a_user_stopped_stays_stopped(tmp_path: Path) -> None:
+    one = Driven(tmp_path, WAIT)
+
+    def stop() -> None:
+        one.up(1, 0, 1, 2, 3)
+        write_record(one.run.attempt(1).stop, Stop("user", 1.0, "longhaul stop"))
+
+    outcome = one.drive(stop)
+    assert (outcome.action, outcome.exit_code) == ("give_up", Exit.SAVED)
+    assert not one.run.attempt(2).root.exists()

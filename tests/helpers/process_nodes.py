@@ -1,0 +1,54 @@
+"""Nodes that are only names: every agent is a process of this machine, on loopback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launch.driving.nodes import Node
+from launch.driving.pipes import PipeHandle
+from launch.processes import die_with_parent
+
+REPOSITORY = Path(__file__).parents[2]
+_KILLED = -9
+
+
+class ProcessNodes:
+    """`present` and `about_to_leave` are a test's to change, also while a driver asks."""
+
+    def __init__(self, *names: str, env: Mapping[str, str]) -> None:
+        self.present = list(names)
+        self.about_to_leave: set[str] = set()
+        self.started: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._env = dict(env)
+
+    def alive(self) -> list[Node]:
+        return [Node(name, "127.0.0.1") for name in self.present]
+
+    def leaving(self) -> frozenset[str]:
+        return frozenset(self.about_to_leave)
+
+    def start(self, node: Node, argv: Sequence[str], *, env: Mapping[str, str]) -> PipeHandle:
+        process = subprocess.Popen(
+            [sys.executable, *argv[1:]],
+            cwd=REPOSITORY,
+            env=self._env | dict(env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent(),
+        )
+        self.started.append((node.name, process))
+        return PipeHandle(process, losing=(_KILLED,))
+
+    def lose(self, name: str) -> None:
+        """As if its machine were switched off."""
+        self.present.remove(name)
+        for node, process in self.started:
+            if node == name and process.poll() is None:
+                process.kill()
+
+    def close(self) -> None:
+        """Nothing is kept."""
