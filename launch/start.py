@@ -30,6 +30,7 @@ from launch.lineage import write_lineage
 from launch.liveness import ProcessMark, own_mark, write_mark
 from launch.nodes_of import cores_for, device_of
 from launch.outcome import newest_checkpoint
+from launch.room import warn_of_little_room
 from launch.run_folder import (
     attempts,
     create,
@@ -92,11 +93,14 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
         say_finished(standing.run, done)
         return Exit.DONE
     backend = backend or backend_of(config.launch.kind)
-    backend.preflight(plan_of(standing, attempt=1, run_id=""))
+    first = plan_of(standing, attempt=1, run_id="")
+    backend.preflight(first)
     if isinstance(config.launch, SlurmLaunch) and config.launch.test_only:
         print("Slurm takes it; nothing was written or queued")
         return Exit.DONE
     _refuse_unwritable(Path(config.run.root), standing.run)
+    if little := warn_of_little_room(first, standing.run):
+        print(f"warning: {little}", file=sys.stderr, flush=True)
     if standing.stores is None:
         code = prepare(standing.config)
         if isinstance(code, int):

@@ -179,6 +179,7 @@ def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
         writer_timeout_s=section.writer_timeout_s,
         checksum_source=section.checksum_source,
         drills=plan.config.drills.enabled,
+        expected_bytes=plan.checkpoint_bytes,
         remote=remote_of(plan),
         peers=peers_of(
             section.peer.every,

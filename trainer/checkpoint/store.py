@@ -26,6 +26,7 @@ from trainer.checkpoint.link import DirectLink, Link, ProcessLink
 from trainer.checkpoint.peer import MemoryTier, Peers
 from trainer.checkpoint.peer_loading import Loaded
 from trainer.checkpoint.remote_loading import load_newest
+from trainer.checkpoint.room import RoomWatch
 from trainer.checkpoint.saving import ForegroundSaves, SaveSettings
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.uploads import Remote, Uploads
@@ -52,7 +53,7 @@ class CheckpointStore:
     `drills`: the writer process may be broken on purpose. `storage`: instead of the local disk;
     then everything is done in this process, also what would be asynchronous. `remote`: where saved
     steps are copied to, and from where a run goes on whose disk has less. `peers`: what is kept
-    in memory besides.
+    in memory besides. `expected_bytes`: see RoomWatch.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class CheckpointStore:
         origin: Mapping[str, Any] | None = None,
         storage: Storage | None = None,
         remote: Remote | None = None,
+        expected_bytes: int = 0,
         peers: Peers | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
@@ -99,6 +101,7 @@ class CheckpointStore:
         self._parent: int | None = None
         self._remote = remote
         self._uploads: Uploads | None = None
+        self._room = RoomWatch(folder, expected_bytes)
         self._unheard: list[SaveReport] = []  # of saves that ended where nobody listened
         self._memory: MemoryTier | None = None
         if peers is not None:
@@ -124,6 +127,8 @@ class CheckpointStore:
         are untouched. A step that is stored and whole already is left as it is.
         Raises: TooManyFailedSaves after `max_failed_saves` failures in a row.
         """
+        if world.place.rank == 0:
+            self._room.look()
         if not self._asynchronous:
             report = self._foreground.save(
                 world, engine, step=step, training=training, parent=self._parent
@@ -145,6 +150,8 @@ class CheckpointStore:
         """
         if not self._asynchronous:
             return [self.save(world, engine, step=step, training=training)]
+        if world.place.rank == 0:
+            self._room.look()
         saves = self._saves(world)
         saves.go_on()
         reports = saves.begin(world, engine, step=step, training=training)
@@ -211,6 +218,8 @@ class CheckpointStore:
                 _log.warning("%s", report.problem)
             if report.succeeded:
                 self._failed_in_a_row, self._parent = 0, report.step
+                if world.place.rank == 0:
+                    self._room.saved(report.bytes)
                 self._upload(world, report.step)
             elif not report.skipped:
                 self._failed_in_a_row += 1
