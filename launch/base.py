@@ -25,6 +25,7 @@ class Submission:
     """Everything a backend would write and run, as data. Printed by `--dry-run`, golden-tested."""
 
     argv: tuple[str, ...]  # "python" stands for the interpreter that runs the command
+    then: tuple[tuple[str, ...], ...] = ()  # commands after it, each once the one before succeeded
     files: Mapping[str, str] = field(default_factory=dict)  # path under the attempt -> contents
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -39,10 +40,10 @@ def spec_of(plan: RunPlan, *, module: str = WORKER) -> RanksSpec:
         threads_per_rank=plan.threads_per_rank,
         rendezvous_port=resources.rendezvous_port,
         grace_s=plan.config.launch.grace_s,
-        restart=RestartRules(**plan.config.restart.model_dump(exclude={"lease_s"})),
         most_nodes=resources.nodes,
         least_nodes=resources.min_nodes,
         lease_s=plan.config.restart.lease_s,
+        restart=RestartRules(**plan.config.restart.model_dump(exclude={"lease_s"})),
         watch=_watch_rules(plan),
     )
 

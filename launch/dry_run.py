@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from launch.base import Submission, spec_of
+from launch.cloud.sky_task import NODE
 from launch.plan_command import as_text as numbers_of
 from trainer.changes import Change
+from trainer.config.sections.cloud import CloudLaunch
 from trainer.plan import RunPlan
 
 
@@ -37,6 +39,7 @@ def as_json(what: DryRun) -> str:
             "plan": what.plan.model_dump(mode="json"),
             "submission": {
                 "argv": list(what.submission.argv),
+                "then": [list(argv) for argv in what.submission.then],
                 "env": dict(what.submission.env),
                 "files": dict(what.submission.files),
             },
@@ -80,7 +83,11 @@ def _commands(what: DryRun) -> list[str]:
     lines = []
     if what.needs_prepare:
         lines.append("python -m trainer.commands.prepare CONFIG.json --result RESULT.json")
-    lines.append(shlex.join(what.submission.argv))
+    lines += [shlex.join(argv) for argv in (what.submission.argv, *what.submission.then)]
+    if isinstance(plan.config.launch, CloudLaunch):
+        folder = f"{plan.config.launch.run_root}/{plan.config.run.name}"
+        there = f"{plan.world_size} ranks, run folder {folder}"
+        return [*lines, "which starts, on each machine:", f"  python -m {NODE}   {there}"]
     worker = ("python", "-m", spec.module, what.run_folder, "--attempt", str(plan.attempt))
     port = spec.rendezvous_port or "(a free one)"
     lines.append("which starts, for each rank:")

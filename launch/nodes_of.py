@@ -6,6 +6,7 @@ from typing import Literal
 
 from launch.machine import device_for, num_cores
 from trainer.config.schema import Config
+from trainer.config.sections.cloud import CloudLaunch, KubeRayLaunch, SkyLaunch
 from trainer.config.sections.slurm import SlurmLaunch
 
 
@@ -14,6 +15,8 @@ def device_of(config: Config) -> Literal["cpu", "cuda"]:
     launch = config.launch
     if isinstance(launch, SlurmLaunch) and config.resources.device == "auto":
         return "cpu" if launch.gpus == "none" else "cuda"
+    if isinstance(launch, CloudLaunch) and config.resources.device == "auto":
+        return "cpu" if isinstance(launch, SkyLaunch) and launch.gpu is None else "cuda"
     return device_for(config.resources.device)
 
 
@@ -22,4 +25,8 @@ def cores_for(config: Config) -> int:
     launch = config.launch
     if isinstance(launch, SlurmLaunch) and launch.cpus_per_rank:
         return launch.cpus_per_rank * config.resources.ranks_per_node
+    if isinstance(launch, KubeRayLaunch):
+        return launch.cpus_per_node
+    if isinstance(launch, SkyLaunch) and launch.cpus is not None:
+        return max(1, round(float(launch.cpus.rstrip("+"))))
     return num_cores()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.config.sections.cloud import CloudLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan
 from trainer.records.room import shortage
@@ -15,7 +16,7 @@ def warn_of_little_room(plan: RunPlan, run: RunFiles | None) -> str:
 
     Raises: Refused if not even one does.
     """
-    if plan.config.launch.kind == "cloud":  # a rented machine writes on a disk of its own
+    if isinstance(plan.config.launch, CloudLaunch):  # machines of their own, with their own disks
         return ""
     root = Path(plan.config.run.root)
     place = run.checkpoints if run is not None and run.checkpoints.exists() else root

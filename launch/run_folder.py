@@ -41,15 +41,17 @@ class RunRecord:
     versions: dict[str, str]
 
 
-def create(root: Path, *, config: dict[str, Any], frozen_hash: str) -> RunFiles:
+def create(root: Path, *, config: dict[str, Any], frozen_hash: str, run_id: str = "") -> RunFiles:
     """A new run folder, readable by its owner alone; complete from its first moment.
+
+    `run_id`: of a run that was made elsewhere and is to be carried here.
 
     Raises: RunFolderError if something that is no empty folder has its name.
     """
     name = str(config["run"]["name"])
     run = RunFiles(root / name)
     record = RunRecord(
-        run_id=secrets.token_hex(8),
+        run_id=run_id or secrets.token_hex(8),
         name=name,
         created=time.time(),
         frozen_hash=frozen_hash,

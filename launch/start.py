@@ -46,6 +46,7 @@ from launch.status import close_old_attempts, finished_step
 from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.changes import Change, class_of, refused
 from trainer.config.schema import Config
+from trainer.config.sections.cloud import CloudLaunch
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.slurm import SlurmLaunch
 from trainer.config.sections.training import DeepSpeedEngine
@@ -101,7 +102,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     _refuse_unwritable(Path(config.run.root), standing.run)
     if little := warn_of_little_room(first, standing.run):
         print(f"warning: {little}", file=sys.stderr, flush=True)
-    if standing.stores is None:
+    if standing.stores is None and not _prepares_elsewhere(config):
         code = prepare(standing.config)
         if isinstance(code, int):
             return code
@@ -142,7 +143,7 @@ def dry_run(config: Config) -> DryRun:
         run_folder=str(folder),
         is_new=standing.run is None,
         finished_at=_finished(standing),
-        needs_prepare=standing.stores is None,
+        needs_prepare=standing.stores is None and not _prepares_elsewhere(config),
         differences=standing.differences,
         differences_text=as_text(standing.run, standing.differences) if standing.run else "",
     )
@@ -172,13 +173,19 @@ def stand(config: Config) -> Standing:
         found = _differences(run, config)
         _refuse_another_run(run, config, found)
     try:
-        ready = find_stores(config.data.model_dump(mode="json"))
+        elsewhere = _prepares_elsewhere(config)
+        ready = None if elsewhere else find_stores(config.data.model_dump(mode="json"))
     except DataError as e:  # a corpus file that is not there: nothing has been written yet
         raise Refused(str(e)) from e
     stores = None if ready is None else tuple(StorePlan(**asdict(one)) for one in ready)
     standing = Standing(config, run, stores, silent, tuple(found))
     _refuse_other_tokens(standing)
     return standing
+
+
+def _prepares_elsewhere(config: Config) -> bool:
+    """A rented machine has its own disk: it makes its own token stores."""
+    return isinstance(config.launch, CloudLaunch)
 
 
 def differences_text(config: Config) -> str:
@@ -246,6 +253,8 @@ def _stored(run: RunFiles) -> Config:
 def _refuse_without_async_io(config: Config) -> None:
     """Raises: ConfigError if the settings swap state to a disk and this machine cannot."""
     engine = config.engine
+    if _prepares_elsewhere(config):
+        return  # whether that one can is seen there
     if isinstance(engine, DeepSpeedEngine) and "nvme" in (
         engine.offload_optimizer,
         engine.offload_parameters,

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from launch.backends.kuberay import KubeRayBackend
 from launch.backends.local import LocalBackend
+from launch.backends.ray_up import RayUpBackend
+from launch.backends.sky import SkyBackend
 from launch.backends.slurm import SlurmBackend
 from launch.base import Backend
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {"local": LocalBackend, "slurm": SlurmBackend}
+_BACKENDS: dict[str, Callable[[], Backend]] = {
+    "local": LocalBackend,
+    "slurm": SlurmBackend,
+    "sky": SkyBackend,
+    "kuberay": KubeRayBackend,
+    "ray_up": RayUpBackend,
+}
 
 
 def backend_of(kind: str) -> Backend:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from trainer.config.cloud_rules import cloud_problems
 from trainer.config.engine_rules import engine_problems
 from trainer.config.names import nearest_setting
 from trainer.config.remote_rules import remote_problems
@@ -39,6 +40,7 @@ def problems(config: Config) -> list[Problem]:
         *watch_problems(config),
         *remote_problems(config),
         *slurm_problems(config),
+        *cloud_problems(config),
     ]
 
 

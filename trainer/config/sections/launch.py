@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainer.config.sections.base import Section
+from trainer.config.sections.cloud import KubeRayLaunch, RayUpLaunch, SkyLaunch
 from trainer.config.sections.slurm import SlurmLaunch
 
 
@@ -15,4 +16,7 @@ class LocalLaunch(Section):
     grace_s: Annotated[float, Field(gt=0)]  # from "save and stop" to SIGKILL
 
 
-Launch = Annotated[LocalLaunch | SlurmLaunch, Field(discriminator="kind")]
+Launch = Annotated[
+    LocalLaunch | SlurmLaunch | SkyLaunch | KubeRayLaunch | RayUpLaunch,
+    Field(discriminator="kind"),
+]

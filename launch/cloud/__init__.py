@@ -1,0 +1,1 @@
+"""Rented machines: what SkyPilot, KubeRay and `ray up` are told, and what runs on a machine."""
