@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from launch.outcome import newest_checkpoint
+from launch.outcome import newest_checkpoint, where_it_goes_on
 from launch.run_folder import installed_versions, read_record
 from trainer.changes import VERSIONS, Change, changes, version_changes
 from trainer.config.schema import Config
@@ -44,8 +44,7 @@ def as_text(run: RunFiles, found: Sequence[Change]) -> str:
     """What is told before an attempt; empty if nothing differs."""
     if not found:
         return ""
-    step = newest_checkpoint(run)
-    place = f"from step {step:,}" if step else "from the start: nothing was saved yet"
+    place = where_it_goes_on(run)
     bits = "" if all(change.keeps_bits for change in found) else "; not bit for bit any more"
     noun = "difference" if len(found) == 1 else "differences"
     lines = [f"{run.name} goes on {place} with {len(found)} {noun}{bits}"]

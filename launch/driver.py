@@ -28,7 +28,7 @@ from launch.inbox import SignalInbox
 from launch.lease import Lease
 from launch.liveness import own_mark, write_mark
 from launch.next_attempt import superseded
-from launch.outcome import Outcome, newest_checkpoint
+from launch.outcome import Outcome, newest_checkpoint, where_it_goes_on
 from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
 from launch.reactions import say
 from launch.run_folder import locked, own
@@ -201,8 +201,7 @@ def drive(run: RunFiles, attempt: int, nodes: Nodes, *, env: Mapping[str, str]) 
         while following is not None:
             outcome, following = driver.attempt(following)
             if following is not None:
-                step = newest_checkpoint(run)
-                place = f"from step {step}" if step else "from the start: nothing was saved yet"
+                place = where_it_goes_on(run)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
     return outcome
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.attempts import read_lines_of
 from launch.failure import read_failure
-from launch.outcome import newest_checkpoint
+from launch.outcome import where_it_goes_on
 from launch.run_folder import DEFAULT_ROOT, attempts
 from launch.status import last_metrics
 from trainer.errors import DataError, Exit
@@ -21,7 +21,7 @@ from trainer.records.token_store import read_manifest
 
 def say_finished(run: RunFiles, step: int) -> None:
     print(f"{run.name} is finished at step {step}")
-    print(f"  to go on: longhaul resume {_name(run)} steps.total={2 * step}")
+    print(f"  to go on: longhaul resume {typed_name(run)} steps.total={2 * step}")
     print("\n".join(_next(run)))
 
 
@@ -36,12 +36,11 @@ def say_ending(run: RunFiles, files: AttemptFiles, code: int) -> None:
     judged = error is not None and error.exit_code != code  # not what the rank itself asked for
     if code in (Exit.SAVED, Exit.INTERRUPTED) or judged:
         print(f"\n{run.name}: {why}")
-    step = newest_checkpoint(run)
-    place = f"goes on from step {step}" if step else "starts from step 0: nothing was saved yet"
+    place = f"goes on {where_it_goes_on(run)}"
     if code in (Exit.SAVED, Exit.FAILED, Exit.INTERRUPTED):
-        print(f"  longhaul resume {_name(run)}   {place}")
+        print(f"  longhaul resume {typed_name(run)}   {place}")
     if code not in (Exit.SAVED, Exit.INTERRUPTED):
-        print(f"  longhaul logs {_name(run)} --why   the first failure in full")
+        print(f"  longhaul logs {typed_name(run)} --why   the first failure in full")
 
 
 def _result(run: RunFiles, files: AttemptFiles) -> list[str]:
@@ -81,7 +80,7 @@ def _sample(run: RunFiles, files: AttemptFiles) -> list[str]:
 
 
 def _next(run: RunFiles) -> list[str]:
-    name = _name(run)
+    name = typed_name(run)
     prompt = json.dumps("def main(")
     return [
         "",
@@ -93,6 +92,6 @@ def _next(run: RunFiles) -> list[str]:
     ]
 
 
-def _name(run: RunFiles) -> str:
+def typed_name(run: RunFiles) -> str:
     """What a person types to mean this run: a path where the default root would not find it."""
     return run.name if run.root.parent == Path(DEFAULT_ROOT) else str(run.root)

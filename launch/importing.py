@@ -66,6 +66,8 @@ def import_run(argv: list[str]) -> int:
         source, where = str(given.source.resolve()), str(run.root)
         arguments = [source, where, "--plan", str(path), *more]
         code = compute("trainer.commands.checkpoint_import", arguments)
+        if code == Exit.DONE:
+            write_plan(run.imported, plan)
     if code != Exit.DONE and standing.run is None:
         shutil.rmtree(run.root)  # it was made for this
     return code

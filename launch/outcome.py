@@ -205,6 +205,14 @@ def newest_checkpoint(run: RunFiles) -> int:
     return max(complete_checkpoints(run), default=0)
 
 
+def where_it_goes_on(run: RunFiles) -> str:
+    """ "from step 40": for people. Step 0 is there only where it was imported."""
+    saved = complete_checkpoints(run)
+    if not saved:
+        return "from the start: nothing was saved yet"
+    return f"from step {saved[-1]:,}" if saved[-1] else "from step 0, which was imported"
+
+
 def complete_checkpoints(run: RunFiles) -> list[int]:
     """Their steps, oldest first."""
     complete = run.checkpoints.glob("step-*/manifest.json")

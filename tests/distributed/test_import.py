@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from launch.importing import import_run
+from launch.outcome import where_it_goes_on
 from tests.helpers.foreign_sources import (
     BETAS,
     EPS,
@@ -31,10 +32,12 @@ from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import Alone
 from trainer.engine.plain import PlainEngine
 from trainer.errors import Refused
+from trainer.export.trained import open_trained
 from trainer.foreign.importing import Imported, import_checkpoint, wanted
 from trainer.models.build import build_model
 from trainer.models.init import InitialValues, initial_rules
 from trainer.records.fragment import MASTER, Fragment
+from trainer.records.run_files import RunFiles
 from trainer.storage.local import LocalStorage
 
 _STEPS = 3
@@ -132,6 +135,14 @@ def test_what_torch_saved_goes_on_here(ranks: RankPool, tmp_path: Path, world_si
     assert max(float((mine[name] - after[name]).abs().max()) for name in after) <= 1e-6
 
 
+def _can_be_used_before_it_is_trained(folder: Path) -> None:
+    """No attempt wrote the step, and it is one to go on from all the same."""
+    trained = open_trained(folder)
+    assert (trained.step, trained.plan.config.run.name) == (0, "from-folder")
+    trained.close()
+    assert where_it_goes_on(RunFiles(folder)) == "from step 0, which was imported"
+
+
 @pytest.mark.timeout(400)
 def test_the_command_makes_a_run_that_goes_on(tmp_path: Path, capfd: Any) -> None:
     """From a folder of Hugging Face and from torch.save, by the verb that people type."""
@@ -152,6 +163,7 @@ def test_the_command_makes_a_run_that_goes_on(tmp_path: Path, capfd: Any) -> Non
     assert import_run([str(folder), "from-folder", *settings]) == 0
     what = "imported Hugging Face safetensors as step 0 of run from-folder"
     assert what in capfd.readouterr().out
+    _can_be_used_before_it_is_trained(tmp_path / "runs" / "from-folder")
     from_file = tmp_path / "from-file" / "checkpoints"
     import_checkpoint(tmp_path / "w.pt", from_file, run_id=_RUN, fragments=wanted(plan))
     for checkpoints in (tmp_path / "runs" / "from-folder" / "checkpoints", from_file):

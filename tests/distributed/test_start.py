@@ -258,7 +258,7 @@ def test_a_failure_tells_what_to_do_next(start: Start, here: Path) -> None:
     assert code == 76
     assert "rank 1 failed: DataError: row 17 is empty" in err
     assert "longhaul logs first-run --why" in out
-    assert "starts from step 0: nothing was saved yet" in out
+    assert "goes on from the start: nothing was saved yet" in out
     code, out, _ = end(start("logs", {}, "first-run", "--why"))
     assert "rank 1 failed: DataError: row 17 is empty" in out
 

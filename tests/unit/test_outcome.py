@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from launch.budgets import RestartRules
-from launch.outcome import Ended, Observed, Outcome, decide, observe, write_ended
+from launch.outcome import (
+    Ended,
+    Observed,
+    Outcome,
+    decide,
+    observe,
+    where_it_goes_on,
+    write_ended,
+)
 from trainer.errors import Exit
 from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
 from trainer.records.run_files import RunFiles
@@ -223,3 +231,22 @@ def test_the_decision_needs_the_standard_library_only() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([], "from the start: nothing was saved yet"),
+        ([0], "from step 0, which was imported"),
+        ([0, 1200], "from step 1,200"),
+    ],
+)
+def test_where_a_run_goes_on_from_is_told_from_what_is_there(
+    tmp_path: Path, steps: list[int], said: str
+) -> None:
+    run = RunFiles(tmp_path)
+    for step in steps:
+        (run.checkpoints / f"step-{step:08d}").mkdir(parents=True)
+        (run.checkpoints / f"step-{step:08d}" / "manifest.json").touch()
+    (run.checkpoints / "step-00009999").mkdir(parents=True)  # no manifest: it is none
+    assert where_it_goes_on(run) == said

@@ -106,7 +106,7 @@ def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> T
         near = ", ".join(str(s) for s in steps[-5:])
         raise Refused(f"run {run.name} has no checkpoint of step {chosen}; there is {near}")
     manifest, _ = folders.manifest(chosen)
-    plan = stored_plan(run.attempt(manifest.attempt).plan, defaults=defaults)
+    plan = stored_plan(run.plan_behind(manifest.attempt), defaults=defaults)
     stored = StoredTensors(LocalStorage(), folders.step(chosen), manifest)
     return Trained(
         plan=plan,

@@ -2,6 +2,7 @@
 
 run.json                identity and frozen settings; written once
 owner                   the attempt that may write
+imported.json           the plan that an imported checkpoint was made for, if one was
 attempts.jsonl          one line an attempt: when, how, why it ended
 lineage.jsonl           what each attempt went on from, and what was changed
 withdrawn.json          checkpoints that copies elsewhere may still hold, and that count no more
@@ -100,6 +101,15 @@ class RunFiles:
     def lineage(self) -> Path:
         """What each attempt went on from; see trainer/records/lineage.py."""
         return self.root / "lineage.jsonl"
+
+    @property
+    def imported(self) -> Path:
+        """The plan that `checkpoint import` fitted the foreign state to."""
+        return self.root / "imported.json"
+
+    def plan_behind(self, attempt: int) -> Path:
+        """The plan of the attempt that a manifest names; 0 is an import, before any attempt."""
+        return self.attempt(attempt).plan if attempt else self.imported
 
     @property
     def withdrawn(self) -> Path:
