@@ -18,10 +18,11 @@ class Line:
     def __init__(self, courier: Courier) -> None:
         self._courier = courier
         self._open = 0
+        self._is_reviving = False
         self.problem = ""  # of what was asked last
 
     def give(self, order: dict[str, Any]) -> None:
-        self.problem = ""
+        self.problem, self._is_reviving = "", False
         self._open += 1
         self._courier.give(order)
 
@@ -36,9 +37,18 @@ class Line:
                 value_of(said)
             except LonghaulError as e:
                 self.problem = self.problem or str(e)
+                if "kind" not in said:  # nobody has said it: there is no process any more
+                    self._revive()
         if self._open and time.monotonic() - began > _STUCK_S:
             self.end(f"its process did nothing for {_STUCK_S:.0f} s")
         return not self._open
+
+    def _revive(self) -> None:
+        """At once: others wait for what it answers. It is asked for once."""
+        if not self._is_reviving and not self._open:
+            self._is_reviving = True
+            self._open += 1
+            self._courier.give({"do": "hold"})
 
     def end(self, problem: str) -> None:
         self._courier.close()

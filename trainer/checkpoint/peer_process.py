@@ -210,17 +210,16 @@ class Keeper:
     def _send(self, path: Path, content: bytes, generation: str) -> None:
         """On one connection for as long as it lasts. Raises: CheckpointError."""
         assert self._neighbour is not None
+        told = {"from_node": self.node, "generation": generation, "rank": self._rank}
         try:
-            if self._link is None:
-                self._link = connect(self._neighbour, self._token)
-            put(
-                self._link,
-                path,
-                content,
-                from_node=self.node,
-                generation=generation,
-                rank=self._rank,
-            )
+            if self._link is not None:
+                try:
+                    put(self._link, path, content, **told)
+                    return
+                except ConnectionError:  # the neighbour's process was started anew
+                    self._link.close()
+            self._link = connect(self._neighbour, self._token)
+            put(self._link, path, content, **told)
         except (OSError, CheckpointError) as e:
             if self._link is not None:
                 self._link.close()
