@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from launch.machine import device_for, num_cores
+from launch.ssh.preflight import cores_there, device_there
 from trainer.config.schema import Config
 from trainer.config.sections.cloud import CloudLaunch, KubeRayLaunch, SkyLaunch
 from trainer.config.sections.slurm import SlurmLaunch
+from trainer.config.sections.ssh import SshLaunch
 
 
 def device_of(config: Config) -> Literal["cpu", "cuda"]:
@@ -17,6 +19,8 @@ def device_of(config: Config) -> Literal["cpu", "cuda"]:
         return "cpu" if launch.gpus == "none" else "cuda"
     if isinstance(launch, CloudLaunch) and config.resources.device == "auto":
         return "cpu" if isinstance(launch, SkyLaunch) and launch.gpu is None else "cuda"
+    if isinstance(launch, SshLaunch) and config.resources.device == "auto":
+        return device_there(config) or "cpu"
     return device_for(config.resources.device)
 
 
@@ -29,4 +33,6 @@ def cores_for(config: Config) -> int:
         return launch.cpus_per_node
     if isinstance(launch, SkyLaunch) and launch.cpus is not None:
         return max(1, round(float(launch.cpus.rstrip("+"))))
+    if isinstance(launch, SshLaunch):
+        return cores_there(config) or num_cores()
     return num_cores()

@@ -9,11 +9,13 @@ from launch.backends.local import LocalBackend
 from launch.backends.ray_up import RayUpBackend
 from launch.backends.sky import SkyBackend
 from launch.backends.slurm import SlurmBackend
+from launch.backends.ssh import SshBackend
 from launch.base import Backend
 
 _BACKENDS: dict[str, Callable[[], Backend]] = {
     "local": LocalBackend,
     "slurm": SlurmBackend,
+    "ssh": SshBackend,
     "sky": SkyBackend,
     "kuberay": KubeRayBackend,
     "ray_up": RayUpBackend,
@@ -22,3 +24,7 @@ _BACKENDS: dict[str, Callable[[], Backend]] = {
 
 def backend_of(kind: str) -> Backend:
     return _BACKENDS[kind]()
+
+
+def kinds() -> tuple[str, ...]:
+    return tuple(_BACKENDS)

@@ -169,7 +169,7 @@ def start_team(
     env: Mapping[str, str],
 ) -> Team:
     """An agent on each node; node rank is the place in `team`."""
-    run = files.root.parent.parent.resolve()
+    run = files.root.parent.parent.absolute()
     agents = []
     for rank, node in enumerate(team):
         argv = ["python", "-m", "launch.agent", str(run), "--attempt", str(files.number)]

@@ -9,6 +9,7 @@ from pydantic import Field
 from trainer.config.sections.base import Section
 from trainer.config.sections.cloud import KubeRayLaunch, RayUpLaunch, SkyLaunch
 from trainer.config.sections.slurm import SlurmLaunch
+from trainer.config.sections.ssh import SshLaunch
 
 
 class LocalLaunch(Section):
@@ -17,6 +18,6 @@ class LocalLaunch(Section):
 
 
 Launch = Annotated[
-    LocalLaunch | SlurmLaunch | SkyLaunch | KubeRayLaunch | RayUpLaunch,
+    LocalLaunch | SlurmLaunch | SshLaunch | SkyLaunch | KubeRayLaunch | RayUpLaunch,
     Field(discriminator="kind"),
 ]

@@ -1,0 +1,169 @@
+"""What must hold on the hosts before anything is written: all of it is asked, all of it is told."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from launch.ssh.hosts import hosts_of
+from launch.ssh.survey import Answer, Asked, ask
+from trainer.config.schema import Config
+from trainer.config.sections.ssh import SshLaunch
+from trainer.errors import ConfigError, Problem, Refused
+from trainer.plan import RunPlan
+
+_PACKAGES = ("longhaul", "torch", "deepspeed", "transformers")
+_SEEN_WITHIN_S = 10.0  # what one host writes, on another; a network file system caches names
+_SKEW_S = 2.0  # clocks that differ by more are told: logs and records of hosts cannot be compared
+
+
+@cache
+def survey(launch: SshLaunch, folders: tuple[str, ...], port: int) -> tuple[Answer, ...]:
+    """Asked once a command. `folders`: those that all hosts must see, as they are named here.
+
+    Raises: ConfigError if no host is named; Refused if there is no ssh here.
+    """
+    hosts = hosts_of(launch)
+    if shutil.which("ssh") is None:
+        raise Refused("launch=ssh: there is no ssh on this machine (OpenSSH's client)")
+    with ExitStack() as stack:
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="lh-"))
+        marked = {folder: stack.enter_context(_mark_in(Path(folder))) for folder in folders}
+        asked = Asked(marked, wait_s=_SEEN_WITHIN_S, port=port, packages=_PACKAGES)
+        return tuple(ask(launch, hosts, asked, sockets=Path(sockets)))
+
+
+def survey_for(config: Config) -> tuple[Answer, ...]:
+    assert isinstance(config.launch, SshLaunch)
+    roots = (config.run.root, config.data.store_root)
+    folders = tuple(dict.fromkeys(str(_existing(Path(root))) for root in roots))
+    return survey(config.launch, folders, config.resources.rendezvous_port)
+
+
+def device_there(config: Config) -> Literal["cpu", "cuda"] | None:
+    """What `resources.device=auto` means on the hosts; None if none answers."""
+    gpus = [int(each.said["gpus"]) for each in survey_for(config) if each.said]
+    return ("cuda" if gpus[0] else "cpu") if gpus else None
+
+
+def cores_there(config: Config) -> int | None:
+    """Of the smallest host; None if none answers."""
+    cores = [int(each.said["cores"]) for each in survey_for(config) if each.said]
+    return min(cores, default=None)
+
+
+def check(plan: RunPlan) -> list[str]:
+    """What is worth telling about hosts that will do, a line each.
+
+    Raises: ConfigError for more nodes than hosts; Refused with a table of every problem of every
+    host if too few are left without one.
+    """
+    config = plan.config
+    launch, resources = config.launch, config.resources
+    assert isinstance(launch, SshLaunch)
+    hosts = hosts_of(launch)
+    if resources.nodes > len(hosts):
+        what = f"{resources.nodes} machines, but {len(hosts)} hosts are named"
+        raise ConfigError([Problem("resources.nodes", what, f"resources.nodes={len(hosts)}")])
+    answers = survey_for(config)
+    problems = {each.host: list(_problems(each, plan)) for each in answers}
+    bad = {host: found for host, found in problems.items() if found}
+    least = resources.min_nodes or resources.nodes
+    if len(hosts) - len(bad) < least:
+        raise Refused(_table(bad, good=len(hosts) - len(bad), least=least))
+    told = [f"{host} is left out: {what}" for host, found in bad.items() for what, _ in found[:1]]
+    return [*told, *_oddities(answers)]
+
+
+def _problems(answer: Answer, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    """(what is wrong, what to type)."""
+    if not answer.said:
+        yield answer.problem, answer.fix
+        return
+    said, resources = answer.said, plan.config.resources
+    yield from _other_versions(said["python"], said["versions"])
+    for folder, seen in said["folders"].items():
+        if not seen["exists"]:
+            yield f"it has no folder {folder}", "run.root and data.store_root in a shared folder"
+        elif not seen["seen"]:
+            what = f"its {folder} is another folder than here (a file of ours is not seen there)"
+            yield what, "run.root and data.store_root in a folder that all hosts share"
+        elif not seen["writable"]:
+            yield f"{folder} cannot be written there", "another launch.user, or the folder's mode"
+    if plan.device == "cuda" and int(said["gpus"]) < resources.ranks_per_node:
+        what = f"{resources.ranks_per_node} ranks a node, but it has {said['gpus']} CUDA devices"
+        fix = f"resources.ranks_per_node={said['gpus']}" if said["gpus"] else "resources.device=cpu"
+        yield what, fix
+    if not said["address"]:
+        yield f"it has no address on {plan.config.launch.interface}", "launch.interface=null"  # type: ignore[union-attr]
+    elif said["port_problem"]:
+        what = f"port {resources.rendezvous_port} cannot be used ({said['port_problem']})"
+        yield what, "resources.rendezvous_port=0"
+
+
+def _other_versions(python: str, versions: dict[str, str]) -> Iterator[tuple[str, str]]:
+    if not versions["longhaul"]:
+        yield "this package is not installed there", "pip install longhaul, or launch.python=..."
+        return
+    here = sys.version.split()[0]
+    if python.split(".")[:2] != here.split(".")[:2]:
+        yield f"Python {python}, but {here} here", "launch.python=..., the same everywhere"
+    for name, there in versions.items():
+        if there != (ours := _version(name)):
+            yield f"{name} {there or 'missing'}, but {ours} here", f"pip install {name}=={ours}"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _table(bad: dict[str, list[tuple[str, str]]], *, good: int, least: int) -> str:
+    width = max(map(len, bad))
+    lines = [f"{least} hosts are needed and {good} can take part; nothing was written"]
+    for host, found in bad.items():
+        for what, fix in found:
+            lines += [f"  {host.ljust(width)}  {what}", f"  {' ' * width}    try: {fix}"]
+    return "\n".join(lines)
+
+
+def _oddities(answers: Sequence[Answer]) -> Iterator[str]:
+    for each in answers:
+        if each.said and abs(each.skew_s) > max(_SKEW_S, each.delay_s):
+            side = "ahead of" if each.skew_s > 0 else "behind"
+            yield f"the clock of {each.host} is {abs(each.skew_s):.1f} s {side} this one"
+        for folder, seen in each.said["folders"].items() if each.said else ():
+            if seen.get("s", 0.0) > 1.0:
+                yield f"a new file in {folder} is seen on {each.host} after {seen['s']:.1f} s"
+
+
+def _existing(folder: Path) -> Path:
+    """It, or the nearest folder above it that there is: nothing is made before all is well."""
+    folder = folder.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
+@contextmanager
+def _mark_in(folder: Path) -> Iterator[str]:
+    """The name of a file that stands there for a while. Raises: Refused if it cannot."""
+    path = folder / f".longhaul-seen-{secrets.token_hex(8)}"
+    try:
+        path.touch(mode=0o600)
+    except OSError as e:
+        raise Refused(f"nothing can be written in {folder} ({e.strerror})") from e
+    try:
+        yield path.name
+    finally:
+        path.unlink(missing_ok=True)
