@@ -27,7 +27,7 @@ def settings_parser(verb: str, *, description: str, epilog: str) -> argparse.Arg
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """`key=value ...`, behind the positional arguments that a verb has of its own."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
 
 
 def add_cfg(parser: argparse.ArgumentParser) -> None:

@@ -68,6 +68,8 @@ from trainer.records.run_files import AttemptFiles, RunFiles
 from trainer.records.store_lookup import find_stores
 from trainer.records.token_store import read_manifest
 
+_NOTHING_LEFT = "none of its checkpoints is left, to use or to go on from"
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -91,7 +93,10 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     standing = stand(config)
     config = standing.config
     if standing.run is not None and (done := _finished(standing)):
-        say_finished(standing.run, done)
+        if _nothing_is_left(standing.run, config):
+            print(f"{config.run.name} is finished at step {done}; {_NOTHING_LEFT}")
+        else:
+            say_finished(standing.run, done)
         return Exit.DONE
     backend = backend or backend_of(config.launch.kind)
     first = plan_of(standing, attempt=1, run_id="")
@@ -171,6 +176,7 @@ def stand(config: Config) -> Standing:
         silent = free_to_start(run, lease_s=config.restart.lease_s, takeover=takeover)
         refuse_if_running(run, silent=silent)
         found = _differences(run, config)
+        _refuse_a_shell(run, config, found)
         _refuse_another_run(run, config, found)
     try:
         elsewhere = _prepares_elsewhere(config)
@@ -276,6 +282,17 @@ def _differences(run: RunFiles, config: Config) -> list[Change]:
     return differences(run, _stored(run), config, plan_of=planned_with)
 
 
+def _refuse_a_shell(run: RunFiles, config: Config, found: list[Change]) -> None:
+    """Raises: Refused if more is asked of a finished run than there is to go on from."""
+    done = finished_step(run)
+    asks_more = done and (config.steps.total > done or refused(found, config.resume.allow))
+    if asks_more and _nothing_is_left(run, config):
+        raise Refused(
+            f"{run.root} finished at step {done}; {_NOTHING_LEFT}: begin another run "
+            f"(another run.name), or move {run.root} out of the way"
+        )
+
+
 def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> None:
     """Raises: ConfigError if these settings are not those of the run, in what may not change."""
     problems = refused(found, config.resume.allow)
@@ -295,8 +312,13 @@ def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> N
 
 def _is_worthless(run: RunFiles, config: Config) -> bool:
     """Whether nothing is lost with it: no checkpoint here, none elsewhere, never finished."""
+    return not finished_step(run) and _nothing_is_left(run, config)
+
+
+def _nothing_is_left(run: RunFiles, config: Config) -> bool:
+    """No checkpoint here and none elsewhere."""
     elsewhere = config.checkpoint.remote.url or _stored(run).checkpoint.remote.url
-    return not newest_checkpoint(run) and not finished_step(run) and not elsewhere
+    return not newest_checkpoint(run) and not elsewhere
 
 
 def _refuse_unwritable(root: Path, run: RunFiles | None) -> None:
@@ -342,7 +364,7 @@ def _refuse_other_tokens(standing: Standing) -> None:
 def _last_stores(run: RunFiles) -> list[Mapping[str, Any]]:
     """As plain values: the plan around them may be one of an older version."""
     for files in reversed(attempts(run)):
-        if files.plan.exists():
+        with suppress(FileNotFoundError, ValueError, KeyError):  # ended before it, or damaged
             stores: list[Mapping[str, Any]] = read_json(files.plan)["stores"]
             return stores
     return []

@@ -109,8 +109,10 @@ def stored_plan(path: Path, *, defaults: Mapping[str, Any]) -> RunPlan:
         return RunPlan.model_validate(value)
     except OSError as e:
         raise RunFolderError(f"{path} cannot be read: {e.strerror}") from None
-    except ValueError as e:
+    except ValidationError as e:
         raise RunFolderError(f"{path} is no plan of this version: {_reason(e)}") from e
+    except ValueError as e:
+        raise RunFolderError(f"{path} is damaged: {_reason(e)}") from e
     except (KeyError, TypeError, AttributeError):
         raise RunFolderError(f"{path} is no plan: it holds no settings") from None
 

@@ -16,6 +16,7 @@ from tests.helpers.trained_run import trained_run
 from trainer.commands import evaluate, export, generate, replay
 from trainer.errors import Exit
 from trainer.export.trained import ORIGIN
+from trainer.records.attempt import Done, write_record
 from trainer.records.run_files import RunFiles
 
 Verb = Callable[[list[str]], int]
@@ -96,10 +97,13 @@ def test_a_finished_run_without_a_checkpoint_is_told_in_one_sentence(
     bare = RunFiles(tmp_path / "bare")
     shutil.copytree(run.root, bare.root)
     shutil.rmtree(bare.checkpoints)
+    write_record(bare.attempt(1).done, Done(time=1.0, step=6, loss=4.0))
     command = replay.main if verb == "replay" else _VERBS[verb][0]
     assert command([str(bare.root)]) == Exit.REFUSED
     [said] = capsys.readouterr().err.splitlines()
-    wanted = "has no incidents" if verb == "replay" else "has no checkpoint"
+    wanted = "run bare is finished and none of its checkpoints is left"
+    if verb == "replay":
+        wanted = "has no incidents"
     assert wanted in said
 
 

@@ -24,6 +24,7 @@ from trainer.consequences import counted
 from trainer.errors import ConfigError, Exit, Refused
 from trainer.plan import RunPlan, StorePlan
 from trainer.planning import make_plan
+from trainer.records.attempt import Done, write_record
 from trainer.records.lineage import branches, read_lineage, write_loaded
 from trainer.records.manifest import MANIFEST_NAME, Manifest, digest_of, encode
 from trainer.records.run_files import RunFiles
@@ -224,6 +225,33 @@ def test_a_run_that_saved_nothing_says_how_its_name_is_freed(
     assert "longhaul runs gc runs/first-run --failed --yes" in said
     assert main(["runs", "gc", "runs/first-run", "--failed", "--yes"]) == 0
     stand(config("model=gpt2"))  # its name is free
+
+
+def test_a_finished_run_without_a_checkpoint_is_answered_in_one_sentence(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(config(), step=0)
+    write_record(run.attempt(1).done, Done(time=1.0, step=300, loss=4.0))
+    left = "finished at step 300; none of its checkpoints is left, to use or to go on from"
+    for typed in (
+        ["resume", "first-run", "steps.total=600"],
+        ["train", "steps.total=600", "--dry-run"],
+        ["train", "model=gpt2", "data.sequence_length=128"],
+    ):
+        assert main(typed) == Exit.REFUSED
+        [said] = capsys.readouterr().err.splitlines()
+        assert said == (
+            f"runs/first-run {left}: begin another run (another run.name), "
+            "or move runs/first-run out of the way"
+        )
+    assert main(["train"]) == Exit.DONE
+    assert capsys.readouterr().out == f"first-run is {left}\n"
+
+
+def test_a_plan_that_is_damaged_keeps_no_run_from_going_on(here: Path) -> None:
+    run = run_of(config())
+    run.attempt(1).plan.write_text('{"config": 3')
+    assert main(["resume", "first-run", "--dry-run"]) == 0
 
 
 def test_a_root_that_cannot_be_written_is_refused_before_stores_are_made(here: Path) -> None:

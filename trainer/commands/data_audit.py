@@ -1,4 +1,4 @@
-"""`python -m trainer.commands.data_audit CONFIG.json [--first-step A --last-step B] [--json]`.
+"""longhaul data audit: a process of its own, which is given the settings as a file.
 
 Counts what is in the stores (documents, tokens, duplicates) and what steps A..B consume.
 """
@@ -17,7 +17,10 @@ from trainer.records.json_file import read_json
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="longhaul data audit", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="longhaul data audit",
+        usage="longhaul data audit [RUN] [key=value ...] [--first-step A --last-step B] [--json]",
+    )
     parser.add_argument("config", type=Path, help="JSON of a resolved configuration")
     parser.add_argument("--first-step", type=int, default=1, help="from 1")
     parser.add_argument("--last-step", type=int, help="default: steps.total")

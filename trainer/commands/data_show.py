@@ -1,4 +1,4 @@
-"""`python -m trainer.commands.data_show CONFIG.json [--sample N | --step S --row K] [--json]`.
+"""longhaul data show: a process of its own, which is given the settings as a file.
 
 Prints one row as the model sees it: position, document, token id, its text, and the label.
 """
@@ -16,7 +16,10 @@ from trainer.records.json_file import read_json
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="longhaul data show", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="longhaul data show",
+        usage="longhaul data show [RUN] [key=value ...] [--step S --row K | --sample N] [--json]",
+    )
     parser.add_argument("config", type=Path, help="JSON of a resolved configuration")
     parser.add_argument("--sample", type=int, help="global sample index, from 0")
     parser.add_argument("--step", type=int, default=1, help="optimizer step, from 1")

@@ -23,7 +23,9 @@ from trainer.records.token_store import TOKENIZER, read_manifest
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="longhaul data prepare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="longhaul data prepare", usage="longhaul data prepare [RUN] [key=value ...]"
+    )
     parser.add_argument("config", type=Path, help="JSON of a resolved configuration")
     parser.add_argument("--result", type=Path, help="where to write the JSON answer")
     given = parser.parse_args(arguments)

@@ -100,7 +100,9 @@ def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> T
     folders = StepFolders(LocalStorage(), run.checkpoints)
     steps = folders.steps() if run.checkpoints.is_dir() else []
     if not steps:
-        raise Refused(f"run {run.name} has no checkpoint yet ({run.checkpoints})")
+        is_over = any(run.attempts.glob("*/done.json"))
+        left = "is finished and none of its checkpoints is left" if is_over else "has saved nothing"
+        raise Refused(f"run {run.name} {left}: no checkpoint in {run.checkpoints}")
     chosen = steps[-1] if step is None else step
     if chosen not in steps:
         near = ", ".join(str(s) for s in steps[-5:])
