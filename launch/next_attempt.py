@@ -20,7 +20,7 @@ from trainer.errors import Superseded
 from trainer.records.json_file import fsync_folder, read_json, write_json
 from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
-from trainer.records.withdrawn import Withdrawal, add_withdrawal
+from trainer.records.withdrawn import Withdrawal, add_withdrawal, end_withdrawals
 
 RESTART_FILE = "restart.json"  # under the attempt's folder, if it was started by itself
 
@@ -102,7 +102,8 @@ def bring_back(run: RunFiles, attempt: int) -> str:
     """Undo a step back that did not help, unless that step was saved again; what was done."""
     for number in range(attempt, 0, -1):
         try:
-            parked = str(read_json(run.attempt(number).root / RESTART_FILE)["parked"])
+            restart = read_json(run.attempt(number).root / RESTART_FILE)
+            parked = str(restart["parked"])
         except (OSError, ValueError, KeyError):
             return ""  # not started by itself: the row of failures began here
         if parked:
@@ -116,6 +117,8 @@ def bring_back(run: RunFiles, attempt: int) -> str:
     (source / "why.txt").unlink(missing_ok=True)
     source.rename(target)
     fsync_folder(run.checkpoints)
+    step = int(target.name.removeprefix("step-"))
+    end_withdrawals(run.withdrawn, attempt=int(restart["restart_of"]), after=step - 1)
     return f"{target.name} was set aside in vain and is back"
 
 

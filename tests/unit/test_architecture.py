@@ -34,6 +34,7 @@ _ENVIRONMENT = {
     "trainer/dist/world.py": "names the address in a message when ranks do not meet",
     "trainer/engine/bootstrap.py": "sets what DeepSpeed reads, before it is imported",
     "trainer/engine/async_io.py": "the same, to build its operator",
+    "trainer/observers/table.py": "so that none of its keys is sent to W&B",
     "trainer/records/attempt.py": "so that none of its keys stands in an error",
     "trainer/records/built_ops.py": "LONGHAUL_OPS: where built operators lie",
     "trainer/engine/deepspeed.py": "names the accelerator before DeepSpeed is imported",

@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
-from launch.next_attempt import next_attempt
+from launch.next_attempt import bring_back, next_attempt
 from launch.outcome import Outcome
 from launch.ranks_spec import RANKS_FILE
 from launch.run_folder import new_attempt
 from tests.helpers.copies import copies, resumed
-from tests.helpers.object_model import run_with
+from tests.helpers.object_model import Objects, run_with
+from trainer.checkpoint.uploader import Uploader, UploadSettings
 from trainer.checkpoint.uploads import Remote, Uploads
 from trainer.dist.world import Alone
-from trainer.errors import Exit
+from trainer.errors import Exit, SaveFailed
 from trainer.records.json_file import write_json
 from trainer.records.run_files import RunFiles
 from trainer.records.withdrawn import read_withdrawals
+from trainer.storage.local import LocalStorage
 
 
 class Slow:
@@ -108,3 +110,54 @@ def test_a_step_that_is_set_aside_takes_its_copies_along(url: str | None, tmp_pa
     found = resumed(run, store)
     assert found is not None
     assert (found.step, found.is_copy) == ((1, False) if url else (2, True))
+
+
+def test_a_step_that_is_brought_back_counts_again_with_its_copies_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    run = run_with(tmp_path / "run", 1, 2)
+    first = new_attempt(run)
+    (first.root / RANKS_FILE).parent.mkdir(parents=True)
+    (first.root / RANKS_FILE).write_text("{}")
+    plan = {"world_size": 1, "config": {"checkpoint": {"remote": {"url": "s3://b/p"}}}}
+    write_json(first.plan, plan)
+    store = copies(run, 1, 2, attempt=first.number)
+    following = next_attempt(run, first, Outcome("again", Exit.FAILED, "x", step_back=True))
+    found = resumed(run, store)
+    assert found is not None
+    assert found.step == 1
+    nowhere = RunFiles(tmp_path / "nowhere")
+    found = resumed(nowhere, store)  # the copies were told of it in that start
+    assert found is not None
+    assert found.step == 1
+    assert bring_back(run, following.number) == "step-00000002 was set aside in vain and is back"
+    assert [one.ended for one in read_withdrawals(run.withdrawn)] == [True]
+    for start in (run, nowhere):  # by the disk; and, told by that start, by the copies alone
+        found = resumed(start, store)
+        assert found is not None
+        assert (found.step, found.is_copy) == (2, start is nowhere)
+
+
+def test_rank_0_waits_no_longer_for_a_rank_that_gave_up(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1, ranks=2)
+    attempt = new_attempt(run)
+    courier = Slow()
+    remote = Remote(url="s3://b/run")
+    theirs = Uploads(remote, run, attempt=attempt.number, rank=1, world_size=2, courier=courier)
+    theirs.published(Alone(), 1)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:  # rank 1 fails while rank 0 waits
+        slept.append(seconds)
+        courier.answers.append({"error": "no such bucket", "kind": "OSError"})
+        theirs.reports()
+        assert len(slept) < 9
+
+    settings = UploadSettings(
+        attempt=attempt.number, rank=0, world_size=2, keep_last=2, timeout_s=3600.0
+    )
+    mine = Uploader(Objects(), LocalStorage(), run, settings, sleep=sleep)
+    write_json(attempt.plan, {})
+    with pytest.raises(SaveFailed, match="rank 1 could not send its file; that rank's log says"):
+        mine.upload(1)
+    assert len(slept) == 1

@@ -7,18 +7,27 @@ another place is not this attempt's to judge. A damaged step of the disk goes to
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.loading import Newer, load_step, quarantine
-from trainer.checkpoint.remote_steps import CHECKPOINTS, StepsView, committed, withdrawals
+from trainer.checkpoint.remote_steps import (
+    CHECKPOINTS,
+    WITHDRAWN,
+    StepsView,
+    committed,
+    withdrawals,
+)
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError, DamagedCheckpoint, RunFolderError
 from trainer.records.run_files import RunFiles
-from trainer.records.withdrawn import merged, read_withdrawals
+from trainer.records.withdrawn import Withdrawal, encode, merged, read_withdrawals
 from trainer.storage.patient import Patient
 from trainer.storage.remote import ObjectStore
 
@@ -89,13 +98,22 @@ def load_newest(
 
 def _copies(store: ObjectStore, run: RunFiles) -> dict[str, Any]:
     try:
-        listed = merged(withdrawals(store), read_withdrawals(run.withdrawn))
+        there = withdrawals(store)
+        listed = merged(there, read_withdrawals(run.withdrawn))
+        if listed != there:  # now, not with the next save: this machine may be gone by then
+            _tell(store, listed)
         folders = {folder.step: folder.name for folder in committed(store, listed)}
     except OSError as e:
         return {"folders": {}, "problem": e.strerror or str(e)}
     except ValueError as e:
         raise CheckpointError(f"{run.withdrawn}: {e}") from e
     return {"folders": folders, "problem": ""}
+
+
+def _tell(store: ObjectStore, listed: tuple[Withdrawal, ...]) -> None:
+    content = np.frombuffer(encode(listed), dtype=np.uint8)
+    with contextlib.suppress(OSError):  # the uploader will
+        store.put(WITHDRAWN, lambda: [content], size=len(content))
 
 
 def _refuse_to_begin(

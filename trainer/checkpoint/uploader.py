@@ -34,6 +34,7 @@ from trainer.checkpoint.remote_steps import (
     stored_manifest,
     withdrawals,
 )
+from trainer.checkpoint.upload_failures import failure_of
 from trainer.errors import CheckpointError, RunFolderError, SaveFailed
 from trainer.records.manifest import LIMIT_BYTES, MANIFEST_NAME, Manifest
 from trainer.records.run_files import RunFiles
@@ -162,6 +163,8 @@ class Uploader:
             missing = [f.name for f in manifest.files if there.get(f.name) != f.size]
             if not missing:
                 return
+            if why := failure_of(self._run.attempt(self._settings.attempt), manifest.step):
+                raise SaveFailed(why)
             if time.monotonic() > deadline:
                 raise SaveFailed(
                     f"{len(missing)} of {manifest.world_size} ranks' files did not come within "

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from trainer.checkpoint.link import child_environment
+from trainer.checkpoint.upload_failures import note_failure
 from trainer.checkpoint.uploader import UploadSettings
 from trainer.checkpoint.wire import receive, send, value_of
 from trainer.checkpoint.writer_process import SIGNALS
@@ -185,6 +186,8 @@ class Uploads:
         what = f"step {step} was not uploaded" if step else "the steps given up were not withdrawn"
         problem = f"{what}: {why}"
         _log.warning("%s", problem)
+        if step and self._rank:
+            note_failure(self._run.attempt(self._attempt), step, rank=self._rank)
         self._heard.append(
             UploadReport(
                 step=step,

@@ -71,6 +71,11 @@ class AttemptFiles:
         """Stacks of all ranks, once one hung; see launch/stacks.py."""
         return self.root / "stacks"
 
+    @property
+    def upload_failures(self) -> Path:
+        """Which ranks gave up on which step; see trainer/checkpoint/upload_failures.py."""
+        return self.root / "upload-failures"
+
     def rank_log(self, rank: int) -> Path:
         return self.root / f"rank-{rank:05d}.log"
 

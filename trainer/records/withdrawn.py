@@ -2,14 +2,15 @@
 
 A run that goes back (trainer/remedy.py, launch/next_attempt.py) moves later steps aside on its own
 disk. Copies elsewhere may be out of reach at that moment; this list, which travels with them, keeps
-them from being taken for the newest ones. Standard library only.
+them from being taken for the newest ones. Lists are merged, never cut: one that is over says so.
+Standard library only.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ NAME = "withdrawn.json"
 
 @dataclass(frozen=True, order=True)
 class Withdrawal:
-    """Steps after `after`, saved before `time` (seconds since the epoch) of attempt `attempt`."""
+    """Steps after `after`, saved before `time` (seconds since the epoch) of attempt `attempt`.
+
+    `ended`: the run has turned round again, and the steps count as if it had not gone back.
+    """
 
     attempt: int
     time: float
     after: int
+    ended: bool = False
 
     def covers(self, step: int, *, attempt: int, created: float) -> bool:
+        if self.ended:
+            return False
         return step > self.after and (attempt, created) < (self.attempt, self.time)
 
 
@@ -44,8 +51,20 @@ def add_withdrawal(path: Path, withdrawal: Withdrawal) -> None:
     write_json(path, [asdict(one) for one in found])
 
 
+def end_withdrawals(path: Path, *, attempt: int, after: int) -> None:
+    """Those that this attempt made of the steps after `after`. Raises: OSError, ValueError."""
+    found = read_withdrawals(path)
+    mine = {one for one in found if (one.attempt, one.after) == (attempt, after)}
+    ended = tuple(replace(one, ended=True) if one in mine else one for one in found)
+    if ended != found:
+        write_json(path, [asdict(one) for one in ended])
+
+
 def merged(*lists: Iterable[Withdrawal]) -> tuple[Withdrawal, ...]:
-    return tuple(sorted({one for found in lists for one in found}))
+    """All that any list knows; what one of them knows to be over is over."""
+    every = {one for found in lists for one in found}
+    over = {replace(one, ended=False) for one in every if one.ended}
+    return tuple(sorted(one for one in every if one.ended or one not in over))
 
 
 def encode(withdrawals: Iterable[Withdrawal]) -> bytes:
