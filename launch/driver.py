@@ -39,7 +39,8 @@ from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 TURN_S = 0.1
-LOOK_EVERY_S = 2.0  # between two questions which nodes are there
+LOOK_EVERY_S = 2.0  # between two questions which nodes are there, while it waits for them
+GROW_EVERY_S = 10.0  # ... while it runs with fewer than are wanted
 AWAY_S = 120.0  # a node on which an agent was told to stop is not taken again so soon
 
 
@@ -128,7 +129,7 @@ class Driver:
     def _wait(self, files: AttemptFiles, spec: RanksSpec, team: Team, lease: Lease) -> None:
         """Until every agent has ended, by itself or by us."""
         begun_with = newest_checkpoint(self.run)
-        looked = time.monotonic()
+        looked = -GROW_EVERY_S
         while team.running:
             if self._told_to_stop(files):
                 team.stop(signal.SIGTERM)
@@ -153,16 +154,18 @@ class Driver:
 
         Returns when the nodes were asked for last.
         """
+        if time.monotonic() - looked > GROW_EVERY_S:
+            self.lookout.ask()
+            return time.monotonic()
         found = self.lookout.since(looked)
         if found is None:
-            self.lookout.ask()
             return looked
         here = {agent.node.name for agent in team.agents}
         new = [node.name for node in self._usable(found) if node.name not in here]
         if new and newest_checkpoint(self.run) > begun_with and not files.stop.exists():
             say(f"{', '.join(new)} can take part: every rank saves, then all go on together")
             self._ask(files, "resize", f"{', '.join(new)} came")
-        return time.monotonic()
+        return looked
 
     def _told_to_stop(self, files: AttemptFiles) -> bool:
         """Whether anybody wants the attempt to stop: a signal, a command, a node, ourselves."""

@@ -24,6 +24,7 @@ from launch.base import Backend, Submission
 from launch.compute import compute, config_file
 from launch.copies import adopt
 from launch.differences import as_text, differences
+from launch.driving.orphans import wait_for_orphans
 from launch.dry_run import DryRun
 from launch.ending import say_ending, say_finished
 from launch.lineage import write_lineage
@@ -115,6 +116,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
         _refuse_other_tokens(standing)
         plan_of(standing, attempt=1, run_id="")  # what the data makes impossible, before the folder
     run = standing.run or _create(config)
+    wait_for_orphans(run)
     with locked(run):
         refuse_if_running(run, silent=standing.silent)
         close_old_attempts(run)

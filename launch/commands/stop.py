@@ -16,7 +16,8 @@ from launch.standing import Standing, standing
 from launch.status import status_of
 from trainer.errors import Exit, Refused
 from trainer.records.attempt import Stop, write_record
-from trainer.records.run_files import RunFiles
+from trainer.records.json_file import read_json
+from trainer.records.run_files import AttemptFiles, RunFiles
 
 _EPILOG = "example: longhaul stop first-run"
 _ASK_EVERY_S = 5.0
@@ -40,17 +41,26 @@ def main(argv: list[str]) -> int:
         status = status_of(run, now.job)
         print(f"{run.name} is not running ({status.why or status.state})")
         return Exit.DONE
-    if now.mark is not None and is_elsewhere(now.mark):
-        raise Refused(f"{run.name} runs on {now.mark.host}; stop it there")
     files = now.files
+    kind = now.record.kind if now.record else _kind_of(files)
+    if now.mark is not None and is_elsewhere(now.mark) and kind == "local":
+        raise Refused(f"{run.name} runs on {now.mark.host}; stop it there")
     if not files.stop.exists():
         stop = Stop(cause="user", time=time.time(), detail="longhaul stop")
         write_record(files.stop, stop)
-    backend_of(now.record.kind if now.record else "local").stop(files)
+    backend_of(kind).stop(files)
     if given.no_wait:
         print(f"{run.name} was asked to save and stop")
         return Exit.DONE
     return _wait(run, now)
+
+
+def _kind_of(files: AttemptFiles) -> str:
+    """Who carries an attempt that no scheduler has; "local" where nothing says so."""
+    try:
+        return str(read_json(files.plan)["config"]["launch"]["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "local"
 
 
 def _wait(run: RunFiles, now: Standing) -> int:
@@ -60,7 +70,7 @@ def _wait(run: RunFiles, now: Standing) -> int:
     deadline = time.monotonic() + grace_s + _MARGIN_S
     asked = time.monotonic()
     while not files.ended.exists():
-        if now.mark is not None and not is_alive(now.mark):
+        if now.mark is not None and not is_elsewhere(now.mark) and not is_alive(now.mark):
             break
         if now.job is not None and time.monotonic() - asked > _ASK_EVERY_S:
             asked = time.monotonic()

@@ -24,7 +24,9 @@ _TAIL_BYTES = 4000
 
 @dataclass
 class Agent:
-    """`rank`: of its node. `tail`: the end of what it printed."""
+    """`rank`: of its node. `tail`: the end of what it printed. `forced`: it did not answer any more
+    and was ended, as far as that could be done.
+    """
 
     rank: int
     node: Node
@@ -32,13 +34,18 @@ class Agent:
     code: int | None = None
     found: Finding | None = None
     has_looked: bool = False
+    forced: bool = False
     tail: bytes = b""
     mixed: Mixed = field(default_factory=Mixed)
 
     @property
     def is_lost(self) -> bool:
         """Whether its node, or the way there, went away under it."""
-        return self.code is not None and self.handle.lost
+        return self.code is not None and (self.handle.lost or self.forced)
+
+    def end(self) -> None:
+        self.forced = True
+        self.handle.end()
 
     def tell(self, **message: Any) -> None:
         if self.code is None:
@@ -102,7 +109,7 @@ class Team:
             self._judge(now)
         if self.deadline is not None and now >= self.deadline:
             for agent in self.running:
-                agent.handle.end()
+                agent.end()
 
     def close(self) -> None:
         for agent in self.agents:
@@ -145,9 +152,13 @@ class Team:
                         other.tell(do="look")
 
     def _judge(self, now: float) -> None:
-        """Once every node has said who is furthest behind there, or had its time."""
+        """Once every node has said who is furthest behind there. One that says nothing is gone."""
         assert self._looking_since is not None
-        if all(a.has_looked for a in self.running) or now - self._looking_since > LOOK_S:
+        silent = [agent for agent in self.running if not agent.has_looked]
+        if silent and now - self._looking_since > LOOK_S:
+            for agent in silent:
+                agent.end()
+        elif not silent and not self.lost:
             found = [agent.found for agent in self.agents if agent.found is not None]
             self.finding = min(found, key=lambda f: (not f.certain, f.beats))
 
