@@ -11,9 +11,10 @@ from typing import Any
 from launch.doctor.job import Examined, Request, examine
 from launch.doctor.judge import judge_result
 from launch.doctor.report import as_json, as_text, excluded, is_well
-from launch.doctor.slurm import Asked, judge_config, show_config
+from launch.doctor.settings import asked_for
+from launch.doctor.slurm import Asked, ask_site, judge_site
 from launch.machine import device_for, num_cores
-from launch.settings import resolved, split
+from launch.settings import split
 from trainer.config.schema import Config
 from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import ConfigError, Exit, Refused
@@ -41,7 +42,7 @@ exit codes: 0 no problems (warnings are none), 78 problems, 2 what was asked can
 
 examples: longhaul doctor; longhaul doctor launch=slurm cluster=mine resources.nodes=16
 """
-_SLOW_DISK = 200e6  # bytes a second of a save that nobody has measured yet
+_SLOW_DISK = 50e6  # bytes a second of a rank's save that nobody has measured yet
 _FIXED_S = 10.0  # of a save and a stop besides the bytes
 
 
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         return Exit.DONE
     settings, options = split(argv) if argv else ([], [])
     given = _parsed(options)
-    config = resolved(settings, config_dirs=given.config_dir, root=given.root)
+    config, said = asked_for(settings, config_dirs=given.config_dir, root=given.root)
     needs = _needs(config)
     here = _here(config, needs)
     examined = Examined(None)
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
         expected = given.expect * 1e9 if given.expect else None
         examined = examine(config, Request(pairs=given.pairs, expected_bytes_per_s=expected))
     findings, nodes = _judged(examined, here, needs, is_local=config.launch.kind == "local")
-    findings += _slurm(config, needs)
+    findings = [*said, *findings, *_slurm(config, needs)]
     _show(findings, nodes, examined, given)
     return Exit.DONE if is_well(findings) else Exit.STOP
 
@@ -160,15 +161,13 @@ def _slurm(config: Config, needs: Needs) -> list[Finding]:
     launch = config.launch
     if not isinstance(launch, SlurmLaunch):
         return []
-    found = show_config()
-    if found is None:
-        fix = "run this on a login node, or load the site's Slurm module"
-        return [Finding("Slurm", "no scontrol on PATH", "problem", fix)]
-    if isinstance(found, str):
-        return [Finding("Slurm", found, "problem", "is slurmctld up? scontrol ping")]
-    save_s = needs.checkpoint_bytes / _SLOW_DISK + _FIXED_S
-    asked = Asked(save_s, lead_s=launch.signal_lead_s, requeue=launch.requeue, nodes=needs.nodes)
-    return list(judge_config(found, asked))
+    site = ask_site(launch.partition)
+    if isinstance(site, str):
+        fix = "type this on a login node; is the controller up? scontrol ping"
+        return [Finding("Slurm", site, "problem", fix)]
+    save_s = needs.checkpoint_bytes / needs.world_size / _SLOW_DISK + _FIXED_S
+    asked = Asked(save_s, lead_s=launch.signal_lead_s, requeue=launch.requeue)
+    return list(judge_site(site, asked))
 
 
 def _show(

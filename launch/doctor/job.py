@@ -19,7 +19,7 @@ from typing import Any
 
 from launch.backends.table import backend_of
 from launch.base import Backend, JobState
-from launch.doctor.settings import doctor_config
+from launch.doctor.settings import NAME, doctor_config
 from launch.failure import read_failure
 from launch.run_folder import create, new_attempt
 from launch.start import Standing, frozen_hash, plan_of, write_attempt
@@ -30,6 +30,8 @@ from trainer.records.json_file import read_json, write_json
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 _RANKS = "trainer.doctor.rank"
+_REQUEST = "doctor.json"  # of the attempt, for the ranks
+_RESULT = "doctor.json"  # of the run folder, by rank 0
 _POLL_S = 2.0
 _SILENCE_S = 30.0  # from a job's end to its files, as a shared disk may show them late
 
@@ -69,7 +71,7 @@ def examine(config: Config, request: Request) -> Examined:
         plan = plan_of(standing, attempt=files.number, run_id="doctor")
         submission = backend.render(plan, run_folder=str(run.root))
         write_attempt(files, plan, submission)
-        write_json(files.root / "doctor.json", _asked(request))
+        write_json(files.root / _REQUEST, _asked(request))
         _say(f"launch={backend.name}, ranks: {plan.world_size}, nodes: {small.resources.nodes}")
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the table, or for JSON alone
             backend.submit(submission, run.root, attempt=files.number)
@@ -91,8 +93,8 @@ def _backend(kind: str) -> Backend:
 
 @contextlib.contextmanager
 def _folder_under(root: Path) -> Iterator[Path]:
-    """A hidden folder on the disk that runs will lie on; it goes, and what was made for it too,
-    unless a file in it says that the job failed: then its logs are wanted.
+    """A hidden folder on the disk that runs will lie on. It goes, and what was made for it too,
+    unless the job ended without a result: then its logs are wanted.
 
     Raises: Refused if nothing can be written there.
     """
@@ -102,10 +104,12 @@ def _folder_under(root: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root)).resolve()
     except OSError as e:
         raise Refused(f"run.root={root}: nothing can be written there ({e.strerror})") from e
+    keeps = False
     try:
         yield folder
+        keeps = not (folder / NAME / _RESULT).exists()
     finally:
-        if not any(folder.glob("*/attempts/*/error.json")):
+        if not keeps:
             shutil.rmtree(folder, ignore_errors=True)
         for one in made:
             with contextlib.suppress(OSError):  # somebody else has put something there
@@ -113,17 +117,20 @@ def _folder_under(root: Path) -> Iterator[Path]:
 
 
 def _wait(backend: Backend, run: RunFiles, files: AttemptFiles) -> None:
-    """Until rank 0 has written, or the job has ended and nothing more comes."""
-    ended_at, said = None, ""
+    """Until the job has ended; or a while longer, if it ended and rank 0's file is not seen yet."""
+    over_at, said = None, None
     try:
-        while not (run.root / "doctor.json").exists():
+        while True:
             (job,) = backend.jobs([files])
-            if job.why and job.why != said:
-                said = job.why
-                _say(f"{job.state.value}: {said}")
-            if job.state is JobState.ENDED:
-                ended_at = ended_at or time.monotonic()
-                if time.monotonic() - ended_at > _SILENCE_S or files.error.exists():
+            if job.state is not said:
+                said = job.state
+                _say(f"{said.value}{': ' if job.why else ''}{job.why}")
+            has_result = (run.root / _RESULT).exists()
+            if job.state is JobState.ENDED and (has_result or files.error.exists()):
+                return
+            if job.state is JobState.ENDED or has_result:
+                over_at = over_at or time.monotonic()
+                if time.monotonic() - over_at > _SILENCE_S:
                     return
             list(run.root.iterdir())  # NFS: a folder that is read shows its new names sooner
             time.sleep(_POLL_S)
@@ -133,14 +140,15 @@ def _wait(backend: Backend, run: RunFiles, files: AttemptFiles) -> None:
 
 
 def _examined(run: RunFiles, files: AttemptFiles) -> Examined:
-    early = [read_json(path) for path in sorted(files.root.glob("node-*.json"))]
-    result = run.root / "doctor.json"
+    known = [read_json(path) for path in sorted(files.root.glob("node-*.json"), reverse=True)]
+    early = list({one["node"]: one for one in known}.values())[::-1]
+    result = run.root / _RESULT
     if result.exists():
         return Examined(read_json(result), early)
     error = read_failure(files)
     if error is None:
-        what = "the job ended without a result"
-        return Examined(None, early, Finding("job", what, "problem", "the scheduler's own log"))
+        fix = f"what it said is in {run.root}"
+        return Examined(None, early, Finding("job", "it ended without a result", "problem", fix))
     first = error.message.strip().splitlines()[0]
     log = files.rank_log(error.rank)
     said = f"rank {error.rank} on {error.host}: {error.kind}: {first}; its log: {log}"

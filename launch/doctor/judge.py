@@ -212,7 +212,8 @@ def _pairs(
         yield Finding("pairs", f"{what}others {size_text(usual)}/s", "warn", "the way between them")
     if not slow and not bad:
         low = min(pair["bytes_per_s"] for pair in pairs)
-        yield Finding("pairs", f"{len(pairs)} pairs, {size_text(low)}/s to {size_text(usual)}/s")
+        high = max(pair["bytes_per_s"] for pair in pairs)
+        yield Finding("pairs", f"{size_text(low)}/s to {size_text(high)}/s, pairs: {len(pairs)}")
 
 
 def slow_with_all(pairs: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -62,7 +62,7 @@ def _row(group: Sequence[Finding]) -> dict[str, str]:
     nodes = {one.node for one in group}
     value = first.value
     if len({one.value for one in group}) > 1 and len(nodes) > 1:
-        value = f"{first.value} ({first.node}), others differ"
+        value = f"{first.value} on {first.node}, others differ"
     elif len(group) > 1 and len(nodes) == 1:
         value = "; ".join(one.value for one in group)
     where = first.node if len(nodes) == 1 else f"{len(nodes)} nodes"

@@ -1,53 +1,51 @@
-"""What Slurm's own settings mean for checkpoints, from the text of `scontrol show config`.
+"""What Slurm's own settings mean for checkpoints, from the text of `scontrol show`.
 
-The text has had "Name = value" lines since Slurm 2; names that a version lacks are passed over.
+`show config` has "Name = value" lines since Slurm 2, `show partition` "Name=value" words; names
+that a version lacks are passed over.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from launch.slurm.client import ask
 from trainer.health.finding import Finding
 
-_PATIENCE_S = 20.0
 _LINE = re.compile(r"^(\w+)\s*= ?(.*)$")
 _NONE = ("(null)", "N/A", "")
+_SHORT_CREDENTIAL_S = 60
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run wants of Slurm. `lead_s`: seconds before the time limit at which it is told."""
+    """What a run wants of Slurm. `save_s`: what a save and a stop may take; `lead_s`: how long
+    before the time limit it is told."""
 
-    save_s: float  # a save and a stop may take so long
+    save_s: float
     lead_s: float = 0.0
     requeue: bool = True
-    nodes: int = 1
 
 
-def show_config(*, program: str = "scontrol") -> dict[str, str] | str | None:
-    """The settings; a text that says why not; None where there is no Slurm."""
-    where = shutil.which(program)
-    if where is None:
-        return None
-    try:
-        done = subprocess.run(
-            [where, "show", "config"], capture_output=True, text=True, timeout=_PATIENCE_S,
-            check=False, env=None,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"scontrol show config: no answer within {_PATIENCE_S:.0f} s"
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        return f"scontrol show config: {said[-1] if said else f'rc {done.returncode}'}"
-    return read_config(done.stdout)
+@dataclass(frozen=True)
+class Site:
+    """Names in lower case, values as shown."""
+
+    config: Mapping[str, str]
+    partition: Mapping[str, str]
+
+
+def ask_site(partition: str | None) -> Site | str:
+    """The settings; a text that says why they cannot be had."""
+    config = ask(["scontrol", "show", "config"])
+    if config.code != 0:
+        return config.why
+    partitions = ask(["scontrol", "show", "partition", *([partition] if partition else [])])
+    return Site(read_config(config.out), read_partition(partitions.out, partition))
 
 
 def read_config(text: str) -> dict[str, str]:
-    """Name -> value, as shown; names in lower case."""
     found = {}
     for line in text.splitlines():
         match = _LINE.match(line.strip())
@@ -56,127 +54,128 @@ def read_config(text: str) -> dict[str, str]:
     return found
 
 
-def judge_config(config: Mapping[str, str], asked: Asked) -> Iterator[Finding]:
-    if version := _known(config, "slurm_version"):
+def read_partition(text: str, name: str | None) -> dict[str, str]:
+    """The partition of that name, or the default one; empty if it is not shown."""
+    for block in re.split(r"(?m)^(?=PartitionName=)", text):  # 25.11 leaves no line between them
+        found = {k.lower(): v for k, v in re.findall(r"(\w+)=(\S*)", block)}
+        wanted = (
+            found.get("default") == "YES" if name is None else found.get("partitionname") == name
+        )
+        if wanted:
+            return found
+    return {}
+
+
+def judge_site(site: Site, asked: Asked) -> Iterator[Finding]:
+    if version := _known(site.config, "slurm_version"):
         yield Finding("Slurm", version)
-    yield from _kill_wait(config, asked)
-    yield from _preemption(config, asked)
-    yield from _requeue(config, asked)
-    yield from _credentials(config)
-    yield from _smaller_ones(config, asked)
+    yield from _kill_wait(site, asked)
+    yield from _preemption(site)
+    yield from _grace(site, asked)
+    yield from _requeue(site, asked)
+    yield from _credentials(site)
+    yield from _smaller_ones(site)
 
 
-def _kill_wait(config: Mapping[str, str], asked: Asked) -> Iterator[Finding]:
-    seconds = _seconds(config, "killwait")
+def _kill_wait(site: Site, asked: Asked) -> Iterator[Finding]:
+    seconds = _seconds(site.config, "killwait")
     if seconds is None:
         return
-    text = f"{seconds:.0f} s from SIGTERM to SIGKILL at the time limit and at scancel"
+    name = "Slurm KillWait"
+    text = f"{seconds:.0f} s from SIGTERM to SIGKILL at the time limit"
     if seconds >= asked.save_s:
-        yield Finding("Slurm KillWait", f"{text}: enough for a save ({asked.save_s:.0f} s)")
+        yield Finding(name, f"{text}: enough for a save ({asked.save_s:.0f} s)")
     elif asked.lead_s >= asked.save_s:
-        what = (
-            f"{text}; a run is told {asked.lead_s:.0f} s earlier (--signal) and has saved by then"
-        )
-        yield Finding("Slurm KillWait", what)
+        yield Finding(name, f"{text}; the run is told {asked.lead_s:.0f} s before and saves then")
     else:
-        fix = f"launch.signal_lead_s={max(60, round(2 * asked.save_s))}, or `longhaul stop` in time"
-        yield Finding("Slurm KillWait", f"{text}; a save takes {asked.save_s:.0f} s", "warn", fix)
+        fix = f"launch.signal_lead_s={max(60, round(2 * asked.save_s))}"
+        yield Finding(name, f"{text}; a save may take {asked.save_s:.0f} s", "problem", fix)
 
 
-def _preemption(config: Mapping[str, str], asked: Asked) -> Iterator[Finding]:
-    """GraceTime is a partition's and a QoS's; since 22 some versions show the global default."""
-    mode = _known(config, "preemptmode") or "OFF"
-    kind = _known(config, "preempttype") or ""
+def _preemption(site: Site) -> Iterator[Finding]:
+    """A partition's own mode counts; QoS may have others."""
+    kind = _known(site.config, "preempttype") or "preempt/none"
+    mode = _known(site.partition, "preemptmode") or _known(site.config, "preemptmode") or "OFF"
     words = {word.strip().upper() for word in mode.split(",")}
     name = "Slurm PreemptMode"
-    if words <= {"OFF"} or kind.endswith("none"):
-        yield Finding(name, f"{mode}: jobs are not preempted")
-        return
-    if "SUSPEND" in words:
-        fix = (
-            "a partition without SUSPEND: stopped ranks keep their GPUs' memory, and peers time out"
-        )
+    if kind.endswith("none") or words <= {"OFF", "GANG"}:
+        yield Finding(name, f"{mode} ({kind}): jobs are not preempted")
+    elif "SUSPEND" in words:
+        fix = "a partition or QoS with REQUEUE: stopped ranks keep their GPUs, others time out"
         yield Finding(name, f"{mode}: jobs may be stopped in mid-step", "warn", fix)
     elif "CANCEL" in words:
-        fix = "a QoS with PreemptMode=REQUEUE; else resume by hand: longhaul resume RUN"
+        fix = "a partition or QoS with REQUEUE; else, afterwards: longhaul resume RUN"
         yield Finding(name, f"{mode}: a preempted job does not come back", "warn", fix)
     else:
-        what = f"{mode}: a preempted job comes back under its own id, and the run goes on"
-        yield Finding(name, what)
-    grace = _seconds(config, "gracetime")
-    if grace is not None and grace < asked.save_s:
-        what = (
-            f"{grace:.0f} s from a preemption's notice to its end; a save takes {asked.save_s:.0f}"
-        )
-        fix = "a smaller steps.save_every: what is not saved by then is lost"
-        yield Finding("Slurm GraceTime", what, "warn", fix)
-    elif grace is not None:
-        yield Finding("Slurm GraceTime", f"{grace:.0f} s: enough for a save")
-    else:
-        what = "of partitions and QoS: sacctmgr show qos format=name,gracetime; 0 means KillWait"
-        yield Finding("Slurm GraceTime", what)
+        yield Finding(name, f"{mode}: a preempted job queues again, and its run goes on")
 
 
-def _requeue(config: Mapping[str, str], asked: Asked) -> Iterator[Finding]:
-    value = _known(config, "jobrequeue")
-    if value is None:
+def _grace(site: Site, asked: Asked) -> Iterator[Finding]:
+    """From the notice of a preemption to SIGKILL; without grace, KillWait is all there is."""
+    grace = _seconds(site.partition, "gracetime")
+    kind = _known(site.config, "preempttype") or "preempt/none"
+    if grace is None or kind.endswith("none"):
         return
-    if value == "1":
-        yield Finding("Slurm JobRequeue", "1: jobs come back after preemption and lost nodes")
-    elif asked.requeue:
-        yield Finding(
-            "Slurm JobRequeue", f"{value}: asked for per job (--requeue), so it comes back"
-        )
-    else:
-        fix = "launch.requeue=true"
-        yield Finding("Slurm JobRequeue", f"{value}: a job does not come back", "warn", fix)
-    most = _known(config, "maxbatchrequeue")
+    wait = _seconds(site.config, "killwait") or 0.0
+    text = f"{grace:.0f} s of grace, then {wait:.0f} s of KillWait, from a preemption to its end"
+    if grace + wait >= asked.save_s:
+        yield Finding("Slurm GraceTime", f"{text}: enough for a save")
+        return
+    fix = "a smaller steps.save_every, or checkpoint.background: what is not saved by then is lost"
+    what = f"{text}; a save may take {asked.save_s:.0f} s"
+    yield Finding("Slurm GraceTime", what, "warn", fix)
+
+
+def _requeue(site: Site, asked: Asked) -> Iterator[Finding]:
+    value = _known(site.config, "jobrequeue")
+    if value is not None:
+        own = "--requeue" if asked.requeue else "--no-requeue"
+        text = f"{value}: for jobs that do not say; yours says {own}"
+        if asked.requeue:
+            yield Finding("Slurm JobRequeue", text)
+        else:
+            fix = "launch.requeue=true, or launch.chain=3 where the site forbids it"
+            what = f"{text}: it does not come back after a preemption or a lost node"
+            yield Finding("Slurm JobRequeue", what, "warn", fix)
+    most = _known(site.config, "maxbatchrequeue")
     if most is not None and most.isdecimal():
-        what = f"{most}: after so many failed starts Slurm holds the job (scontrol release ID)"
+        what = f"{most}: after so many failed starts in a row the job is held (scontrol release)"
         yield Finding("Slurm MaxBatchRequeue", what)
 
 
-def _credentials(config: Mapping[str, str]) -> Iterator[Finding]:
-    """A node that comes back with an old credential refuses its steps."""
-    for name in ("authinfo", "credparameters"):
-        found = re.search(r"cred_expire=(\d+)", config.get(name, ""))
-        if found:
-            seconds = int(found[1])
-            text = f"{seconds} s (default 120)"
-            if seconds < 60:
-                fix = (
-                    "ask for 120: a requeue right after a node returns may be refused until it ends"
-                )
-                yield Finding("Slurm cred_expire", text, "warn", fix)
-            else:
-                yield Finding("Slurm cred_expire", text)
+def _credentials(site: Site) -> Iterator[Finding]:
+    """A node that comes back with an expired credential refuses the steps of a requeued job."""
+    found = re.search(r"cred_expire=(\d+)", site.config.get("authinfo", ""))
+    if found is None:
+        return
+    seconds = int(found[1])
+    if seconds < _SHORT_CREDENTIAL_S:
+        fix = "ask the site for the default, 120"
+        what = f"{seconds} s: starts on a node that has just come back may be refused"
+        yield Finding("Slurm cred_expire", what, "warn", fix)
+    else:
+        yield Finding("Slurm cred_expire", f"{seconds} s")
 
 
-def _smaller_ones(config: Mapping[str, str], asked: Asked) -> Iterator[Finding]:
-    if (seconds := _seconds(config, "slurmdtimeout")) is not None:
-        what = f"{seconds:.0f} s until a lost node is noticed and the job requeued"
+def _smaller_ones(site: Site) -> Iterator[Finding]:
+    if (seconds := _seconds(site.config, "slurmdtimeout")) is not None:
+        what = f"{seconds:.0f} s until a lost node is noticed and its job queues again"
         yield Finding("Slurm SlurmdTimeout", what)
-    if (limit := _known(config, "maxarraysize")) is not None and limit.isdecimal():
-        yield Finding(
-            "Slurm MaxArraySize", f"{limit}: sweeps above {int(limit) - 1} runs are cut up"
-        )
-    memlock = config.get("propagateresourcelimits", "")
-    if memlock.upper() == "ALL" and asked.nodes > 1:
-        what = "ALL: the limits of the shell that submits become those of the ranks"
-        yield Finding("Slurm PropagateResourceLimits", what)
+    if (limit := _known(site.config, "maxarraysize")) is not None and limit.isdecimal():
+        yield Finding("Slurm MaxArraySize", f"{limit}: larger arrays must be cut up")
+    if (longest := _known(site.partition, "maxtime")) is not None:
+        yield Finding("Slurm MaxTime", f"{longest} in {site.partition['partitionname']}")
 
 
-def _known(config: Mapping[str, str], name: str) -> str | None:
-    value = config.get(name)
+def _known(values: Mapping[str, str], name: str) -> str | None:
+    value = values.get(name)
     return None if value is None or value in _NONE else value
 
 
-def _seconds(config: Mapping[str, str], name: str) -> float | None:
-    """ "30 sec" or "00:02:00" or "2 min"; None: not shown."""
-    value = _known(config, name)
-    if value is None:
-        return None
-    if match := re.fullmatch(r"(\d+)\s*(sec|min)?\w*", value):
+def _seconds(values: Mapping[str, str], name: str) -> float | None:
+    """ "30 sec", "2 min", "30" or "00:02:00"; None: not shown."""
+    value = _known(values, name) or ""
+    if match := re.fullmatch(r"(\d+)\s*(sec|min)?", value):
         return float(match[1]) * (60 if match[2] == "min" else 1)
     if match := re.fullmatch(r"(\d+):(\d\d):(\d\d)", value):
         return float(int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3]))

@@ -17,25 +17,26 @@ _PAIR_BYTES = 8 * _MIB
 
 @dataclass(frozen=True)
 class Nodes:
-    """Which ranks are on which node. Ranks of a node are numbered one after another."""
+    """Which ranks are on which node, by its name: where Slurm shows each task one GPU alone, all of
+    them have local rank 0.
+    """
 
-    leaders: tuple[int, ...]  # the first rank of each
-    world_size: int
+    names: tuple[str, ...]  # of each rank's node
 
     @classmethod
-    def of(cls, world: World) -> Nodes:
-        """Collective."""
-        row = [0.0] * world.place.world_size
-        row[world.place.rank] = float(world.place.local_rank == 0)
-        leads = world.sum(row)
-        return cls(tuple(r for r, one in enumerate(leads) if one), world.place.world_size)
+    def of(cls, world: World, name: str) -> Nodes:
+        """Collective. `name`: of this rank's node."""
+        names = world.gather(name)
+        return cls(tuple(world.lead(lambda: names)))
 
-    def index_of(self, rank: int) -> int:
-        return sum(leader <= rank for leader in self.leaders) - 1
+    @property
+    def leaders(self) -> tuple[int, ...]:
+        """The first rank of each node, in their order."""
+        return tuple(sorted({self.names.index(name) for name in set(self.names)}))
 
-    def ranks_of(self, node: int) -> range:
-        ends = (*self.leaders[1:], self.world_size)
-        return range(self.leaders[node], ends[node])
+    def ranks_with(self, rank: int) -> list[int]:
+        """All that are on its node."""
+        return [other for other, name in enumerate(self.names) if name == self.names[rank]]
 
     def looks(self, rank: int) -> bool:
         """Whether a rank watches what all ranks of its node see alike."""
@@ -60,13 +61,14 @@ def measure_network(
 ) -> dict[str, Any]:
     """All-reduce of the world, of this rank's node, and of one rank a node. Collective."""
     me = world.place.rank
-    found: dict[str, Any] = {"world": _all_reduce(world, None, nodes.world_size, megabytes)}
+    found: dict[str, Any] = {"world": _all_reduce(world, None, len(nodes.names), megabytes)}
     beat()
-    mine = list(nodes.ranks_of(nodes.index_of(me)))
+    mine = nodes.ranks_with(me)
     found["within"], found["across"] = [], []
     if len(nodes.leaders) > 1:
+        # Made by a rank alone, too: torch numbers a process's groups, and numbers must agree.
+        group = probes.subgroup(mine, timeout_s=timeout_s)
         if len(mine) > 1:
-            group = probes.subgroup(mine, timeout_s=timeout_s)
             found["within"] = _all_reduce(world, group, len(mine), megabytes)
         world.max([0.0])  # nodes have the wires to themselves, one kind of traffic at a time
         beat()

@@ -116,7 +116,9 @@ def _measure(
     def beat() -> None:
         startup.pulse.beat("build", 0)
 
-    nodes, me = Nodes.of(world), world.place.rank
+    nodes, me = Nodes.of(world, mine["node"]), world.place.rank
+    if me not in nodes.leaders:
+        mine.pop("machine", None)  # its node's first rank has looked, too
     mine["startup_s"] = startup.seconds
     _say("compute")
     mine["compute"] = measure_compute(world)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,15 @@ def _open_files(paths: list[Path]) -> dict[Path, int]:
     if not wanted:
         return found
     for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            targets = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
-        except OSError:  # ended, or another user's
-            continue
-        found |= {wanted[t]: int(process.name) for t in targets if t in wanted}
+        if process.name.isdigit():
+            held = {wanted[t] for t in _targets(process / "fd") if t in wanted}
+            found |= dict.fromkeys(held, int(process.name))
     return found
+
+
+def _targets(folder: Path) -> Iterator[str]:
+    """What the descriptors of a process lead to; nothing if it has ended, or is another user's."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            with suppress(OSError):  # closed meanwhile, as our own for this folder
+                yield str(entry.readlink())

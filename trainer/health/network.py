@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ _SETTINGS = ("NCCL_", "GLOO_", "TORCH_NCCL_", "UCX_")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE")
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _LOOPBACK = ("127.", "::1")
+_SLOW_LOOKUP_S = 1.0  # torch's store looks up the name of whoever connects
 
 
 def gather_network(env: Mapping[str, str], *, sys: Path = _SYS) -> dict[str, Any]:
@@ -22,9 +25,11 @@ def gather_network(env: Mapping[str, str], *, sys: Path = _SYS) -> dict[str, Any
     host = socket.gethostname()
     master = env.get("MASTER_ADDR", "")
     names = sorted(n for n in env if n.startswith(_SETTINGS) or n in _OFFLINE)
+    addresses = _addresses(host)
     return {
         "host": host,
-        "addresses": _addresses(host),
+        "addresses": addresses,
+        "reverse_lookup_s": round(_reverse_lookup_s(addresses), 3),
         "master": master,
         "master_addresses": _addresses(master) if master else [],
         "interfaces": _interfaces(sys / "net"),
@@ -36,6 +41,12 @@ def gather_network(env: Mapping[str, str], *, sys: Path = _SYS) -> dict[str, Any
 
 def judge_network(facts: Facts, needs: Needs) -> Iterator[Finding]:
     yield _own_name(facts, needs)
+    if facts["reverse_lookup_s"] > _SLOW_LOOKUP_S:
+        what = f"{facts['reverse_lookup_s']:.1f} s from an address to its name"
+        fix = (
+            "a line for every node in /etc/hosts, or a name server that answers: ranks meet slowly"
+        )
+        yield Finding("name resolution", what, "warn", fix)
     if facts["master"]:
         text = f"{facts['master']} is {', '.join(facts['master_addresses']) or 'nowhere'}"
         if facts["master_addresses"]:
@@ -90,6 +101,14 @@ def _addresses(name: str) -> list[str]:
     except OSError:
         return []
     return sorted({str(one[4][0]) for one in found})
+
+
+def _reverse_lookup_s(addresses: list[str]) -> float:
+    started = time.perf_counter()
+    for address in addresses[:1]:
+        with suppress(OSError):
+            socket.getnameinfo((address, 0), 0)
+    return time.perf_counter() - started
 
 
 def _links(facts: Facts) -> dict[str, float]:
