@@ -7,6 +7,7 @@ at the end how it ended. Who hangs up without a word was killed. Standard librar
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -32,18 +33,31 @@ _FIND_S = 20.0  # for the first task to listen: it may start last
 KILLED = -9  # of a task that hung up without a word
 
 
-def private_folder(place: SlurmPlace, tag: str) -> Path:
+def private_folder(files: AttemptFiles, place: SlurmPlace) -> Path:
     """A folder of this attempt on this node, ours alone; made by whichever task comes first.
 
     Raises: OSError if somebody else has put something in its place.
     """
-    name = f"longhaul-{os.getuid()}-{place.job}.{place.step}-{place.node_name}-{tag}"
-    folder = Path(tempfile.gettempdir()) / name
+    folder = Path(tempfile.gettempdir()) / f"{_of_run(files, place)}{files.number:04d}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or found.st_mode & 0o077 or not folder.is_dir():
         raise PermissionError(f"{folder} is not this user's own")
     return folder
+
+
+def remove_older(files: AttemptFiles, place: SlurmPlace) -> None:
+    """What earlier attempts of the run left on this node because they were killed."""
+    name = _of_run(files, place)
+    for folder in Path(tempfile.gettempdir()).glob(f"{name}*"):
+        number = folder.name.removeprefix(name)
+        if number.isdigit() and int(number) < files.number and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_run(files: AttemptFiles, place: SlurmPlace) -> str:
+    run = hashlib.sha256(str(files.root.parent.resolve()).encode()).hexdigest()[:12]
+    return f"longhaul-{os.getuid()}-{run}-{place.node_name}-"
 
 
 def _address(descriptor: int) -> str:
@@ -90,6 +104,7 @@ class Node:
         node = cls(run, files, place, spec, folder, watch, listener, _descriptor=descriptor)
         node.seats[place.rank] = Seat(place.rank)
         node._write(over=False)
+        Path(_address(descriptor)).unlink(missing_ok=True)
         listener.bind(_address(descriptor))
         listener.listen(256)
         listener.setblocking(False)

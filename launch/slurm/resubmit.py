@@ -16,28 +16,26 @@ from pathlib import Path
 from launch.job_record import JobRecord, read_job, write_job
 from launch.reactions import say
 from launch.run_folder import attempts, locked
-from launch.slurm.client import ask
+from launch.slurm.client import Answer, ask
 from trainer.errors import Exit
+from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 
 SCRIPT = "submission/job.sbatch"  # under the attempt's folder
 
 
+def would_take(run: RunFiles, nodes: Sequence[str]) -> bool:
+    """Whether Slurm has enough nodes without these."""
+    return _sbatch(run, ["--test-only"], nodes).code == 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     folder, *rest = sys.argv[1:] if argv is None else argv
     run, job = RunFiles(Path(folder)), os.environ["SLURM_JOB_ID"]
+    nodes = rest[0].split(",") if rest else []
     with locked(run):
         newest = attempts(run)[-1]
-        options = [f"--dependency=afterany:{job}", *(f"--exclude={nodes}" for nodes in rest[:1])]
-        script = next(
-            f.root / SCRIPT for f in reversed(attempts(run)) if (f.root / SCRIPT).exists()
-        )
-        # Without the variables that this job set for itself: they would be options of the new one.
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
-        for name in ("SLURM_CONF", "SLURM_CLUSTERS"):
-            if name in os.environ:
-                env[name] = os.environ[name]
-        answer = ask(["sbatch", "--parsable", *options, str(script), sys.executable], env=env)
+        answer = _sbatch(run, ["--parsable", f"--dependency=afterany:{job}"], nodes)
         if answer.code != 0:
             say(f"no new job could be submitted: {answer.why}")
             return Exit.FAILED
@@ -46,6 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_job(newest, replace(record, job=new, chain=()))
     say(f"job {new} goes on after this one")
     return Exit.DONE
+
+
+def _sbatch(run: RunFiles, options: Sequence[str], without: Sequence[str]) -> Answer:
+    """Of the script that this job was made from."""
+    known = [files for files in attempts(run) if (files.root / SCRIPT).exists()]
+    files = known[-1]
+    left_out = [*_excluded(files.plan), *without]
+    exclude = [f"--exclude={','.join(left_out)}"] if left_out else []
+    # Without the variables that this job set for itself: they would be options of the new one.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+    kept = {k: os.environ[k] for k in ("SLURM_CONF", "SLURM_CLUSTERS") if k in os.environ}
+    argv = ["sbatch", "--export=ALL", *options, *exclude, str(files.root / SCRIPT), sys.executable]
+    return ask(argv, env=env | kept)
+
+
+def _excluded(plan: Path) -> list[str]:
+    """What the settings exclude: the command line would replace it."""
+    try:
+        named = read_json(plan)["config"]["launch"]["exclude"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [named] if named else []
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from launch.attempts import read_lines_of
 from launch.budgets import window
@@ -14,18 +15,29 @@ from trainer.records.run_files import AttemptFiles, RunFiles
 _OFTEN = 2  # failures in a row on one node
 
 
-def bad_hosts(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> list[str]:
-    """Those that went silent, whose numbers were wrong, or where it failed twice in a row."""
+@dataclass(frozen=True)
+class Suspects:
+    """`certain`: not to be used again, even if that means to wait for others."""
+
+    hosts: tuple[str, ...] = ()
+    certain: bool = False
+    why: str = ""
+
+
+def suspected(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> Suspects:
+    """Nodes that went silent, whose numbers were wrong, or where it failed twice in a row."""
     records = read_nodes(files)
-    found = set(silent_hosts(records)) if outcome.cause == "node" else set()
+    silent = silent_hosts(records)
+    if silent and outcome.cause == "node":
+        return Suspects(tuple(silent), certain=True, why="no word from there")
     host = _host_of_failure(files)
     if host and outcome.cause == "hardware":
-        found.add(host)
+        return Suspects((host,), certain=True, why="its numbers were wrong")
     if host and len(records) > 1 and outcome.cause in ("crash", "hang"):
         before = list(_failures(run, before=files.number))[: _OFTEN - 1]
         if len(before) == _OFTEN - 1 and all(each == host for each in before):
-            found.add(host)
-    return sorted(found)
+            return Suspects((host,), why=f"it failed there {_OFTEN} times in a row")
+    return Suspects()
 
 
 def _failures(run: RunFiles, *, before: int) -> Iterator[str]:

@@ -29,7 +29,7 @@ from launch.processes import FAMILY, Family, send, start
 from launch.ranks import common_environment
 from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
 from launch.reactions import PEER_GRACE_S, say
-from launch.slurm.node import Link, Node, Unwatched, private_folder
+from launch.slurm.node import Link, Node, Unwatched, private_folder, remove_older
 from launch.slurm.place import SlurmPlace
 from trainer.errors import Exit, LonghaulError, RunFolderError, WorldError
 from trainer.records.attempt import Stop, StopCause, write_record
@@ -74,14 +74,9 @@ def carry(run: RunFiles, attempt: int, place: SlurmPlace) -> int:
     files = run.attempt(attempt)
     spec = _spec(files, place)
     tag = f"{place.job}.{place.step}.{place.rank}"
-    folder = private_folder(place, tag=f"{attempt}")
+    folder = private_folder(files, place)
     with SignalInbox() as inbox:
-        node = None
-        watcher: Watcher = Unwatched()
-        if place.local_rank == 0:
-            watcher = node = Node.open(run, files, place, spec, folder)
-        else:
-            watcher = _find(folder, files, place)
+        node, watcher = _watcher(run, files, place, spec, folder)
         rank = place.rank
         env = _environment(spec, place, attempt, folder) | watcher.environment(rank)
         env[FAMILY] = tag
@@ -119,14 +114,21 @@ def _spec(files: AttemptFiles, place: SlurmPlace) -> RanksSpec:
     return spec
 
 
-def _find(folder: Path, files: AttemptFiles, place: SlurmPlace) -> Watcher:
+def _watcher(
+    run: RunFiles, files: AttemptFiles, place: SlurmPlace, spec: RanksSpec, folder: Path
+) -> tuple[Node | None, Watcher]:
+    """Of this node: in this task, if it is the first one there, or in that one."""
     try:
-        return Link.find(folder, place.rank)
+        if place.local_rank > 0:
+            return None, Link.find(folder, place.rank)
+        remove_older(files, place)
+        node = Node.open(run, files, place, spec, folder)
+        return node, node
     except OSError as e:
         text = f"nobody watches this rank: no watcher on {place.node_name} ({e})\n"
         with files.rank_log(place.rank).open("a", encoding="utf-8") as log:
             log.write(text)
-        return Unwatched()
+        return None, Unwatched()
 
 
 def _environment(spec: RanksSpec, place: SlurmPlace, attempt: int, folder: Path) -> dict[str, str]:

@@ -34,7 +34,8 @@ from launch.reactions import say
 from launch.run_folder import attempts, locked
 from launch.slurm.client import state_of
 from launch.slurm.node_record import ended_of, read_nodes, silent_hosts
-from launch.slurm.suspects import bad_hosts
+from launch.slurm.resubmit import would_take
+from launch.slurm.suspects import suspected
 from trainer.errors import Exit, LonghaulError
 from trainer.records.run_files import AttemptFiles, RunFiles
 
@@ -104,22 +105,21 @@ def after(run: RunFiles, attempt: int, job: JobFacts) -> str:
 def _onward(
     run: RunFiles, files: AttemptFiles, spec: RanksSpec, outcome: Outcome, job: JobFacts
 ) -> str:
-    bad = bad_hosts(run, files, outcome)
-    if bad:
-        say(f"left out from here on: {', '.join(bad)}")
+    suspects = suspected(run, files, outcome)
+    bad = suspects.hosts
     observed = observe(run, files.number)
     launched = observed.error is None or observed.error.kind != LAUNCH_FAILED
     in_place = outcome.exit_code == Exit.FAILED and observed.stop is None and launched
-    if in_place and job.nodes - len(bad) >= spec.nodes:
-        following = _next(run, files, outcome, job)
-        return " ".join(
-            [f"run {following.number}", *([f"--exclude={','.join(bad)}"] if bad else [])]
-        )
+    if in_place and bad and job.nodes - len(bad) >= spec.nodes:
+        say(f"left out from here on: {', '.join(bad)} ({suspects.why})")
+        return f"run {_next(run, files, outcome, job).number} --exclude={','.join(bad)}"
+    if in_place and not suspects.certain:
+        return f"run {_next(run, files, outcome, job).number}"
     record = read_job(files)
     if record is not None and record.chain and job.job != record.jobs[-1]:
         say("the next job of the chain goes on")
         return f"leave {int(Exit.SAVED)}"
-    if bad:
+    if suspects.certain and outcome.cause == "hardware" and would_take(run, bad):
         return f"resubmit {','.join(bad)}"
     return "requeue" if _may_requeue(files) else f"leave {int(outcome.exit_code)}"
 

@@ -6,6 +6,7 @@ what rank 1 does in attempt 2.
 
     finish           write done.json (rank 0) and leave
     wait             until told to stop; then save (rank 0 writes a checkpoint), leave with 75
+    slow SECONDS     as wait, but saving takes so long
     hang             ignore every stop signal
     raise TEXT       write error.json and leave with 76
     refuse TEXT      write error.json and leave with 78
@@ -62,9 +63,18 @@ def main() -> int:
     while not told and time.monotonic() < deadline:
         time.sleep(0.01)
     (files.root / f"told-{rank}").write_text(" ".join(map(str, told)))
+    if what == "slow":
+        _sleep(float(rest[0]))
     if rank == 0:
         _save(run, 5)
     return Exit.SAVED
+
+
+def _sleep(seconds: float) -> None:
+    """A signal does not cut it short."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _say_started(files: AttemptFiles) -> None:
@@ -131,4 +141,7 @@ def _start_children(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # as the worker: while an interpreter ends, one more signal would end it first

@@ -60,11 +60,12 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
-PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime={grace} MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
+PartitionName=patient Nodes=ALL PriorityTier=1 GraceTime=20 MaxTime=INFINITE State=UP
 PartitionName=short Nodes=ALL PriorityTier=1 MaxTime=10 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
-_SETTINGS = {"slurmd_timeout": 10, "kill_wait": 5, "grace": 0}
+_SETTINGS = {"slurmd_timeout": 10, "kill_wait": 5}
 
 
 @dataclass

@@ -51,6 +51,15 @@ class SlurmRun:
         return self.cluster.until_state(self.job, *over, seconds=seconds)
 
     @property
+    def state(self) -> str:
+        """As `longhaul status` has it."""
+        found = json.loads(self.longhaul("status", str(self.run.root), "--json"))
+        return str(found[0]["state"])
+
+    def until_state_of_run(self, state: str) -> str:
+        return str(self.cluster.wait(lambda: (s := self.state) == state and s))
+
+    @property
     def lines(self) -> list[dict[str, Any]]:
         return list(read_lines(self.run.attempts_log))
 
