@@ -7,10 +7,12 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.kept_states import left_in_memory
 from launch.run_folder import attempts, list_runs, read_record
 from launch.standing import refuse_if_active, standings
 from launch.status import finished_step
@@ -102,12 +104,7 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
                 if own_keep and stay < own_keep:
                     why += f"; the run itself keeps {own_keep}"
                 found.append(_item(run, path, why))
-        for path in sorted(run.checkpoints.glob("*.incoming-*")):
-            found.append(_item(run, path, "left by a save that did not end"))
-        for path in sorted(run.checkpoints.glob("*.removing")):
-            found.append(_item(run, path, "left by a removal that did not end"))
-        for path in sorted(run.attempts.glob("*/torch_extensions")):
-            found.append(_item(run, path, "ops built for one attempt"))
+        found += [_item(run, path, why) for path, why in _left_over(run)]
     return found
 
 
@@ -138,6 +135,17 @@ def disk_bytes(folder: Path) -> int:
 
 def _item(run: RunFiles, path: Path, why: str) -> Rubbish:
     return Rubbish(run=run.name, path=path, size=disk_bytes(path), why=why)
+
+
+def _left_over(run: RunFiles) -> Iterator[tuple[Path, str]]:
+    for path in sorted(run.checkpoints.glob("*.incoming-*")):
+        yield path, "left by a save that did not end"
+    for path in sorted(run.checkpoints.glob("*.removing")):
+        yield path, "left by a removal that did not end"
+    for path in sorted(run.attempts.glob("*/torch_extensions")):
+        yield path, "ops built for one attempt"
+    for path in left_in_memory(run):
+        yield path, "states in memory; a resume goes on from the disk then"
 
 
 def _complete(run: RunFiles) -> list[tuple[int, Path]]:

@@ -5,12 +5,14 @@ Standard library only; how states get there and are read: trainer/checkpoint/pee
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from launch.outcome import Outcome, newest_checkpoint
+from launch.run_folder import attempts
 from trainer.errors import Exit
 from trainer.records.json_file import read_json
-from trainer.records.memory_files import MemoryFiles, give_back, memory_of
+from trainer.records.memory_files import MemoryFiles, give_back, is_held, memory_of
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 
@@ -37,3 +39,11 @@ def give_back_if_over(files: AttemptFiles, outcome: Outcome, *, node: int) -> No
     over = outcome.action in ("done", "give_up") or outcome.exit_code in (Exit.DONE, Exit.SAVED)
     if over and (memory := kept_by(files)) is not None:
         give_back(memory, node)
+
+
+def left_in_memory(run: RunFiles) -> list[Path]:
+    """What lies in this machine's memory of a run that does not run."""
+    memory = next((m for files in reversed(attempts(run)) if (m := kept_by(files))), None)
+    if memory is None or not memory.root.is_dir() or is_held(memory.root):
+        return []
+    return [memory.root]

@@ -216,6 +216,7 @@ def _save_times(
         attempts_log=run.attempts_log,
         step=step,
         saved=saved,
+        nodes_in_memory=plan.config.resources.nodes if plan.config.checkpoint.peer.every else 0,
     )
 
 

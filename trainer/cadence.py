@@ -10,17 +10,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from trainer.capacity.interval import (
+    IN_NO_MEMORY,
     Costs,
     Failures,
     Limits,
+    Outlived,
     assumed,
     choose,
     faded,
+    outlived,
 )
 from trainer.dist.world import World
 from trainer.errors import Exit
@@ -36,7 +40,10 @@ _CUT_SHORT = ("preempt", "time_limit")  # these too, if there was no time to sav
 
 
 class SaveWhenBest:
-    """Due when the interval that pays best is over. `attempts_log`: the run's attempts so far."""
+    """Due when the interval that pays best is over. `attempts_log`: the run's attempts so far.
+
+    `nodes_in_memory`: how many keep states in memory; 0: none does.
+    """
 
     def __init__(
         self,
@@ -48,6 +55,7 @@ class SaveWhenBest:
         step: int,
         saved: dict[str, Any] | None = None,
         limits: Limits | None = None,
+        nodes_in_memory: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._world = world
@@ -55,9 +63,10 @@ class SaveWhenBest:
         self._asynchronous = asynchronous
         self._attempts_log = attempts_log
         self._limits = limits or Limits()
+        self._nodes_in_memory = nodes_in_memory
         self._clock = clock
         self._began = clock()
-        self._ended: list[tuple[float, float, bool]] | None = None  # of earlier attempts
+        self._lines: list[dict[str, Any]] | None = None  # of earlier attempts
         known = saved or {}
         self._every: int | None = known.get("every")
         self._stall_s: float | None = known.get("stall_s")
@@ -131,15 +140,29 @@ class SaveWhenBest:
         if self._stall_s is not None:
             costs = Costs(stall_s=self._stall_s, write_s=_high(self._writes), step_s=step_s)
         choice = choose(
-            costs, self._failures(), ranks=ranks, limits=self._limits, current=self._every
+            costs,
+            self._failures(),
+            ranks=ranks,
+            limits=self._limits,
+            current=self._every,
+            memory=self._outlived(),
         )
         return choice.steps, choice.why
 
     def _failures(self) -> Failures:
         now = self._clock()
-        if self._ended is None:
-            self._ended = spans_of(list(read_lines(self._attempts_log)))
-        return faded([*self._ended, (self._began, now, False)], now)
+        return faded([*spans_of(self._earlier()), (self._began, now, False)], now)
+
+    def _outlived(self) -> Outlived:
+        if not self._nodes_in_memory:
+            return IN_NO_MEMORY
+        seen, of = went_on_from_memory(self._earlier())
+        return outlived(self._nodes_in_memory, seen=seen, of=of)
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        if self._lines is None:
+            self._lines = list(read_lines(self._attempts_log))
+        return self._lines
 
 
 def spans_of(lines: Sequence[dict[str, Any]]) -> list[tuple[float, float, bool]]:
@@ -149,6 +172,20 @@ def spans_of(lines: Sequence[dict[str, Any]]) -> list[tuple[float, float, bool]]
         for line in lines
         if line.get("started") is not None and line.get("ended") is not None
     ]
+
+
+def went_on_from_memory(lines: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Failures after which the next attempt began later than at the newest checkpoint; of how many.
+
+    The last attempt's successor is this one, which has no line yet.
+    """
+    failed = [
+        (before, after)
+        for before, after in pairwise(lines)
+        if _has_lost_work(before) and after.get("from_step") is not None
+    ]
+    went_on = [a["from_step"] > b.get("checkpoint_step", 0) for b, a in failed]
+    return sum(went_on), len(went_on)
 
 
 def _has_lost_work(line: dict[str, Any]) -> bool:

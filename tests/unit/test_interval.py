@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 from tests.helpers.thread_world import run_threads
-from trainer.cadence import SaveWhenBest, spans_of
+from trainer.cadence import SaveWhenBest, spans_of, went_on_from_memory
 from trainer.capacity.goodput import Parts, best_interval, goodput
 from trainer.capacity.interval import (
     Costs,
     Failures,
     Limits,
+    Outlived,
     assumed,
     choose,
     faded,
     mean_between_s,
+    outlived,
     wanted_s,
 )
 from trainer.dist.world import Alone
@@ -252,3 +254,38 @@ def test_all_ranks_save_at_the_steps_of_rank_0(tmp_path: Path) -> None:
     assert isinstance(first, list)
     assert len(first) >= 2
     assert all(other == first for other in others)
+
+
+# --- with states in memory ------------------------------------------------------------------------
+
+
+def test_what_memory_outlives_lengthens_the_interval_by_its_root() -> None:
+    costs = Costs(stall_s=1.0, write_s=1.0, step_s=1.0)
+    seen = Failures(weighted=40.0, running_s=400 * _HOUR, count=40)
+    alone = choose(costs, seen, ranks=8, limits=_FREE, current=None)
+    kept = choose(
+        costs, seen, ranks=8, limits=_FREE, current=None, memory=outlived(4, seen=16, of=20)
+    )
+    assert kept.steps == pytest.approx(alone.steps * math.sqrt(1 / (1 - 0.8)), rel=0.02)
+    assert "of which memory outlives 80% (16 of 20)" in kept.why
+    assert "memory" not in alone.why
+
+
+def test_the_share_that_memory_outlives_is_learned_and_never_taken_for_all() -> None:
+    assert outlived(1).expected == 0.5
+    assert outlived(2).expected == 0.8
+    assert outlived(1, seen=0, of=16).expected == pytest.approx(0.1)
+    assert outlived(2, seen=1000, of=1000).expected == 0.95
+    assert Outlived().expected == 0.0
+
+
+def test_attempts_that_began_later_than_the_disk_went_on_from_memory() -> None:
+    lines = [
+        {"cause": "crash", "from_step": 0, "checkpoint_step": 100},
+        {"cause": "crash", "from_step": 140, "checkpoint_step": 100},  # from memory
+        {"cause": "node", "from_step": 180, "checkpoint_step": 200},  # from memory
+        {"cause": "user", "from_step": 200, "checkpoint_step": 210},  # from the disk
+        {"cause": "crash", "from_step": 300, "checkpoint_step": 300},  # no failure before it
+        {"cause": "crash", "from_step": None, "checkpoint_step": 300},  # it never began
+    ]
+    assert went_on_from_memory(lines) == (2, 3)

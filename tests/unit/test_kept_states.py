@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from launch.budgets import RestartRules
+from launch.housekeeping import remove, rubbish
 from launch.kept_states import give_back_if_over, goes_on
 from launch.next_attempt import next_attempt
 from launch.outcome import Observed, Outcome, decide
@@ -129,6 +130,28 @@ def test_memory_is_given_back_when_no_attempt_may_want_it(
     assert memory.node(0).exists() == stays
     give_back_if_over(run.attempt(1), outcome, node=1)
     assert memory.base.exists() == stays
+
+
+def test_gc_knows_of_memory_that_nobody_holds(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    record = {"format": 1, "run_id": "r1", "name": "run", "created": 1.0, "frozen_hash": ""}
+    write_json(run.run_json, record | {"config": {}, "versions": {}})
+    (tmp_path / "shm").mkdir()
+    memory = MemoryFiles(tmp_path / "shm", "r1")
+    lock = hold(memory, 0)
+    memory.own(0, "0001.0").mkdir(parents=True)
+    (memory.own(0, "0001.0") / "rank-00000.safetensors").write_bytes(b"x" * 8192)
+
+    def listed() -> list[Any]:
+        return [one for one in rubbish([run], keep=None, failed=False) if one.path == memory.root]
+
+    assert listed() == []
+    os.close(lock)
+    (one,) = listed()
+    assert one.why == "states in memory; a resume goes on from the disk then"
+    assert one.size >= 8192
+    remove(one, run)
+    assert not memory.root.exists()
 
 
 def test_what_a_killed_agent_left_goes_with_the_next_run_but_not_too_soon(tmp_path: Path) -> None:

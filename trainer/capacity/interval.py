@@ -21,6 +21,8 @@ _HYSTERESIS = 0.2
 _LARGEST_CHANGE = 2.0
 _STRETCHES = (1.5, 1.4, 1.3, 1.2, 1.1)
 _STRETCH_COST = 0.0025  # of goodput, for keeping within the stall budget
+_OUTLIVED = 4.0  # so many failures the assumed share counts against what is seen
+_MOST_OUTLIVED = 0.95
 _COPY_RATE = 1e9  # bytes a second of one rank, until a save was measured
 _WRITE_RATE = 0.2e9
 
@@ -50,6 +52,33 @@ class Failures:
     weighted: float = 0.0
     running_s: float = 0.0
     count: int = 0
+
+
+@dataclass(frozen=True)
+class Outlived:
+    """Failures after which the run went on from memory, of those seen while states were kept there.
+
+    `share`: how many do, before any was seen.
+    """
+
+    share: float = 0.0
+    seen: int = 0
+    of: int = 0
+
+    @property
+    def expected(self) -> float:
+        """Source: binomial, prior Beta(4 share, 4 (1 - share)), posterior mean; 0.95 at most."""
+        if not self.share:
+            return 0.0
+        return min((_OUTLIVED * self.share + self.seen) / (_OUTLIVED + self.of), _MOST_OUTLIVED)
+
+
+IN_NO_MEMORY = Outlived()
+
+
+def outlived(nodes: int, *, seen: int = 0, of: int = 0) -> Outlived:
+    """With states in memory. One node loses them with its machine, several lose them together."""
+    return Outlived(0.5 if nodes == 1 else 0.8, seen, of)
 
 
 @dataclass(frozen=True)
@@ -131,19 +160,29 @@ def _affordable(costs: Costs, best_s: float, between_s: float) -> float:
 
 
 def choose(
-    costs: Costs, seen: Failures, *, ranks: int, limits: Limits, current: int | None
+    costs: Costs,
+    seen: Failures,
+    *,
+    ranks: int,
+    limits: Limits,
+    current: int | None,
+    memory: Outlived = IN_NO_MEMORY,
 ) -> Choice:
     """The next interval. `current`: the one in force, which only a clear difference changes,
     and never by more than a factor of two. None: there is none.
+
+    `memory`: of failures that states in memory outlive, none costs the work since the last save.
     """
     between_s = mean_between_s(seen, ranks=ranks)
-    seconds, decided = wanted_s(costs, between_s, limits)
+    seconds, decided = wanted_s(costs, between_s / (1 - memory.expected), limits)
     wanted = max(1, round(seconds / costs.step_s))
     steps = wanted if current is None else _moved(current, wanted)
     facts = (
         f"a save stalls {costs.stall_s:.3g} s and takes {costs.write_s:.3g} s, a step "
         f"{costs.step_s:.3g} s, a failure comes each {between_s / 3600:,.3g} h ({seen.count} seen)"
     )
+    if memory.share:
+        facts += f", of which memory outlives {memory.expected:.0%} ({memory.seen} of {memory.of})"
     half = f"; {wanted:,} in the end" if steps != wanted else ""
     return Choice(steps, f"every {steps:,} steps{half}: {facts}; {decided}")
 

@@ -34,7 +34,7 @@ from trainer.checkpoint.checksum import DEFAULT
 from trainer.checkpoint.format import Identity, data_bytes_of, digest_of, encode_header
 from trainer.checkpoint.orders import decode_table
 from trainer.checkpoint.peer_part import Part, encode, part_name
-from trainer.checkpoint.peer_wire import Door, connect, put, write_part
+from trainer.checkpoint.peer_wire import Door, Sender, connect, put, write_part
 from trainer.checkpoint.wire import receive, said_of, send
 from trainer.checkpoint.writer import ChunkChecksums
 from trainer.checkpoint.writer_process import BLOCK_BYTES, SIGNALS
@@ -210,16 +210,16 @@ class Keeper:
     def _send(self, path: Path, content: bytes, generation: str) -> None:
         """On one connection for as long as it lasts. Raises: CheckpointError."""
         assert self._neighbour is not None
-        told = {"from_node": self.node, "generation": generation, "rank": self._rank}
+        told = Sender(self.node, self._rank)
         try:
             if self._link is not None:
                 try:
-                    put(self._link, path, content, **told)
+                    put(self._link, path, content, generation, sender=told)
                     return
                 except ConnectionError:  # the neighbour's process was started anew
                     self._link.close()
             self._link = connect(self._neighbour, self._token)
-            put(self._link, path, content, **told)
+            put(self._link, path, content, generation, sender=told)
         except (OSError, CheckpointError) as e:
             if self._link is not None:
                 self._link.close()

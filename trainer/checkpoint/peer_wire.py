@@ -20,6 +20,7 @@ import re
 import secrets
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from trainer.checkpoint.checksum import ALGORITHMS
 from trainer.checkpoint.format import HEADER_LIMIT_BYTES, decode_header, digest_of
-from trainer.checkpoint.peer_part import Part, decode, is_place, part_name
+from trainer.checkpoint.peer_part import LIMIT_BYTES, Part, decode, is_place, part_name
 from trainer.checkpoint.wire import receive, said_of, send, value_of
 from trainer.errors import DamagedCheckpoint
 from trainer.records.manifest import rank_file_name
@@ -56,15 +57,21 @@ def connect(address: Address, token: str, *, patience_s: float = PATIENCE_S) -> 
     return link
 
 
-def put(
-    link: socket.socket, path: Path, part: bytes, *, from_node: int, generation: str, rank: int
-) -> None:
+@dataclass(frozen=True)
+class Sender:
+    """Whose state it is."""
+
+    node: int
+    rank: int
+
+
+def put(link: socket.socket, path: Path, part: bytes, generation: str, *, sender: Sender) -> None:
     """Send a rank's finished file; the neighbour has checked it when this returns.
 
     Raises: OSError, SaveFailed.
     """
     size = path.stat().st_size
-    send(link, {"put": [from_node, generation, rank], "size": size, "part": part.decode()})
+    send(link, {"put": [sender.node, generation, sender.rank], "size": size, "part": part.decode()})
     with path.open("rb") as file:
         link.sendfile(file)
     answer = receive(link)
@@ -214,8 +221,6 @@ def check_file(path: Path, part: Part) -> None:
 
 def read_part(path: Path) -> bytes:
     """Raises: OSError."""
-    from trainer.checkpoint.peer_part import LIMIT_BYTES
-
     return read_whole(LocalStorage(), path, limit_bytes=LIMIT_BYTES)
 
 
