@@ -34,7 +34,9 @@ def tiny_text_corpus(folder: Path, *, documents: int = 40) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "corpus.jsonl"
     rows = (json.dumps({"text": _document(n)}, ensure_ascii=False) for n in range(documents))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    text = "\n".join(rows) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")  # a new time of change would mean a new token store
     return path
 
 
