@@ -34,11 +34,14 @@ class Carried:
 
 
 def carried_by(plan: RunPlan) -> Carried:
-    """The settings as they are there: ranks are started on the machine itself."""
+    """The settings as they are there: ranks are started on the machine itself, or by the first of
+    several over ssh."""
     launch = plan.config.launch
     assert isinstance(launch, CloudLaunch)
     config = plan.config.model_dump(mode="json")
     config["launch"] = {"kind": "local", "grace_s": launch.grace_s}
+    if plan.config.resources.nodes > 1:
+        config["launch"]["kind"] = "ssh"  # its hosts are known there
     config["run"]["root"] = launch.run_root
     config["resources"]["device"] = plan.device  # a machine without its GPU is an error there
     config["resume"]["mode"] = "auto"  # what was asked has been judged where it was asked

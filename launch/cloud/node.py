@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.attempts import concluded
+from launch.base import Backend
 from launch.cloud.carried import VARIABLE, Carried, read_carried
+from launch.cloud.peers import is_first, settings_of_peers
 from launch.copies import adopt
 from launch.outcome import decide, observe
 from launch.run_folder import attempts, create, existing, read_record
@@ -29,7 +31,7 @@ from trainer.records.run_files import RunFiles
 SUBMISSION_FILE = "cloud.json"  # under the run folder: for which submission it was last started
 
 
-def carry_on(carried: Carried) -> int:
+def carry_on(carried: Carried, *, backend: Backend | None = None) -> int:
     """Run it to its end; the exit code. Raises: Refused, ConfigError, as `start` does."""
     installed = metadata.version("longhaul")
     if carried.version != installed:
@@ -45,12 +47,14 @@ def carry_on(carried: Carried) -> int:
     first = attempts(run)[-1].number + 1 if attempts(run) else 1
     if _submission(run).get("name") != carried.submission:
         write_json(run.root / SUBMISSION_FILE, {"name": carried.submission, "first": first})
-    return start(config)
+    return start(config, backend=backend)
 
 
 def _settings(carried: Carried) -> Config:
     values = carried.config
     values["run"]["root"] = str(Path(values["run"]["root"]).expanduser())
+    if values["launch"]["kind"] == "ssh":
+        values["launch"] = settings_of_peers(values["launch"], os.environ)
     return validate(values)
 
 
@@ -97,6 +101,9 @@ def main() -> int:
     try:
         if text is None:
             raise Refused(f"there is no {VARIABLE} in the environment: a submission sets it")
+        if not is_first(os.environ):
+            print("the first machine starts the ranks of this one over ssh", flush=True)
+            return Exit.DONE
         return carry_on(read_carried(text))
     except LonghaulError as e:
         print(str(e), file=sys.stderr, flush=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+_WIDTH = 1_000_000  # nothing is folded: a command is one line
+
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Text of several lines as a block, which people can read."""
@@ -24,6 +26,6 @@ def yaml_text(document: Mapping[str, Any], *, about: str) -> str:
     """A document of plain values in block style, keys in their order. `about`: its first comment,
     words of ours alone."""
     body = yaml.dump(
-        dict(document), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=100
+        dict(document), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=_WIDTH
     )
     return f"# {about}\n{body}"
