@@ -63,12 +63,9 @@ timed: setup
 	$(call run-tests,drills cluster)
 
 .PHONY: check
-check: format lint arch ## Under a minute, changes nothing: format, lint, types, architecture, unit, golden
-	@$(MAKE) --no-print-directory -j2 types unit-golden
-
-.PHONY: unit-golden
-unit-golden: setup
-	$(call run-tests,unit golden)
+check: setup ## Under a minute, changes nothing: format, lint, types, architecture, unit, golden
+	@# The unit tests take one core for as long as all the rest takes another.
+	@$(MAKE) --no-print-directory -j2 unit format lint arch types golden
 
 .PHONY: fix
 fix: setup ## Format and repair what ruff can repair
@@ -93,11 +90,11 @@ arch: setup ## Who may import whom
 	@$(BIN)/lint-imports --no-logo
 
 .PHONY: unit golden contract distributed cluster
-unit: setup ## Pure functions and small files; seconds
+unit: setup ## Pure functions and small files, in one process; seconds
 	$(call run-tests,unit)
 golden: setup ## Everything rendered or resolved, as text; ARGS=--update rewrites it
 	$(call run-tests,golden)
-contract: setup ## The same tests for every implementation
+contract: setup ## The same tests for every implementation; every choice, every crash, every enemy
 	$(call run-tests,contract)
 distributed: setup ## Several real processes
 	$(call run-tests,distributed)

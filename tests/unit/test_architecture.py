@@ -147,7 +147,7 @@ class _Names:
 
 @cache
 def _names(path: Path) -> _Names:
-    """Only names are kept: the trees of all files would make every garbage collection slow."""
+    """Of each file once, for all rules. The names are kept, not the trees."""
     tree = ast.parse((_ROOT / path).read_text(encoding="utf-8"), filename=str(path))
     return _Names(frozenset(_imported(tree)), frozenset(_dotted(tree)))
 

@@ -1,6 +1,6 @@
 """Bytes of the loss head at its worst moment, its backward, beside its weight and its input.
 
-Counted from trainer/models/head.py, `_LogProbs`; tests/unit/test_head_memory.py holds the figures
+Counted from trainer/models/head.py, `_LogProbs`; tests/contract/test_head_memory.py holds the figures
 against torch's allocator. N tokens of a micro-batch, C of them at a time, V vocabulary, D hidden
 size; c bytes of what products are computed in, h of a hidden state; B one fp32 block of logits,
 with k of them at a time: the gradient, the block's before if there are several, and of 16-bit
