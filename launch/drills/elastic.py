@@ -7,8 +7,9 @@ import math
 from collections import Counter
 from typing import Any
 
-from launch.drills.bench import Bench, Result
+from launch.drills.bench import Bench, Reference, Result
 from launch.drills.kills import DONE
+from launch.drills.oracle.digest import wrong_tensors
 from launch.drills.oracle.ending import wrong_endings
 from launch.drills.oracle.samples import wrong_samples
 from launch.drills.reference import BATCH, STEPS
@@ -23,6 +24,7 @@ _WORLDS = (2, 3, 1, 2, 1, 3)  # every change from one of the sizes to another
 _STAGES = (2, 0, 1, 3, 2, 3, 0)
 _WORLD_BOUND = 1e-5  # relative, of a loss, where sums are added in another order
 _STAGE_BOUND = 1e-6
+_CANONICAL_BOUND = 1e-14
 
 
 def world_sizes(bench: Bench) -> Result:
@@ -39,9 +41,40 @@ def stages(bench: Bench) -> Result:
     return _relay(bench, "d22", changes, bound=_STAGE_BOUND, what=f"stages {wanted}")
 
 
-def _relay(bench: Bench, name: str, changes: list[str], *, bound: float, what: str) -> Result:
+def canonical_worlds(bench: Bench) -> Result:
+    """D21b. The same with canonical reduction: the last checkpoint is the reference's to the bit.
+
+    The loss that is shown is added up over ranks in fp64, so its 16th digit may differ.
+    """
+    worlds = (2, 3, 1) if bench.short else _WORLDS
+    engine = "engine=canonical"
+    whole = bench.reference_of(engine)
+    changes = [f"resources.ranks_per_node={n}" for n in worlds]
+    name, site = "d21-canonical", bench.site
+    what = f"worlds {worlds}, canonical"
+    found = _relay(
+        bench, name, changes, bound=_CANONICAL_BOUND, what=what, always=(engine,), reference=whole
+    )
+    runs = [str(site.run(one).root) for one in (name, whole.name)]
+    diff = site.json_of("trainer.commands.checkpoint", "diff", *runs, "--json")
+    wrong = wrong_tensors(diff, step=whole.steps)
+    bits = "masters and moments bit-equal" if not wrong else "masters or moments DIFFER"
+    return Result(found.cases, f"{found.said}; {bits}", (*found.wrong, *wrong))
+
+
+def _relay(
+    bench: Bench,
+    name: str,
+    changes: list[str],
+    *,
+    bound: float,
+    what: str,
+    always: tuple[str, ...] = (),
+    reference: Reference | None = None,
+) -> Result:
     """Stopped after each leg, resumed with the next change; losses against the reference's."""
     site, wrong = bench.site, list[str]()
+    whole = reference or bench.reference
     before = site.look(name)
     leg = STEPS // len(changes)
     said = None
@@ -49,11 +82,11 @@ def _relay(bench: Bench, name: str, changes: list[str], *, bound: float, what: s
         last = number == len(changes) - 1
         fault = Fault("step.begin", "signal", rank=0, step=leg * (number + 1), value=15.0)
         verb = "resume" if number else "train"
-        said = site.begin(verb, name, change, faults=[] if last else [fault]).wait()
+        said = site.begin(verb, name, *always, change, faults=[] if last else [fault]).wait()
         if said.code != (Exit.DONE if last else Exit.SAVED):
             wrong.append(f"{change}: returned {said.code}: {said.err[-500:]}")
             break
-    worst, equal = _apart(bench, name)
+    worst, equal = _apart(bench, name, whole)
     if worst > bound:
         wrong.append(f"a loss differs by {worst:.1e} of itself, more than {bound:g}")
     wrong += wrong_samples(site.samples(name), batch=BATCH, steps=STEPS)
@@ -64,9 +97,9 @@ def _relay(bench: Bench, name: str, changes: list[str], *, bound: float, what: s
     return Result(len(changes), text, tuple(wrong))
 
 
-def _apart(bench: Bench, name: str) -> tuple[float, int]:
+def _apart(bench: Bench, name: str, reference: Reference) -> tuple[float, int]:
     """Largest relative difference of a loss from the reference's, and how many are equal."""
-    whole = bench.reference.losses
+    whole = reference.losses
     seen = {x["step"]: x["loss"] for x in bench.site.steps(name)}
     if seen.keys() != whole.keys():
         return math.inf, 0

@@ -17,6 +17,17 @@ ROWS: tuple[Drill, ...] = (
         shortens=True,
     ),
     Drill(
+        number=21,
+        part="b",
+        name="world size, canonical reduction",
+        fault="the same, with engine=canonical",
+        promise="the same bits on any number of ranks",
+        bound="masters and moments bit-equal, samples exact",
+        tier="G",
+        run=elastic.canonical_worlds,
+        shortens=True,
+    ),
+    Drill(
         number=22,
         name="ZeRO stage",
         fault="goes on at stages 2, 0, 1, 3, 2, 3, 0",

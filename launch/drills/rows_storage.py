@@ -26,6 +26,17 @@ ROWS: tuple[Drill, ...] = (
         shortens=True,
     ),
     Drill(
+        number=2,
+        part="b",
+        name="a rank dies beside a background save",
+        fault="each of three ranks killed as a save begins, is copied, written, published",
+        promise="nobody hangs; a whole step is there to go on from; bits as if left alone",
+        bound="all 12, interval + 1 steps redone, within 15 s",
+        tier="G",
+        run=saves.a_rank_dies_beside_a_save,
+        shortens=True,
+    ),
+    Drill(
         number=3,
         name="damaged files",
         fault="flipped bits, cuts, zeroed pages, swapped, foreign, missing, extra files",

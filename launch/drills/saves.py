@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from trainer.faultpoints import Fault
 
 _BY_ALL = ("save.begin", "save.file_written", "save.file_durable")
 _BY_RANK_0 = ("save.before_manifest", "save.before_rename", "save.before_pointer")
+_BESIDE = ("save.begin", "save.staged", "step.forward", "step.agree")
+_AFTER = {"step.forward": 1, "step.agree": 2}  # steps after the one that is saved
 _WORLD = 3
 _SYNCHRONOUS = "checkpoint.asynchronous=false"
 _SMALL_MIB = 12
@@ -36,20 +38,35 @@ def a_rank_dies_in_a_save(bench: Bench) -> Result:
     places += [(point, 0) for point in _BY_RANK_0]
     if bench.short:
         places = [("save.file_written", 1), ("save.before_rename", 0)]
+    return _dying_in_saves(bench, "d2", places, _SYNCHRONOUS)
+
+
+def a_rank_dies_beside_a_save(bench: Bench) -> Result:
+    """D2b. Asynchronous: each rank killed as a save begins, once it has copied its part, and in
+    the two steps after that, while the writers write or rank 0's publishes.
+    """
+    places = [(point, rank) for point in _BESIDE for rank in range(_WORLD)]
+    if bench.short:
+        places = [("save.staged", 1), ("step.forward", 0)]
+    return _dying_in_saves(bench, "d2b", places, "checkpoint.asynchronous=true")
+
+
+def _dying_in_saves(bench: Bench, name: str, places: Sequence[tuple[str, int]], how: str) -> Result:
+    """One run; each place has a save of its own, of three ranks."""
     steps = max(STEPS, SAVE_EVERY * (len(places) + 2))
-    overrides = (f"resources.ranks_per_node={_WORLD}", f"steps.total={steps}", _SYNCHRONOUS)
+    overrides = (f"resources.ranks_per_node={_WORLD}", f"steps.total={steps}", how)
     whole = bench.reference_of(*overrides, steps=steps)
     faults = [
         Fault(
             point,
             "kill",
             rank=rank,
-            step=SAVE_EVERY * (1 + number),
-            token=bench.site.token(f"d2-{number}"),
+            step=SAVE_EVERY * (1 + number) + _AFTER.get(point, 0),
+            token=bench.site.token(f"{name}-{number}"),
         )
         for number, (point, rank) in enumerate(places)
     ]
-    name, site = "d2", bench.site
+    site = bench.site
     before = site.look(name)
     last = to_the_end(bench, name, faults, *overrides)
     happened = [f for f in (site.fired(fault.token) for fault in faults) if f]
@@ -63,7 +80,11 @@ def a_rank_dies_in_a_save(bench: Bench) -> Result:
     redone = steps_redone(lines)
     if redone > len(places) * (SAVE_EVERY + 1):
         wrong.append(f"{redone} steps redone after {len(places)} deaths")
-    said = f"{len(happened)} of {len(places)} phase x rank: bits equal, {redone} steps redone"
+    slowest = max((s for s in seconds if s is not None), default=float("nan"))
+    said = (
+        f"{len(happened)} of {len(places)} phase x rank: bits equal, {redone} steps redone; first "
+        f"step after {slowest:.1f} s at most"
+    )
     return Result(len(places), said, tuple(wrong), late=tuple(late))
 
 

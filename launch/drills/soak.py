@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 from launch.drills.bench import Bench, Reference, Result
-from launch.drills.kills import to_the_end
+from launch.drills.kills import RECOVER_S, to_the_end
 from launch.drills.oracle.digest import wrong_tensors
 from launch.drills.oracle.losses import wrong_losses
+from launch.drills.oracle.recovery import recoveries, slow_recoveries
 from launch.drills.oracle.samples import wrong_samples
 from launch.drills.reference import BATCH, SAVE_EVERY
 from trainer.capacity.goodput import Parts, simulate
@@ -74,8 +75,14 @@ def soak(bench: Bench) -> Result:
         f"{happened} faults in {steps} steps, {len(lives(site.steps(name)))} attempts: bits equal; "
         f"goodput {measured:.1%}, foretold {foretold:.1%}"
     )
+    deaths = [site.fired(fault.token) for fault in faults if fault.action == "kill"]
+    known = recoveries([f[0]["time"] for f in deaths if f], site.steps(name))
+    seconds = [s for s in known if s is not None]  # None: it struck when all steps were done
+    slowest = max(seconds, default=float("nan"))
+    said += f"; first step after {slowest:.1f} s at most after a kill"
+    late = slow_recoveries(seconds, bound_s=RECOVER_S)[:1]
     figures = {"soak_faults": happened, "soak_points": apart, "soak_goodput": 100 * measured}
-    return Result(count, said, tuple(wrong), figures)
+    return Result(count, said, tuple(wrong), figures, tuple(late))
 
 
 def _drawn(bench: Bench, count: int) -> Iterator[Fault]:
