@@ -77,6 +77,8 @@ def examine(config: Config, request: Request) -> Examined:
             backend.submit(submission, run.root, attempt=files.number)
         if not backend.in_foreground:
             _wait(backend, run, files)
+        if files.stop.exists():  # Ctrl-C: the ranks were told, and there is nothing to judge
+            raise KeyboardInterrupt
         return _examined(run, files)
 
 

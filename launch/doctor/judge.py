@@ -7,6 +7,7 @@ Nobody is compared with a table of hardware: ranks with the other ranks, nodes w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -23,6 +24,7 @@ _SLOW_IMPORTS_S = 60.0
 _SKEW_S, _SKEW_WARN_S = 1.0, 0.1
 _LATE_S, _LATE_WARN_S = 5.0, 1.0  # until a write is seen elsewhere
 _SLOW_LINK = 0.6  # of the others' median
+_SLOW_DISK = 0.3  # likewise; disks vary more
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ def judge_result(result: Mapping[str, Any], needs: Needs) -> list[Finding]:
     for one in leaders:
         found += judge_machine(one["machine"], needs, node=one["node"])
     settings = {one["node"]: one["machine"]["network"]["settings"] for one in leaders}
-    found += judge_settings(settings) if len(leaders) > 1 else []
+    if len(leaders) > 1:
+        found += judge_settings(settings)
+        found += _among_nodes(leaders)
     found += _meeting(ranks)
     found += _compute(ranks, result["device"])
     found += _visible(ranks)
@@ -56,6 +60,23 @@ def judge_result(result: Mapping[str, Any], needs: Needs) -> list[Finding]:
 def _versions(result: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]) -> Finding:
     names = {str(one["rank"]): f"rank {one['rank']} ({one['node']})" for one in ranks}
     return judge_versions({names[rank]: found for rank, found in result["versions"].items()})
+
+
+def _among_nodes(leaders: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """What is well on each node alone and yet differs."""
+    drivers = {one["node"]: one["machine"]["gpus"].get("driver") for one in leaders}
+    usual = Counter(drivers.values()).most_common(1)[0][0]
+    for node, driver in drivers.items():
+        if driver != usual:
+            what = f"driver {driver}, others {usual}"
+            yield Finding("GPU driver", what, "problem", "the same driver on all nodes", node)
+    disks = {one["node"]: one["machine"]["folder"] for one in leaders}
+    speeds = {n: one["write_bytes_per_s"] for n, one in disks.items() if "error" not in one}
+    middle = median(speeds.values()) if speeds else 0.0
+    for node, speed in speeds.items():
+        if speed < _SLOW_DISK * middle:
+            what = f"{size_text(speed)}/s, others {size_text(middle)}/s"
+            yield Finding("disk speed", what, "warn", "its mount, or its network", node)
 
 
 def _meeting(ranks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -154,8 +175,8 @@ def _all_reduce(
     network = ranks[0].get("network")
     if network is None:
         return
-    yield _bandwidth("all-reduce", network["world"], 0.0)
     expected = ranks[0].get("expected_bytes_per_s", 0.0)
+    yield _bandwidth("all-reduce", network["world"], 0.0 if network["across"] else expected)
     if network["across"]:
         yield _bandwidth("all-reduce across nodes", network["across"], expected)
     within = {one["node"]: one["network"]["within"] for one in leaders if one["network"]["within"]}

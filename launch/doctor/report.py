@@ -20,8 +20,9 @@ def is_well(findings: Sequence[Finding]) -> bool:
 def excluded(findings: Sequence[Finding], nodes: Sequence[str]) -> list[str]:
     """Nodes with a problem of their own. What more than half of them have is the site's."""
     bad: dict[str, set[str]] = {}
+    known = set(nodes)
     for one in findings:
-        if one.verdict == "problem" and one.node in nodes:
+        if one.verdict == "problem" and one.node in known:
             bad.setdefault(one.name, set()).add(one.node)
     own = {node for found in bad.values() if len(found) * 2 <= len(nodes) for node in found}
     return [node for node in nodes if node in own] if len(nodes) > 1 else []

@@ -61,7 +61,8 @@ def doctor_config(config: Config, *, root: str) -> Config:
 
 def _once(launch: dict[str, Any]) -> dict[str, Any]:
     """A job that nobody brings back, and that ends soon; what a kind of place lacks is not set."""
-    once: dict[str, Any] = {"requeue": False, "chain": 1, "test_only": False, "spare_nodes": 0}
+    once: dict[str, Any] = {"requeue": False, "chain": 1, "spare_nodes": 0}
+    once |= {"test_only": False, "foreground": False}
     limit = launch.get("time_limit_h")
     if "time_limit_h" in launch:
         once["time_limit_h"] = min(limit or _JOB_H, _JOB_H)

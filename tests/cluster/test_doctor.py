@@ -1,33 +1,46 @@
-"""`longhaul doctor launch=slurm` on a real Slurm: two machines, real ranks, one machine unfit."""
+"""`longhaul doctor` on real machines: through Slurm and through ssh, one of them unfit."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.nodes import Lab, environment, machines
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from trainer.errors import Exit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
+_DOCTOR = [sys.executable, "-m", "launch", "doctor"]
+_SMALL = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", "/dev/shm"]
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with slurm_cluster(tmp_path_factory.mktemp("slurm"), nodes=2) as made:
-        small = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", "/dev/shm"]
-        made.lab.node("node2").run(small)
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with slurm_cluster(tmp_path / "slurm", nodes=2) as made:
+        made.lab.node("node2").run(_SMALL)
         yield made
 
 
-def test_the_unfit_machine_of_two_is_named_and_left_out(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with machines(tmp_path / "lab", 3) as made:
+        made.node("node2").run(_SMALL)
+        yield made
+
+
+def test_slurm_the_unfit_machine_of_two_is_named_and_left_out(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     """The default batch is too small for four ranks, which is no reason not to look at them."""
-    settings = ["launch=slurm", "launch.gpus=none", "resources.nodes=2", f"run.root={tmp_path}"]
-    argv = [sys.executable, "-m", "launch", "doctor", *settings, "--json"]
-    process = cluster.popen(argv, stdout=-1, stderr=-1, text=True)
+    root = tmp_path / "runs"
+    settings = ["launch=slurm", "launch.gpus=none", "resources.nodes=2", f"run.root={root}"]
+    process = cluster.popen([*_DOCTOR, *settings, "--json"], stdout=-1, stderr=-1, text=True)
     out, err = process.communicate(timeout=220)
     assert process.returncode == Exit.STOP, err
     said = json.loads(out)
@@ -39,4 +52,23 @@ def test_the_unfit_machine_of_two_is_named_and_left_out(cluster: Cluster, tmp_pa
     assert {"settings", "clock", "all-reduce across nodes", "all-reduce within a node"} <= names
     assert {"Slurm", "Slurm KillWait", "Slurm GraceTime", "Slurm JobRequeue"} <= names
     assert [one["node"] for one in said["measured"]["ranks"]] == ["node1"] * 2 + ["node2"] * 2
-    assert not any(tmp_path.iterdir()), "the job is over, and its folder is gone"
+    assert not root.exists(), "the job is over, and its folder is gone"
+
+
+def test_ssh_prints_the_machine_to_leave_out_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+    settings = [
+        "launch=ssh",
+        "launch.hosts=[node1,node2,node3]",
+        f"launch.identity_file={lab.identity}",
+        f"launch.options=['UserKnownHostsFile={lab.known_hosts}']",
+        "launch.environment=[PYTHONPATH,OMP_NUM_THREADS]",
+        "resources.nodes=3",
+        "resources.ranks_per_node=1",
+        f"run.root={tmp_path / 'runs'}",
+    ]
+    argv = lab.login.words([*_DOCTOR, *settings, "--pairs", "--exclude"])
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=220)
+    assert done.returncode == Exit.STOP, done.stderr
+    # Machines of one machine share its cores: another may be called slow, too.
+    assert "node2" in done.stdout.strip().split(","), done.stderr
+    assert set(done.stdout.strip().split(",")) <= {"node1", "node2", "node3"}

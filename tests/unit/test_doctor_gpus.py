@@ -116,6 +116,15 @@ def test_what_a_gpu_does_not_tell_is_no_error() -> None:
     assert len(judged(text)) == 1
 
 
+def test_one_gpu_with_a_lower_clock_than_the_others() -> None:
+    first, rest = report(13).split("</gpu>", 1)
+    slow = first.replace("<max_clocks><sm_clock>1980", "<max_clocks><sm_clock>1200")
+    head, one = judged(f"{slow}</gpu>{rest}")
+    assert (one.name, one.verdict) == ("GPU 0", "warn")
+    assert "limited to 1200 MHz, others' to 1980" in one.value
+    assert head.value.endswith("1980 MHz now, ECC enabled")
+
+
 def test_fewer_gpus_than_ranks() -> None:
     (one,) = judged(report(12, gpus=1))
     assert one.verdict == "problem"

@@ -31,7 +31,7 @@ def machine(node: str) -> dict[str, Any]:
         },
         "clock": {"synchronised": True, "max_error_s": 0.01},
         "network": {
-            "host": node, "addresses": ["10.0.0.1"], "reverse_lookup_s": 0.0, "master": "n0",
+            "host": node, "addresses": ["10.0.0.1"], "lookup_s": {}, "master": "n0",
             "master_addresses": ["10.0.0.1"], "interfaces": [], "infiniband": [], "settings": {},
             "proxies": [],
         },
@@ -169,6 +169,30 @@ def test_an_all_reduce_below_what_was_expected() -> None:
     (one,) = bad(result)
     assert (one.name, one.verdict) == ("all-reduce across nodes", "problem")
     assert "expected 9.3 GiB/s" in one.value
+
+
+def test_on_one_node_what_was_expected_is_of_all_its_ranks() -> None:
+    result = healthy(nodes=1)
+    for one in result["ranks"]:
+        one["network"]["across"] = []
+    result["ranks"][0]["expected_bytes_per_s"] = 10e9
+    found = judge_result(result, Needs(ranks_per_node=2))
+    assert [(one.name, one.verdict) for one in found if one.verdict != "ok"] == [
+        ("all-reduce", "problem")
+    ]
+
+
+def test_another_driver_and_a_slower_disk_are_found_among_nodes() -> None:
+    result = healthy()
+    for one in result["ranks"]:
+        if "machine" in one:
+            one["machine"]["gpus"] = {"found": True, "driver": "580.126.09", "gpus": []}
+    result["ranks"][4]["machine"]["gpus"]["driver"] = "535.54.03"
+    result["ranks"][6]["machine"]["folder"]["write_bytes_per_s"] = 1.5e8
+    assert [(one.name, one.verdict, one.node) for one in bad(result)] == [
+        ("GPU driver", "problem", "n2"),
+        ("disk speed", "warn", "n3"),
+    ]
 
 
 def test_a_node_that_is_slow_within() -> None:

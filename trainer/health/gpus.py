@@ -64,6 +64,7 @@ def judge_gpus(facts: Facts, needs: Needs) -> Iterator[Finding]:
     gpus = facts["gpus"]
     names = sorted({str(one["name"]) for one in gpus})
     text = f"{len(gpus)} x {', '.join(names) or 'nothing'}, driver {facts['driver']}"
+    text += "".join(_alike(gpus))
     if len(gpus) < wanted:
         fix = f"resources.ranks_per_node={max(len(gpus), 1)}, or another node: did one drop out?"
         yield Finding("GPUs", f"{text}, and {wanted} are wanted", "problem", fix)
@@ -71,8 +72,24 @@ def judge_gpus(facts: Facts, needs: Needs) -> Iterator[Finding]:
         yield Finding("GPUs", text, "warn", "all ranks wait for the slowest kind")
     else:
         yield Finding("GPUs", text)
+    fastest = max((one["clock_max_mhz"] or 0 for one in gpus), default=0)
     for index, one in enumerate(gpus):
+        limit = one["clock_max_mhz"]
+        if limit and limit < fastest:
+            what = f"its clock is limited to {limit} MHz, others' to {fastest}"
+            yield Finding(f"GPU {index}", what, "warn", f"nvidia-smi -i {index} -rgc")
         yield from _judge_one(index, one)
+
+
+def _alike(gpus: list[dict[str, Any]]) -> Iterator[str]:
+    """Clocks now and at most, and ECC: an idle GPU's clock is low."""
+    clocks = [one["clock_mhz"] for one in gpus if one["clock_mhz"]]
+    if clocks:
+        low, high = min(clocks), max(clocks)
+        yield f", {low} MHz now" if low == high else f", {low} to {high} MHz now"
+    modes = sorted({one["ecc"] for one in gpus} - {None, "N/A"})
+    if modes:
+        yield f", ECC {' and '.join(modes).lower()}"
 
 
 def _judge_one(index: int, gpu: Mapping[str, Any]) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ _SETTINGS = ("NCCL_", "GLOO_", "TORCH_NCCL_", "UCX_")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE")
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _LOOPBACK = ("127.", "::1")
-_SLOW_LOOKUP_S = 1.0  # torch's store looks up the name of whoever connects
+_SLOW_LOOKUP_S = 1.0
 
 
 def gather_network(env: Mapping[str, str], *, sys: Path = _SYS) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def gather_network(env: Mapping[str, str], *, sys: Path = _SYS) -> dict[str, Any
     return {
         "host": host,
         "addresses": addresses,
-        "reverse_lookup_s": round(_reverse_lookup_s(addresses), 3),
+        "lookup_s": _lookup_seconds(host, addresses),
         "master": master,
         "master_addresses": _addresses(master) if master else [],
         "interfaces": _interfaces(sys / "net"),
@@ -41,12 +41,11 @@ def gather_network(env: Mapping[str, str], *, sys: Path = _SYS) -> dict[str, Any
 
 def judge_network(facts: Facts, needs: Needs) -> Iterator[Finding]:
     yield _own_name(facts, needs)
-    if facts["reverse_lookup_s"] > _SLOW_LOOKUP_S:
-        what = f"{facts['reverse_lookup_s']:.1f} s from an address to its name"
-        fix = (
-            "a line for every node in /etc/hosts, or a name server that answers: ranks meet slowly"
-        )
-        yield Finding("name resolution", what, "warn", fix)
+    for what, seconds in facts["lookup_s"].items():
+        if seconds > _SLOW_LOOKUP_S:
+            fix = "a name server that answers, or none: ranks meet so much later"
+            text = f"{seconds:.1f} s to look up {what}"
+            yield Finding("name resolution", text, "warn", fix)
     if facts["master"]:
         text = f"{facts['master']} is {', '.join(facts['master_addresses']) or 'nowhere'}"
         if facts["master_addresses"]:
@@ -103,12 +102,23 @@ def _addresses(name: str) -> list[str]:
     return sorted({str(one[4][0]) for one in found})
 
 
-def _reverse_lookup_s(addresses: list[str]) -> float:
-    started = time.perf_counter()
-    for address in addresses[:1]:
+def _lookup_seconds(host: str, addresses: list[str]) -> dict[str, float]:
+    """What torch asks for when ranks meet: IPv6 addresses too, and names of who connects. Where a
+    name server does not answer, /etc/hosts helps with the second alone.
+    """
+    asked: dict[str, Callable[[], object]] = {
+        f"IPv6 addresses of {host}": lambda: socket.getaddrinfo(host, None, socket.AF_INET6)
+    }
+    if addresses:
+        name = f"the name of {addresses[0]}"
+        asked[name] = lambda: socket.getnameinfo((addresses[0], 0), 0)
+    found = {}
+    for what, ask in asked.items():
+        started = time.perf_counter()
         with suppress(OSError):
-            socket.getnameinfo((address, 0), 0)
-    return time.perf_counter() - started
+            ask()
+        found[what] = round(time.perf_counter() - started, 3)
+    return found
 
 
 def _links(facts: Facts) -> dict[str, float]:
