@@ -268,6 +268,7 @@ def _boot_login(lab: Lab) -> None:
         "hostname login; ip link set lo up\n"
         f"mount --bind {lab.folder}/hosts /etc/hosts\n"
         f"mount --bind {lab.folder}/passwd /etc/passwd\n"
+        f"mount --bind {lab.folder}/resolv.conf /etc/resolv.conf\n"
         # Its address would be the lowest of its ports' otherwise, and change as machines come.
         "ip link add br0 address 02:00:0a:4d:00:01 type bridge\n"
         f"ip addr add {_NETWORK}.1/24 dev br0; ip link set br0 up"
@@ -293,6 +294,8 @@ def _held(argv: Sequence[str], log: Path) -> subprocess.Popen[str]:
 def _write_tables(lab: Lab) -> None:
     names = "".join(f"{each.address} {each.name}\n" for each in [lab.login, *lab.nodes])
     (lab.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+    # torch asks for IPv6 addresses too, and waited 10 s for a name server that cannot be reached.
+    (lab.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
     # A home of their own: what a login shell does with the real one is not killed half-way.
     (lab.folder / "home").mkdir()
     others = [x for x in Path("/etc/passwd").read_text().splitlines() if x.split(":")[2] != "0"]
