@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch.driving.nodes import Node
 from launch.driving.pipes import PipeHandle
 from launch.processes import die_with_parent
+from launch.ssh.sockets import Sockets
 from launch.ssh.survey import Asked, ask, python_of, workdir_of
 from launch.ssh.words import remote_command, ssh_words
 from trainer.config.sections.ssh import SshLaunch
@@ -38,12 +37,12 @@ class SshNodes:
         self._launch = launch
         self._hosts = list(hosts)
         self._folder = run_folder
-        self.sockets = Path(tempfile.mkdtemp(prefix="lh-"))
+        self._sockets = Sockets.make()
 
     def alive(self) -> list[Node]:
         """Those that answer, and see the run's folder."""
         asked = Asked({str(self._folder): "run.json"}, brief=True)
-        answers = ask(self._launch, self._hosts, asked, sockets=self.sockets)
+        answers = ask(self._launch, self._hosts, asked, sockets=self._sockets.folder)
         return [
             Node(answer.host, str(answer.said["address"]))
             for answer in answers
@@ -59,7 +58,7 @@ class SshNodes:
         inner = [python, "-S", "-E", "-c", _DOOR, python, *argv[1:]]
         command = remote_command(inner, workdir=workdir_of(self._launch))
         process = subprocess.Popen(
-            ssh_words(self._launch, node.name, command, sockets=self.sockets),
+            ssh_words(self._launch, node.name, command, sockets=self._sockets.folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -72,7 +71,7 @@ class SshNodes:
 
     def close(self) -> None:
         for host in self._hosts:
-            words = ssh_words(self._launch, host, "", sockets=self.sockets)
+            words = ssh_words(self._launch, host, "", sockets=self._sockets.folder)
             control = [*words[: words.index("--")], "-O", "exit", "--", host]
             subprocess.run(control, capture_output=True, timeout=10.0, check=False)
-        shutil.rmtree(self.sockets, ignore_errors=True)
+        self._sockets.close()

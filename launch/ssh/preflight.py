@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -35,10 +34,9 @@ def survey(launch: SshLaunch, folders: tuple[str, ...], port: int) -> tuple[Answ
     if shutil.which("ssh") is None:
         raise Refused("launch=ssh: there is no ssh on this machine (OpenSSH's client)")
     with ExitStack() as stack:
-        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="lh-"))
         marked = {folder: stack.enter_context(_mark_in(Path(folder))) for folder in folders}
         asked = Asked(marked, wait_s=_SEEN_WITHIN_S, port=port, packages=_PACKAGES)
-        return tuple(ask(launch, hosts, asked, sockets=Path(sockets)))
+        return tuple(ask(launch, hosts, asked, sockets=None))
 
 
 def survey_for(config: Config) -> tuple[Answer, ...]:

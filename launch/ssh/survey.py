@@ -47,13 +47,15 @@ class Asked:
     brief: bool = False
 
 
-def ask(launch: SshLaunch, hosts: Sequence[str], asked: Asked, *, sockets: Path) -> list[Answer]:
+def ask(
+    launch: SshLaunch, hosts: Sequence[str], asked: Asked, *, sockets: Path | None
+) -> list[Answer]:
     """Every host's answer, in their order; all are asked at once."""
     with ThreadPoolExecutor(max_workers=min(_AT_ONCE, max(1, len(hosts)))) as pool:
         return list(pool.map(lambda host: _ask_one(launch, host, asked, sockets), hosts))
 
 
-def _ask_one(launch: SshLaunch, host: str, asked: Asked, sockets: Path) -> Answer:
+def _ask_one(launch: SshLaunch, host: str, asked: Asked, sockets: Path | None) -> Answer:
     question = {
         "folders": dict(asked.folders),
         "wait_s": asked.wait_s,

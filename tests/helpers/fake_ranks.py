@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launch.backends.local import LocalBackend
 from launch.backends.slurm import SlurmBackend
+from launch.backends.ssh import SshBackend
 from launch.base import Backend
 from launch.run_folder import find
 from launch.settings import from_overrides, of_run
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _backend(kind: str) -> Backend:
     module = "tests.helpers.fake_worker"
-    return SlurmBackend(module=module) if kind == "slurm" else LocalBackend(module=module)
+    makers = {"local": LocalBackend, "slurm": SlurmBackend, "ssh": SshBackend}
+    return makers[kind](module=module)
 
 
 def blank_store(config: Config) -> None:

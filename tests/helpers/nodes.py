@@ -161,7 +161,7 @@ class Machine:
         """Every process of it, at once; its connections are closed by its dying kernel."""
         assert self.holder is not None
         os.kill(self.pid, signal.SIGKILL)
-        self.holder.wait(_PATIENCE_S)
+        _over(self.holder)
         for daemon in self.daemons:
             daemon.wait(_PATIENCE_S)
         self.daemons.clear()
@@ -230,10 +230,7 @@ class Lab:
         for each in [*self.nodes, self.login]:
             if each.holder is not None:
                 each.holder.kill()
-                each.holder.wait(_PATIENCE_S)
-                for pipe in (each.holder.stdin, each.holder.stdout):
-                    assert pipe is not None
-                    pipe.close()
+                _over(each.holder)
             for daemon in each.daemons:
                 daemon.wait(_PATIENCE_S)
 
@@ -289,6 +286,13 @@ def _held(argv: Sequence[str], log: Path) -> subprocess.Popen[str]:
     assert made.stdout is not None
     assert made.stdout.readline() == "ready\n", log.read_text()
     return made
+
+
+def _over(holder: subprocess.Popen[str]) -> None:
+    holder.wait(_PATIENCE_S)
+    for pipe in (holder.stdin, holder.stdout):
+        assert pipe is not None
+        pipe.close()
 
 
 def _write_tables(lab: Lab) -> None:

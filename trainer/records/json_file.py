@@ -15,7 +15,8 @@ from typing import Any
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` so that a crash leaves the old file or the new one. Mode 0600."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not by pid: containers that share the folder have the same few.
+    partial = path.with_name(f".{path.name}.{os.urandom(6).hex()}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
