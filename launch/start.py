@@ -103,8 +103,7 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     first = plan_of(standing, attempt=1, run_id="")
     backend.preflight(first)
     if isinstance(config.launch, SlurmLaunch) and config.launch.test_only:
-        print("Slurm takes it; nothing was written or queued")
-        return Exit.DONE
+        return Exit.DONE  # it was said what Slurm thinks of it
     _refuse_unwritable(Path(config.run.root), standing.run)
     if little := warn_of_little_room(first, standing.run):
         print(f"warning: {little}", file=sys.stderr, flush=True)

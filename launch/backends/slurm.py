@@ -51,7 +51,10 @@ class SlurmBackend:
         refuse_without_slurm()
         launch = _section(plan)
         folder = str(Path(plan.config.run.root) / plan.config.run.name)
-        check(plan, launch, script=render(plan, run_folder=folder), env=_environment(launch))
+        script = render(plan, run_folder=folder)
+        said = check(plan, launch, script=script, env=_environment(launch))
+        if launch.test_only:
+            print(f"{said or 'Slurm takes the job'}\nnothing was written or queued")
 
     def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
         """Raises: Refused if Slurm does not take it."""

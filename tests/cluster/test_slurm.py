@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
-from tests.helpers.slurm_runs import RANKS, SlurmRun, slurm_run
+from tests.helpers.slurm_runs import RANKS, SlurmRun, pid_of, slurm_run
 from trainer.records.attempt import read_error
 from trainer.records.json_file import read_json
 
@@ -50,7 +50,7 @@ def test_ranks_of_two_nodes_finish(a_run: Maker) -> None:
 
 def test_a_rank_that_is_killed_costs_one_attempt_in_the_same_job(a_run: Maker) -> None:
     one = a_run(first("wait")).submit().until_up()
-    os.kill(pid_of(one, 3), signal.SIGKILL)
+    os.kill(pid_of(one.run, 3), signal.SIGKILL)
     assert one.until_over() == "COMPLETED", one.words
     assert one.ends == [(1, "again", 76, "crash"), (2, "done", 0, None)]
     error = read_error(one.run.attempt(1).error)
@@ -61,7 +61,7 @@ def test_a_rank_that_is_killed_costs_one_attempt_in_the_same_job(a_run: Maker) -
 
 def test_a_task_that_is_killed_takes_its_rank_along_and_is_named(a_run: Maker) -> None:
     one = a_run(first("wait")).submit().until_up()
-    os.kill(pid_of(one, 1, program=b"launch.slurm.task"), signal.SIGKILL)
+    os.kill(pid_of(one.run, 1, program=b"launch.slurm.task"), signal.SIGKILL)
     assert one.until_over() == "COMPLETED", one.words
     assert one.ends == [(1, "again", 76, "crash"), (2, "done", 0, None)]
     assert "rank 1 was killed by signal 9" in one.lines[0]["why"]
@@ -187,17 +187,3 @@ def urgent(cluster: Cluster) -> None:
     """Somebody whose jobs come first wants all nodes for a moment."""
     words = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     cluster.run([*words, "--wrap=sleep 1"])
-
-
-def pid_of(one: SlurmRun, rank: int, *, program: bytes = b"fake_worker") -> int:
-    """The process as this machine numbers it: nodes count their own."""
-    needles = {f"RANK={rank}".encode(), f"SLURM_PROCID={rank}".encode()}
-    run = str(one.run.root).encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command, env = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        if run in command and program in command and needles & set(env.split(b"\0")):
-            return int(folder.name)
-    raise AssertionError(f"rank {rank} does not run")

@@ -27,10 +27,10 @@ class SlurmRun:
     settings: list[str]
     job: str = ""
     said: str = ""
-    _seen: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)  # words before the command
 
     def submit(self, verb: str = "train", *more: str, check: bool = True) -> SlurmRun:
-        words = [sys.executable, "-m", "tests.helpers.fake_ranks", verb]
+        words = [*self.before, sys.executable, "-m", "tests.helpers.fake_ranks", verb]
         words += [*self.settings, *more] if verb == "train" else [str(self.run.root), *more]
         self.said = self.cluster.login.run(words, env=self.env, check=check)
         found = re.search(r"jobs? (\d+)", self.said)
@@ -65,7 +65,7 @@ class SlurmRun:
 
     @property
     def ends(self) -> list[tuple[int, str, int, str | None]]:
-        return [(x["attempt"], x["action"], x["exit_code"], x["cause"]) for x in self.lines]
+        return ends_of(self.run)
 
     @property
     def words(self) -> str:
@@ -97,3 +97,22 @@ def slurm_run(
         f"run.name={name}",
     ]
     return SlurmRun(cluster, RunFiles(folder / "runs" / name), env, [*shared, *settings])
+
+
+def ends_of(run: RunFiles) -> list[tuple[int, str, int, str | None]]:
+    lines = read_lines(run.attempts_log)
+    return [(x["attempt"], x["action"], x["exit_code"], x["cause"]) for x in lines]
+
+
+def pid_of(run: RunFiles, rank: int, *, program: bytes = b"fake_worker") -> int:
+    """The process as this machine numbers it: nodes count their own."""
+    needles = {f"RANK={rank}".encode(), f"SLURM_PROCID={rank}".encode()}
+    root = str(run.root).encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, env = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if root in command and program in command and needles & set(env.split(b"\0")):
+            return int(folder.name)
+    raise AssertionError(f"rank {rank} does not run")
