@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.drills import outside, sentinels, soak, stored, writers
+from launch.drills import outside, sentinels, soak, stored, suites, writers
 from launch.drills.bench import Drill
 
 ROWS: tuple[Drill, ...] = (
@@ -51,6 +51,20 @@ ROWS: tuple[Drill, ...] = (
         tier="G",
         run=writers.background_saves,
         shortens=True,
+    ),
+    Drill(
+        number=39,
+        part="b",
+        name="states in memory",
+        fault="killed, full, out of reach, damaged, another run's, withdrawn, knocked at",
+        promise="dropped and counted, the one before stands; a bad one never beats the disk",
+        bound="every case, training waits for none",
+        tier="P",
+        run=suites.suite(
+            "tests/distributed/test_peer_faults.py",
+            "tests/distributed/test_peer_ranks.py",
+            what="cases of states in memory, every value compared",
+        ),
     ),
     Drill(
         number=40,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.drills import doors, hangs, kills, stops, surroundings
+from launch.drills import doors, hangs, kills, memory, stops, suites, surroundings
 from launch.drills.bench import Drill
 
 ROWS: tuple[Drill, ...] = (
@@ -16,6 +16,20 @@ ROWS: tuple[Drill, ...] = (
         needs="two machines, or a launcher of several nodes",
     ),
     Drill(
+        number=11,
+        part="b",
+        name="a node's memory is lost",
+        fault="one of two or three nodes loses its ranks and all that lay in its memory",
+        promise="goes on from the neighbour's copy, in the same world or another",
+        bound="the newest state, every node",
+        tier="P",
+        run=suites.suite(
+            "tests/distributed/test_peer_ranks.py::test_a_lost_node_goes_on_from_its_neighbours_copy",
+            "tests/distributed/test_peer_ranks.py::test_two_ranks_a_node_and_another_world_and_cut",
+            what="losses of a node's memory: the neighbour's copy was read, every value compared",
+        ),
+    ),
+    Drill(
         number=12,
         name="kill -9 of any rank at any step",
         fault="SIGKILL of rank 0 or 1 at every point that a dry run passes, several between saves",
@@ -23,6 +37,17 @@ ROWS: tuple[Drill, ...] = (
         bound="all, at most 5 steps redone, first step within 15 s",
         tier="G",
         run=kills.kill_any_rank_at_any_step,
+        shortens=True,
+    ),
+    Drill(
+        number=12,
+        part="b",
+        name="kill -9 with states in memory",
+        fault="SIGKILL of ranks, and of the processes that keep states, with no checkpoint",
+        promise="goes on from memory; bits equal the run left alone; memory given back at the end",
+        bound="at most 1 step redone a kill, first step within 15 s",
+        tier="G",
+        run=memory.kills_with_states_in_memory,
         shortens=True,
     ),
     Drill(

@@ -76,16 +76,19 @@ def test_two_ranks_a_node_and_another_world_and_cut(ranks: RankPool, tmp_path: P
     assert not [one["wrong"] for one in (*second, *third) if one["wrong"]]
 
 
-@pytest.mark.parametrize("offset", [20, -5])
+@pytest.mark.parametrize(
+    ("suffix", "offset"), [(".safetensors", 20), (".safetensors", -5), (".part", 40)]
+)
 def test_a_damaged_file_is_read_from_its_other_copy(
-    ranks: RankPool, tmp_path: Path, offset: int
+    ranks: RankPool, tmp_path: Path, suffix: str, offset: int
 ) -> None:
     first = attempt(ranks, 2, tmp_path, 1, 1, 6)
     own, replica = newest_files(tmp_path, 1)
     assert "/own/" in str(own)
     assert "/of-node-1/" in str(replica)
-    flip(own, offset=offset % own.stat().st_size)
-    second = attempt(ranks, 2, tmp_path, 1, 2, 5)
+    damaged = own.with_suffix(suffix)
+    flip(damaged, offset=offset % damaged.stat().st_size)
+    second = attempt(ranks, 2, tmp_path, 1, 2, 3)
     for one in second:
         assert one["loaded"] >= first[0]["seen"][-1]
         assert not one["wrong"]
