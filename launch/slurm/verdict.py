@@ -107,7 +107,7 @@ def _onward(
 ) -> str:
     suspects = suspected(run, files, outcome)
     bad = suspects.hosts
-    observed = observe(run, files.number)
+    observed = _observed(run, files)
     launched = observed.error is None or observed.error.kind != LAUNCH_FAILED
     in_place = outcome.exit_code == Exit.FAILED and observed.stop is None and launched
     if in_place and bad and job.nodes - len(bad) >= spec.nodes:
@@ -145,17 +145,19 @@ def _conclude(run: RunFiles, files: AttemptFiles, spec: RanksSpec) -> Outcome:
     ended = ended_of(records)
     if ended is not None and not files.ended.exists():
         write_ended(files.ended, ended)
-    observed = _believed(observe(run, files.number), whole=not silent_hosts(records))
+    observed = _observed(run, files)
     earlier = [line for line in read_lines_of(run) if line.get("attempt", 0) < files.number]
     outcome = decide(observed, earlier=earlier, rules=spec.restart)
     close_attempt(run, files.number, outcome)
     return outcome
 
 
-def _believed(observed: Observed, *, whole: bool) -> Observed:
+def _observed(run: RunFiles, files: AttemptFiles) -> Observed:
     """srun ends the other tasks by the signal that also means "save and stop". Where a node said
     nothing, that is what happened, unless somebody asked: a lost node, not a preemption."""
-    if observed.stop is not None and observed.stop.cause == "scheduler" and not whole:
+    observed = observe(run, files.number)
+    stop = observed.stop
+    if stop is not None and stop.cause == "scheduler" and silent_hosts(read_nodes(files)):
         return replace(observed, stop=None)
     return observed
 
