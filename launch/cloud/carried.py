@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from launch.cloud.names import job_name
-from trainer.config.sections.cloud import CloudLaunch
+from trainer.config.sections.cloud import CloudLaunch, SkyLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan
 
@@ -41,11 +41,16 @@ def carried_by(plan: RunPlan) -> Carried:
     config = plan.config.model_dump(mode="json")
     config["launch"] = {"kind": "local", "grace_s": launch.grace_s}
     if plan.config.resources.nodes > 1:
-        config["launch"]["kind"] = "ssh"  # its hosts are known there
+        # Its hosts are known there; what was passed to the first machine goes on to the others.
+        config["launch"] |= {"kind": "ssh", "environment": _names(launch)}
     config["run"]["root"] = launch.run_root
     config["resources"]["device"] = plan.device  # a machine without its GPU is an error there
     config["resume"]["mode"] = "auto"  # what was asked has been judged where it was asked
     return Carried(plan.run_id, job_name(plan), metadata.version("longhaul"), config)
+
+
+def _names(launch: CloudLaunch) -> list[str]:
+    return list(launch.environment) if isinstance(launch, SkyLaunch) else []
 
 
 def carried_text(carried: Carried) -> str:

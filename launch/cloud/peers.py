@@ -32,7 +32,8 @@ def settings_of_peers(given: Mapping[str, Any], env: Mapping[str, str]) -> dict[
         raise Refused(f"several machines, but no {_ADDRESSES} says where the others are")
     _know(hosts)
     section: dict[str, Any] = compose(["launch=ssh"]).values["launch"]
-    return {**section, **given, "hosts": hosts, "foreground": True}
+    names = [*section["environment"], *given.get("environment", ())]
+    return {**section, **given, "environment": names, "hosts": hosts, "foreground": True}
 
 
 def _know(hosts: list[str]) -> None:

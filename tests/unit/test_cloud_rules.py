@@ -13,6 +13,7 @@ from launch.backends.table import backend_of
 from launch.base import Submission
 from launch.cloud.carried import VARIABLE, carried_by, carried_text, read_carried
 from launch.cloud.names import cluster_name, job_name
+from launch.cloud.sky_task import TASK
 from launch.ranks_spec import RANKS_FILE
 from tests.helpers.cloud import KUBERAY, RAY_UP, RUN_ID, SKY, plan_for
 from tests.helpers.configs import config, values
@@ -90,7 +91,11 @@ def test_what_cannot_be_is_said_with_the_setting(
     "package", ["'longhaul==0.1.0'", "'a @ git+https://h/x@0a1b'", "d/a-1.whl"]
 )
 def test_a_package_that_is_pinned_is_taken(package: str) -> None:
-    assert config(*SKY, f"launch.package={package}")
+    plan = plan_for(config(*SKY, f"launch.package={package}"))
+    setup = yaml.load(backend_of("sky").render(plan, run_folder="x").files[TASK], _LOADER)["setup"]
+    last = shlex.split(setup.splitlines()[-1])
+    assert last[:5] == ["python3", "-m", "pip", "install", "--quiet"]
+    assert len(last) == 6  # one package, whatever its name holds
 
 
 @pytest.mark.parametrize("word", WORDS)
