@@ -11,6 +11,7 @@ from launch.job_record import Job, JobState
 from launch.outcome import decide, newest_checkpoint, observe
 from launch.run_folder import attempts, running
 from trainer.errors import Exit
+from trainer.records.account import account
 from trainer.records.json_file import read_json
 from trainer.records.ledger import read_ledger, slow_ranks
 from trainer.records.run_files import RunFiles
@@ -31,25 +32,41 @@ class RunStatus:
     attempt: int
     why: str
     folder: str
+    left_s: float | None = None  # at the rate of the last step shown; of a run that runs
+    goodput: float | None = None  # the part of the wall time that made new steps, where asked for
 
 
-def status_of(run: RunFiles, job: Job | None = None) -> RunStatus:
-    """`job`: what a scheduler says of the newest attempt, if that was handed over to one."""
+def status_of(run: RunFiles, job: Job | None = None, *, with_goodput: bool = False) -> RunStatus:
+    """`job`: what a scheduler says of the newest attempt, if that was handed over to one.
+
+    `with_goodput`: reads the whole ledger, which grows for as long as a run lasts.
+    """
     known = attempts(run)
     metrics = last_metrics(run.metrics)
     state, why = _state(run, job)
+    plan = _newest_plan(run)
     return RunStatus(
         run=run.name,
         state=state,
         step=int(metrics.get("step", 0)),
-        total=_total(run),
+        total=_total(run, plan),
         loss=metrics.get("loss"),
         tokens_per_second=metrics.get("tokens_per_second"),
         checkpoint=newest_checkpoint(run),
         attempt=known[-1].number if known else 0,
         why=why,
         folder=str(run.root),
+        left_s=_left_s(plan, metrics) if state == "running" else None,
+        goodput=round(account(run.root).goodput, 4) if with_goodput else None,
     )
+
+
+def _left_s(plan: dict[str, Any], metrics: dict[str, Any]) -> float | None:
+    try:
+        steps = int(plan["config"]["steps"]["total"]) - int(metrics["step"])
+        return steps * int(plan["tokens_per_step"]) / float(metrics["tokens_per_second"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
@@ -78,6 +95,11 @@ def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
 
 
 def _slow(run: RunFiles) -> str:
+    try:  # most ledgers name nobody, and grow for months: they are not parsed
+        if b'"straggler"' not in run.ledger(0).read_bytes():
+            return ""
+    except OSError:
+        return ""
     slow = slow_ranks(read_ledger(run.ledger(0))).items()
     notes = [f"; rank {rank} is {ratio:.1f} x slower than the others" for rank, ratio in slow]
     return "".join(notes)
@@ -120,12 +142,22 @@ def _earlier(run: RunFiles, attempt: int) -> list[dict[str, Any]]:
     return [line for line in read_lines_of(run) if line.get("attempt", 0) < attempt]
 
 
-def _total(run: RunFiles) -> int | None:
+def _newest_plan(run: RunFiles) -> dict[str, Any]:
     for files in reversed(attempts(run)):
         try:
-            return int(read_json(files.plan)["config"]["steps"]["total"])
-        except (FileNotFoundError, ValueError, KeyError):
+            plan: dict[str, Any] = read_json(files.plan)
+        except (OSError, ValueError):
             continue
+        if isinstance(plan, dict):
+            return plan
+    return {}
+
+
+def _total(run: RunFiles, plan: dict[str, Any]) -> int | None:
+    try:
+        return int(plan["config"]["steps"]["total"])
+    except (ValueError, KeyError, TypeError):
+        pass
     try:
         return int(read_json(run.run_json)["config"]["steps"]["total"])
     except (FileNotFoundError, ValueError, KeyError):

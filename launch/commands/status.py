@@ -10,10 +10,11 @@ from launch.lineage import rows
 from launch.run_folder import DEFAULT_ROOT, find, list_runs
 from launch.standing import standings
 from launch.status import RunStatus, status_of
-from launch.table import show
+from launch.table import age_text, show
 from trainer.records.lineage import read_lineage
 from trainer.records.run_files import RunFiles
 
+_FEW = 20  # runs whose ledgers are read in full
 _EPILOG = "examples: longhaul status first-run --json; longhaul status first-run --lineage"
 
 
@@ -32,7 +33,11 @@ def main(argv: list[str]) -> int:
     if given.lineage:
         _show_lineage(runs, as_json=given.json)
         return 0
-    found = [status_of(run, now.job) for run, now in zip(runs, standings(runs), strict=True)]
+    few = len(runs) <= _FEW
+    found = [
+        status_of(run, now.job, with_goodput=few)
+        for run, now in zip(runs, standings(runs), strict=True)
+    ]
     if given.json:
         show([asdict(one) for one in found], as_json=True)
     else:
@@ -62,4 +67,6 @@ def _row(one: RunStatus) -> dict[str, object]:
         "tokens/s": one.tokens_per_second,
         "checkpoint": one.checkpoint or None,
         "attempt": one.attempt or None,
+        "left": age_text(one.left_s) if one.left_s is not None else None,
+        "goodput": f"{one.goodput:.0%}" if one.goodput is not None else None,
     }

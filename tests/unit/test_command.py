@@ -113,7 +113,7 @@ def test_status_for_people(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["status"]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[0].split() == [
-        "run", "state", "step", "loss", "tokens/s", "checkpoint", "attempt",
+        "run", "state", "step", "loss", "tokens/s", "checkpoint", "attempt", "left", "goodput",
     ]  # fmt: skip
     assert "one: ended without a word" in said
 
