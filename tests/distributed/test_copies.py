@@ -17,7 +17,9 @@ from trainer.storage.remote import open_store
 @pytest.mark.timeout(400)
 def test_a_lost_machine_costs_the_steps_since_the_last_copy(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/elsewhere"
-    told = lose_the_machine(tmp_path, url, options={}, env={})
+    # Two ranks: tests/cluster/test_s3.py.
+    alone = ("engine=plain", "resources.ranks_per_node=1")
+    told = lose_the_machine(tmp_path, url, options={}, env={}, ranks=alone)
     fetched = command(tmp_path, {}, "runs", "fetch", url, "lost", "--root", "other")
     assert fetched.returncode == 0, fetched.stdout
     assert "longhaul resume lost goes on from its copies" in fetched.stdout

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,12 @@ class Told:
 
 
 def lose_the_machine(
-    folder: Path, url: str, *, options: Mapping[str, Any], env: Mapping[str, str]
+    folder: Path,
+    url: str,
+    *,
+    options: Mapping[str, Any],
+    env: Mapping[str, str],
+    ranks: Sequence[str] = ("engine=zero1", "resources.ranks_per_node=2"),
 ) -> Told:
     """Train to step 6, lose the folder and the copy of step 6, type the same command again.
 
@@ -50,8 +55,7 @@ def lose_the_machine(
         *TINY,
         f"data.sources.files.paths=[{corpus}]",
         f"data.store_root={folder / 'stores'}",
-        "engine=zero1",
-        "resources.ranks_per_node=2",
+        *ranks,
         "steps.save_every=2",
         f"checkpoint.remote.url={url}",
         "checkpoint.keep_last=9",  # else step 2 may be gone before its upload begins
