@@ -156,5 +156,5 @@ def wind_up(job: Job, step: int) -> None:
     beat = partial(job.pulse.beat, "end", step)
     beat()
     tell_uploaded(job, job.checkpoints.drain_uploads(job.world, beat))
-    job.checkpoints.close()
+    job.checkpoints.close(for_good=True)
     job.engine.close()

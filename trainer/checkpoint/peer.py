@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from trainer.dist.meeting import own_address
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError
-from trainer.records.memory_files import MemoryFiles
+from trainer.records.memory_files import MemoryFiles, give_back
 from trainer.records.run_files import RunFiles
 
 _log = logging.getLogger("trainer.checkpoint")
@@ -114,14 +115,16 @@ class MemoryTier:
                         path.unlink()
         world.each(lambda: None)
 
-    def close(self) -> None:
-        """Not collective. What is in memory stays: who started the run gives it back."""
+    def close(self, *, for_good: bool) -> None:
+        """Not collective. Unless `for_good`, what is in memory stays for the next attempt."""
         if self._saves is not None:
             self._saves.close()
             self._saves = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        if for_good and self._here is not None and self._here.leads:
+            give_back(self._peers.files, self._here.rank // self._peers.ranks_per_node)
 
     # --- who is where ----------------------------------------------------------------------------
 
@@ -160,6 +163,7 @@ class MemoryTier:
         def told() -> dict[str, Any]:
             rows = [json.loads(text) for text in texts]
             said = next((problem for _, problem in rows if problem), "")
+            said = said or _not_one_network([address[0] for address, _ in rows if address])
             if said:
                 _log.warning("nothing is kept in memory in this attempt: %s", said)
                 return {"token": "", "addresses": []}
@@ -211,6 +215,18 @@ class MemoryTier:
             origin=settings.origin,
         )
         return PeerSaves(keep_settings, line)
+
+
+def _not_one_network(hosts: Sequence[str]) -> str:
+    """A machine that takes the meeting place's name for itself gives an address of no use."""
+    inside = [ip_address(host).is_loopback for host in hosts]
+    if all(inside) or not any(inside):
+        return ""
+    return (
+        f"rank {inside.index(True)}'s machine is reached at {hosts[inside.index(True)]}, which is "
+        f"itself on every machine (rank {inside.index(False)}'s at {hosts[inside.index(False)]}); "
+        "its /etc/hosts names the place where ranks meet so: use an address instead of the name"
+    )
 
 
 def peers_of(every: Every, *, folder: str, run_id: str, ranks_per_node: int) -> Peers | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from statistics import median
 from typing import Literal
 
@@ -20,7 +21,8 @@ Every = int | Literal["auto"]
 class Cadence:
     """Every so many steps; where that is chosen, a copy takes at most 1 % of the time."""
 
-    def __init__(self, every: Every) -> None:
+    def __init__(self, every: Every, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._is_chosen = every == "auto"
         self._every = 1 if every == "auto" else every
         self.why = f"every {self._every} steps"
@@ -44,7 +46,7 @@ class Cadence:
         self._last = min(self._last, step)
 
     def lap(self, step: int) -> None:
-        now = time.perf_counter()
+        now = self._clock()
         if self._at is not None and self._at[0] == step - 1:
             self._laps.append(now - self._at[1])
         self._at = (step, now)
@@ -57,8 +59,8 @@ class Cadence:
             return
         self._look = 2 * self._copies
         stall_s, step_s = world.max([self.stall_s, median(self._laps)])
-        self._every = max(1, math.ceil(stall_s / (STALL_SHARE * step_s)))
+        self._every = max(1, math.ceil(stall_s / (STALL_SHARE * step_s) - 1e-6))
         self.why = (
             f"every {self._every} steps: a copy takes {stall_s * 1e3:.2g} ms and a step "
-            f"{step_s * 1e3:.2g} ms, and copies may take {STALL_SHARE:.0%}"
+            f"{step_s * 1e3:.3g} ms, and copies may take {STALL_SHARE:.0%}"
         )

@@ -176,8 +176,11 @@ class CheckpointStore:
             return self._heard([])
         return self._heard(self._counted(world, self._background.drain(world)))
 
-    def close(self) -> None:
-        """End the writer process. Not collective; never hangs. A save under way is lost."""
+    def close(self, *, for_good: bool = False) -> None:
+        """End the processes. Not collective; never hangs. A save under way is lost.
+
+        `for_good`: all is on the disk, so what lies in memory is given back.
+        """
         if self._background is not None:
             self._background.close()
             self._background = None
@@ -185,7 +188,7 @@ class CheckpointStore:
             self._uploads.close()
             self._uploads = None
         if self._memory is not None:
-            self._memory.close()
+            self._memory.close(for_good=for_good)
 
     def _saves(self, world: World) -> BackgroundSaves:
         if self._background is None:

@@ -14,6 +14,7 @@ from typing import Literal
 from trainer.config.cloud_rules import cloud_problems
 from trainer.config.engine_rules import engine_problems
 from trainer.config.names import nearest_setting
+from trainer.config.peer_rules import peer_problems
 from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
@@ -39,6 +40,7 @@ def problems(config: Config) -> list[Problem]:
         *_resume_problems(config),
         *watch_problems(config),
         *remote_problems(config),
+        *peer_problems(config),
         *slurm_problems(config),
         *cloud_problems(config),
     ]
