@@ -143,3 +143,36 @@ def test_nothing_is_held_beside_the_values_but_the_ends_of_ranges(tmp_path: Path
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 4 << 20  # of 12 MiB
+
+
+class _Counting(LocalStorage):
+    """Counts its reads: elsewhere each is a request."""
+
+    reads = 0
+
+    def open(self, path: Path) -> StoredFile:
+        real, counting = super().open(path), self
+
+        class Counted:
+            size = real.size
+
+            def read_into(self, offset: int, out: Bytes) -> int:
+                counting.reads += 1
+                return real.read_into(offset, out)
+
+            def close(self) -> None:
+                real.close()
+
+        return Counted()
+
+
+def test_many_small_values_side_by_side_are_one_read(tmp_path: Path) -> None:
+    shapes = [(f"t{i}", (300,)) for i in range(400)]
+    engine = SliceEngine("plain", 0, 1, shapes=shapes).fill(1)
+    CheckpointStore(tmp_path).save(Alone(), engine, step=1, training={})
+    disk = _Counting()
+    step = stored(tmp_path / "step-00000001", disk)
+    again = SliceEngine("plain", 0, 1, shapes=shapes)
+    read_all(CheckpointReader(step), [(h.fragment, h.values) for h in again.held])
+    assert not again.differs(1)
+    assert disk.reads <= 4  # the header's length, the header, 1.4 MB of values
