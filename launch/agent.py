@@ -331,6 +331,8 @@ def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
 def _own_part(ended: Ended) -> Outcome:
     """For the driver's eyes: what becomes of the run is not decided here."""
     codes = set(ended.codes.values())
+    if not codes:  # not "done": what this node keeps in memory may still be wanted
+        return Outcome("again", Exit.FAILED, "no rank was started on this node")
     if codes <= {Exit.DONE}:
         return Outcome("done", Exit.DONE, "the ranks of this node are done")
     if codes <= {Exit.DONE, Exit.SAVED}:

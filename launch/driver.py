@@ -27,7 +27,7 @@ from launch.driving.team import Team, start_team
 from launch.inbox import SignalInbox
 from launch.lease import Lease
 from launch.liveness import own_mark, write_mark
-from launch.next_attempt import superseded
+from launch.next_attempt import RESTART_FILE, superseded
 from launch.outcome import Outcome, newest_checkpoint, where_it_goes_on
 from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
 from launch.reactions import say
@@ -64,6 +64,7 @@ class Driver:
         """How it ended, and the attempt that follows at once, if one does."""
         lease = self._claim(files)
         spec = _spec(files)
+        self._heed_late_stop(files)
         team: Team | None = None
         chosen = self._gather(files, spec, lease)
         if chosen:
@@ -182,6 +183,13 @@ class Driver:
         stop = _read_stop(files)
         self.asked_to_stop |= stop is not None and stop.cause == "user"
         return True
+
+    def _heed_late_stop(self, files: AttemptFiles) -> None:
+        """What a user wrote beside the attempt before while this one was being made."""
+        if (files.root / RESTART_FILE).exists():
+            stop = _read_stop(self.run.attempt(files.number - 1))
+            if stop is not None and stop.cause == "user":
+                self._ask(files, "user", stop.detail)
 
     def _ask(self, files: AttemptFiles, cause: StopCause, detail: str) -> None:
         if not files.stop.exists():  # `longhaul stop` has written its own before it signals us

@@ -76,9 +76,11 @@ def _stop_meant_for_us(ranks: Ranks) -> Stop | None:
     if not (files.root / RESTART_FILE).exists():
         return None
     try:
-        return read_stop(RunFiles(files.root.parent.parent).attempt(files.number - 1).stop)
+        found = read_stop(RunFiles(files.root.parent.parent).attempt(files.number - 1).stop)
     except (ValueError, TypeError):
         return None
+    # For a machine that came or went: this attempt is the answer to it.
+    return None if found is not None and found.cause in ("resize", "drain") else found
 
 
 def on_exit(ranks: Ranks, rank: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from trainer.config.sections.ssh import HOST_PATTERN, SshLaunch
+from trainer.config.nodes_rules import HOST
+from trainer.config.sections.ssh import SshLaunch
 from trainer.errors import ConfigError, Problem
 
 
@@ -43,7 +43,7 @@ def _read(path: Path) -> tuple[str, ...]:
     found, problems = [], []
     for number, line in enumerate(lines, 1):
         host = line.partition("#")[0].strip()
-        if host and not re.match(HOST_PATTERN, host):
+        if host and not HOST.fullmatch(host):
             what = f"{host!r} is no name, address or user@name"
             problems.append(Problem(f"{path} line {number}", what, "one host a line"))
         elif host:

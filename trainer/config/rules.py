@@ -14,6 +14,7 @@ from typing import Literal
 from trainer.config.cloud_rules import cloud_problems
 from trainer.config.engine_rules import engine_problems
 from trainer.config.names import nearest_setting
+from trainer.config.nodes_rules import nodes_problems
 from trainer.config.peer_rules import peer_problems
 from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
@@ -42,6 +43,7 @@ def problems(config: Config) -> list[Problem]:
         *remote_problems(config),
         *peer_problems(config),
         *slurm_problems(config),
+        *nodes_problems(config),
         *cloud_problems(config),
     ]
 

@@ -1,0 +1,142 @@
+"""Words for ssh, hosts from a file, and what agents and drivers say to each other."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.driving.messages import Lines, Mixed, packed, packed_among_output
+from launch.ssh.hosts import hosts_of
+from launch.ssh.words import remote_command, selected, ssh_words
+from tests.helpers.configs import config, values
+from tests.helpers.hostile_words import WORDS
+from trainer.config.explain import validate
+from trainer.config.sections.ssh import SshLaunch
+from trainer.errors import ConfigError
+
+
+def ssh(**changed: object) -> SshLaunch:
+    launch = config("launch=ssh", "launch.hosts=[a,b]").launch
+    assert isinstance(launch, SshLaunch)
+    return launch.model_copy(update=changed)
+
+
+def complaint(**launch: object) -> str:
+    made = values("launch=ssh", "launch.hosts=[a,b]")
+    made["launch"] |= launch
+    with pytest.raises(ConfigError) as caught:
+        validate(made)
+    return str(caught.value)
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", [word for word in WORDS if "\0" not in word])
+def test_a_remote_shell_gives_back_every_word_as_it_was(word: str, tmp_path: Path) -> None:
+    command = remote_command(["printf", "%s", word], workdir=str(tmp_path))
+    done = subprocess.run(["sh", "-c", command], capture_output=True, check=True)
+    assert done.stdout.decode() == word
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_host_is_asked_without_questions_and_never_taken_on_trust() -> None:
+    words = ssh_words(ssh(port=2222, user="u"), "a", "true", sockets=Path("/tmp/s"))
+    assert words[-3:] == ["--", "a", "true"]
+    for option in ("BatchMode=yes", "StrictHostKeyChecking=yes", "ControlPath=/tmp/s/%C"):
+        assert words[words.index(option) - 1] == "-o"
+    assert words[words.index("-p") + 1] == "2222"
+    assert words[words.index("-l") + 1] == "u"
+
+
+def test_connections_are_not_shared_where_a_socket_has_no_room() -> None:
+    words = ssh_words(ssh(), "a", "true", sockets=Path("/tmp/" + "x" * 60))
+    assert not [word for word in words if word.startswith("Control")]
+
+
+def test_only_named_variables_travel() -> None:
+    here = {"WANDB_API_KEY": "k", "HOME": "/root", "NCCL_DEBUG": "INFO", "AWS_SECRET": "s"}
+    assert selected(here, ["WANDB_*", "NCCL_DEBUG"]) == {
+        "WANDB_API_KEY": "k",
+        "NCCL_DEBUG": "INFO",
+    }
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=x", "a b", "a;b", "$(x)", "a:22", "@a", ""])
+def test_a_host_that_is_none(host: str) -> None:
+    assert f"{host!r} is no name, address or user@name" in complaint(hosts=[host])
+
+
+def test_options_that_are_not_the_users() -> None:
+    said = complaint(options=["StrictHostKeyChecking=no"])
+    assert "StrictHostKeyChecking cannot be set: a host whose key is not known is refused" in said
+    assert "'-v' is no Name=value" in complaint(options=["-v"])
+    assert "'A=b\\nC=d' is no Name=value" in complaint(options=["A=b\nC=d"])
+    assert "'-l' is no name of a user" in complaint(user="-l")
+
+
+def test_more_machines_at_least_than_at_most() -> None:
+    with pytest.raises(ConfigError, match=r"3 machines at least, but resources\.nodes=2"):
+        config("resources.nodes=2", "resources.min_nodes=3", "batch.micro_batch_size=1")
+
+
+def test_hosts_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    launch = ssh(hosts=(), hosts_file=str(file))
+    with pytest.raises(ConfigError, match=r"hosts cannot be read \(No such file or directory\)"):
+        hosts_of(launch)
+    file.write_text("# nobody yet\n\n")
+    with pytest.raises(ConfigError, match="names no host"):
+        hosts_of(launch)
+    file.write_text("a\n-oProxyCommand=x\nb c\n")
+    with pytest.raises(ConfigError) as caught:
+        hosts_of(launch)
+    assert f"{file} line 2: '-oProxyCommand=x' is no name" in str(caught.value)
+    assert f"{file} line 3: 'b c' is no name" in str(caught.value)
+    file.write_text("a\nb\na\n")
+    with pytest.raises(ConfigError, match="a stands there twice"):
+        hosts_of(launch)
+    file.write_text("a  # the good one\n\nuser@10.0.0.2\n")
+    assert hosts_of(launch) == ("a", "user@10.0.0.2")
+    with pytest.raises(ConfigError, match="given twice"):
+        hosts_of(ssh(hosts_file=str(file)))
+    with pytest.raises(ConfigError, match="no host is named"):
+        hosts_of(ssh(hosts=()))
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+def test_orders_in_pieces_of_any_size() -> None:
+    orders = [{"do": "beat"}, {"do": "meet", "host": "a", "port": 1}]
+    data = b"".join(map(packed, orders)) + b"no message\n[1]\n"
+    for size in (1, 3, 1000):
+        lines = Lines()
+        pieces = [data[k : k + size] for k in range(0, len(data), size)]
+        assert [m for piece in pieces for m in lines.feed(piece)] == orders
+
+
+def test_findings_among_what_a_rank_prints() -> None:
+    message = {"hang": None, "x": "\x1e\n"}
+    data = b"step 1 " + packed_among_output(message) + b"step 2\n\x1ebroken\n" + b"end"
+    for size in (1, 2, 7, 1000):
+        mixed, messages, output = Mixed(), [], b""
+        for k in range(0, len(data), size):
+            found, rest = mixed.feed(data[k : k + size])
+            messages += found
+            output += rest
+        assert messages == [message]
+        assert output == b"step 1 step 2\nend"
+
+
+def test_the_words_of_a_command_hold_no_secret() -> None:
+    launch = ssh(environment=("WANDB_*",))
+    words = ssh_words(launch, "a", remote_command(["python", "x"], workdir="/w"), sockets=None)
+    assert "WANDB" not in shlex.join(words) + json.dumps(words)
