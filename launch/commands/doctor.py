@@ -173,11 +173,12 @@ def _slurm(config: Config, needs: Needs) -> list[Finding]:
 def _show(
     findings: list[Finding], nodes: list[str], examined: Examined, given: argparse.Namespace
 ) -> None:
+    redactor = redactor_of(os.environ)
     if given.exclude:
         text = ",".join(excluded(findings, nodes))
     elif given.json:
         value = as_json(findings, nodes=nodes, measured=examined.result)
-        text = json.dumps(value, indent=2)
+        text = json.dumps(redactor.values(value), indent=2)
     else:
         text = as_text(findings, nodes=nodes)
-    print(text if given.json else redactor_of(os.environ).text(text))
+    print(text if given.json else redactor.text(text))

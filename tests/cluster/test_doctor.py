@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.nodes import Lab, environment, machines
+from tests.helpers.nodes import Lab, environment, machines, skip
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from trainer.errors import Exit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 _DOCTOR = [sys.executable, "-m", "launch", "doctor"]
+_SLOW = "tc qdisc add dev eth0 root tbf rate 160mbit burst 64kbit latency 400ms"
 _SMALL = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", "/dev/shm"]
 
 
@@ -31,6 +32,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def lab(tmp_path: Path) -> Iterator[Lab]:
     with machines(tmp_path / "lab", 3) as made:
         made.node("node2").run(_SMALL)
+        if "planted" not in made.node("node3").sh(f"{_SLOW} && echo planted", check=False):
+            skip("this kernel cannot slow a link down (tc tbf)")
         yield made
 
 
@@ -55,7 +58,8 @@ def test_slurm_the_unfit_machine_of_two_is_named_and_left_out(
     assert not root.exists(), "the job is over, and its folder is gone"
 
 
-def test_ssh_prints_the_machine_to_leave_out_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+def test_ssh_prints_the_machines_to_leave_out_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+    """One has little shared memory; another's link carries a tenth, which only pairs can tell."""
     settings = [
         "launch=ssh",
         "launch.hosts=[node1,node2,node3]",
@@ -69,6 +73,5 @@ def test_ssh_prints_the_machine_to_leave_out_and_nothing_else(lab: Lab, tmp_path
     argv = lab.login.words([*_DOCTOR, *settings, "--pairs", "--exclude"])
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=220)
     assert done.returncode == Exit.STOP, done.stderr
-    # Machines of one machine share its cores: another may be called slow, too.
-    assert "node2" in done.stdout.strip().split(","), done.stderr
-    assert set(done.stdout.strip().split(",")) <= {"node1", "node2", "node3"}
+    # Machines of one machine share its cores: node1 may be called slow at computing.
+    assert done.stdout.strip() in ("node2,node3", "node1,node2,node3"), done.stderr

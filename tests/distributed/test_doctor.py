@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from launch.commands.doctor import main
 from tests.helpers.ranks import RankPool
 from tests.helpers.throttled import throttled
+from trainer.dist import probes
 from trainer.dist.world import World
 from trainer.doctor.compute import measure_compute
 from trainer.doctor.network import Nodes, measure_network, measure_pairs
@@ -46,7 +49,8 @@ def of(said: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(180)
 def test_two_ranks_measure_together_and_leave_nothing_behind(tmp_path: Path) -> None:
-    done = doctor("--json", "--pairs", cwd=tmp_path, WANDB_API_KEY=SECRET)
+    env = {"WANDB_API_KEY": SECRET, "NCCL_DEBUG_FILE": f"/tmp/{SECRET}"}
+    done = doctor("--json", "--pairs", cwd=tmp_path, **env)
     assert done.returncode in (Exit.DONE, Exit.STOP), done.stderr
     said = json.loads(done.stdout)
     # Another program may slow a rank down on this machine; nothing else can be wrong.
@@ -59,6 +63,7 @@ def test_two_ranks_measure_together_and_leave_nothing_behind(tmp_path: Path) -> 
     assert all(one["compute"]["products_per_s"] > 0 for one in ranks)
     assert ranks[1]["visible"]["content_s"] is not None
     assert ["WANDB_API_KEY" in one["value"] for one in of(said, "credentials")] == [True]
+    assert ranks[0]["machine"]["network"]["settings"]["NCCL_DEBUG_FILE"] == "/tmp/[redacted]"
     assert SECRET not in done.stdout + done.stderr
     assert not any(tmp_path.iterdir()), "the job's folder is gone, and what was made for it"
 
@@ -84,7 +89,6 @@ def test_what_is_planted_is_found(tmp_path: Path) -> None:
         THROTTLE=throttled(stopped_s=0.3, running_s=0.01, once=f"{work}/runs/**/started.json"),
         TORCH_EXTENSIONS_DIR=str(ops),
         HF_TOKEN=SECRET,
-        NCCL_DEBUG_FILE=f"/tmp/{SECRET}",
     )
     assert done.returncode == Exit.STOP, done.stdout + done.stderr
     assert "PROBLEM: versions: longhaul-planted is" in done.stdout
@@ -167,6 +171,29 @@ def _measured(world: World, folder: str) -> dict[str, Any]:
         "compute": measure_compute(world),
         "beats": len(beats),
     }
+
+
+def _disturbed(world: World, folder: str) -> dict[str, Any]:
+    """Rank 1's clock is ahead and its folder comes late; rank 2 has another folder."""
+    me = world.place.rank
+    clock = (lambda: time.time() + 5.0) if me == 1 else time.time
+    clocks = probes.clock_offsets([0, 1, 2], rank=me, clock=clock)
+    mine = Path(folder) / f"of-{me}"
+    if me != 1:
+        mine.mkdir()
+    world.max([0.0])
+    if me == 1:
+        threading.Timer(0.4, mine.symlink_to, (mine.with_name("of-0"),)).start()
+    visible = measure_visible(world, mine, looks=True, patience_s=1.5)
+    return {"clocks": clocks, "visible": visible}
+
+
+def test_a_clock_and_folders_that_are_off_show(ranks: RankPool, tmp_path: Path) -> None:
+    first, second, third = ranks.run(3, _disturbed, str(tmp_path))
+    offsets = [round(one["offset_s"], 1) for one in first["clocks"]]
+    assert offsets == [5.0, 0.0]
+    assert 0.3 < second["visible"]["name_s"] < 1.5
+    assert third["visible"] == {"name_s": None, "content_s": None}
 
 
 def test_three_ranks_on_two_nodes_measure_within_and_across(

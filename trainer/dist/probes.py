@@ -6,7 +6,7 @@ Units: bytes, seconds. NCCL goes through the same calls as gloo; it was not run 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -55,7 +55,9 @@ def exchange_seconds(peer: int, num_bytes: int, *, device: torch.device, repeats
     return best
 
 
-def clock_offsets(leaders: Sequence[int], *, rank: int) -> list[dict[str, float]]:
+def clock_offsets(
+    leaders: Sequence[int], *, rank: int, clock: Callable[[], float] = time.time
+) -> list[dict[str, float]]:
     """Of each leader's wall clock against rank 0's, on rank 0; empty elsewhere. Leaders call it.
 
     Of several pings the one with the shortest way: its answer is off by half of that at most.
@@ -64,20 +66,20 @@ def clock_offsets(leaders: Sequence[int], *, rank: int) -> list[dict[str, float]
         for _ in range(_PINGS):
             tick = torch.zeros(1, dtype=torch.float64)
             dist.recv(tick, 0)
-            tick[0] = time.time()
+            tick[0] = clock()
             dist.send(tick, 0)
         return []
     found = []
     for peer in leaders[1:]:
-        offset, way = min((_ping(peer) for _ in range(_PINGS)), key=lambda one: one[1])
+        offset, way = min((_ping(peer, clock) for _ in range(_PINGS)), key=lambda one: one[1])
         found.append({"rank": float(peer), "offset_s": offset, "round_trip_s": way})
     return found
 
 
-def _ping(peer: int) -> tuple[float, float]:
+def _ping(peer: int, clock: Callable[[], float]) -> tuple[float, float]:
     """(offset, round trip)."""
     tick = torch.zeros(1, dtype=torch.float64)
-    sent, started = time.time(), time.perf_counter()
+    sent, started = clock(), time.perf_counter()
     dist.send(tick, peer)
     dist.recv(tick, peer)
     way = time.perf_counter() - started

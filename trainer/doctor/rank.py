@@ -28,7 +28,7 @@ from trainer.health.versions import gather_versions
 from trainer.plan import plan_of_attempt
 from trainer.records.attempt import Done, Started, error_record, write_first, write_record
 from trainer.records.json_file import read_json, write_json
-from trainer.records.redact import Redactor, hide_secrets, redactor_of
+from trainer.records.redact import hide_secrets, redactor_of
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 REQUEST = "doctor.json"  # of the attempt: megabytes, pairs, expected_bytes_per_s
@@ -183,16 +183,7 @@ def _gathered(world: Any, mine: dict[str, Any], pairs: list[Any]) -> dict[str, A
 
 def _write_clean(path: Path, value: Any) -> None:
     """Without what this process knows as secrets, wherever it stands."""
-    write_json(path, redacted(value, redactor_of(os.environ)))
-
-
-def redacted(value: Any, redactor: Redactor) -> Any:
-    """Every text in a value of JSON; its shape stays as it is."""
-    if isinstance(value, dict):
-        return {key: redacted(one, redactor) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(one, redactor) for one in value]
-    return redactor.text(value) if isinstance(value, str) else value
+    write_json(path, redactor_of(os.environ).values(value))
 
 
 def _say(what: str) -> None:
