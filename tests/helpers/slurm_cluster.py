@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.processes import die_with_parent
+from tests.helpers import slurm_accounts
 from tests.helpers.nodes import REPOSITORY, Lab, Machine, environment, machines, skip
 
 PATIENCE_S = 60.0
@@ -52,20 +53,22 @@ SlurmdTimeout={slurmd_timeout}
 TCPTimeout=2
 MessageTimeout=5
 KillWait={kill_wait}
-MinJobAge=3600
+MinJobAge={min_job_age}
 SchedulerParameters=sched_interval=1,bf_interval=2,batch_sched_delay=0,requeue_setup_env_fail
 CompleteWait=0
 AuthInfo=cred_expire=5
 JobRequeue=1
-PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-AccountingStorageType=accounting_storage/none
-PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
+{accounting}PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
 PartitionName=patient Nodes=ALL PriorityTier=1 GraceTime=20 MaxTime=INFINITE State=UP
 PartitionName=short Nodes=ALL PriorityTier=1 MaxTime=10 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
-_SETTINGS = {"slurmd_timeout": 10, "kill_wait": 5}
+_NO_ACCOUNTS = """\
+PreemptType=preempt/partition_prio
+AccountingStorageType=accounting_storage/none
+"""
+_SETTINGS = {"slurmd_timeout": 10, "kill_wait": 5, "min_job_age": 3600}
 
 
 @dataclass
@@ -112,19 +115,21 @@ class Cluster:
     # --- daemons --------------------------------------------------------------------------------
 
     def start_controller(self) -> None:
-        self._daemon(self.login, ["slurmctld", "-D", "-i"])
+        self.daemon(self.login, ["slurmctld", "-D", "-i"])
 
     def start_node(self, machine: Machine) -> None:
-        self._daemon(machine, ["slurmd", "-D", "-N", machine.name])
+        self.daemon(machine, ["slurmd", "-D", "-N", machine.name])
 
-    def _daemon(self, machine: Machine, argv: Sequence[str]) -> None:
+    def daemon(
+        self, machine: Machine, argv: Sequence[str], *, env: dict[str, str] | None = None
+    ) -> None:
         with (self.folder / f"{argv[0]}.{machine.name}.out").open("ab") as log:
             process = subprocess.Popen(
                 machine.words([str(_tool(argv[0])), *argv[1:]]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self.env(),
+                env=self.env(env),
                 preexec_fn=die_with_parent(),
             )
         self.daemons.append(process)
@@ -141,11 +146,14 @@ class Cluster:
         self.wait(idle)
 
 
-def why_not() -> str:
+def why_not(*, accounts: bool = False) -> str:
     """Why no Slurm can be started here; empty if one can."""
     missing = [name for name in _TOOLS if _tool(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed (Debian: slurm-wlm)"
+    if accounts and (missing := slurm_accounts.missing()):
+        packages = "slurmdbd slurm-wlm-mysql-plugin mariadb-server"
+        return f"{', '.join(missing)} not installed (Debian: {packages})"
     return ""
 
 
@@ -155,15 +163,25 @@ def _tool(name: str) -> str | None:
 
 @contextmanager
 def slurm_cluster(
-    folder: Path, *, nodes: int = 2, cpus: int = 8, gpus: int = 4, **settings: Any
+    folder: Path,
+    *,
+    nodes: int = 2,
+    cpus: int = 8,
+    gpus: int = 4,
+    accounts: bool = False,
+    **settings: Any,
 ) -> Iterator[Cluster]:
     """Skips (or fails, where cluster tests are required) if it cannot be."""
-    if reason := why_not():
+    if reason := why_not(accounts=accounts):
         skip(reason)
     with machines(folder / "lab", nodes, sshd=False) as lab:
         cluster = Cluster(lab, folder / "slurm")
-        _write_conf(cluster, cpus=cpus, gpus=gpus, settings=_SETTINGS | settings)
+        accounting = slurm_accounts.CONF.format(address=lab.login.address)
+        given = {"accounting": accounting if accounts else _NO_ACCOUNTS}
+        _write_conf(cluster, cpus=cpus, gpus=gpus, settings=_SETTINGS | settings | given)
         try:
+            if accounts:
+                slurm_accounts.start_accounts(cluster)
             cluster.start_controller()
             for each in lab.nodes:
                 cluster.start_node(each)
