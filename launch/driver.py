@@ -25,10 +25,11 @@ from launch.driving.lookout import Lookout
 from launch.driving.nodes import Node, Nodes
 from launch.driving.team import Team, start_team
 from launch.inbox import SignalInbox
+from launch.kept_states import goes_on
 from launch.lease import Lease
 from launch.liveness import own_mark, write_mark
 from launch.next_attempt import RESTART_FILE, superseded
-from launch.outcome import Outcome, newest_checkpoint, where_it_goes_on
+from launch.outcome import Outcome, newest_checkpoint
 from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
 from launch.reactions import say
 from launch.run_folder import locked, own
@@ -212,7 +213,7 @@ def drive(run: RunFiles, attempt: int, nodes: Nodes, *, env: Mapping[str, str]) 
         while following is not None:
             outcome, following = driver.attempt(following)
             if following is not None:
-                place = where_it_goes_on(run)
+                place = goes_on(run, following)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
     return outcome
 

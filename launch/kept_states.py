@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launch.outcome import Outcome, newest_checkpoint
+from launch.outcome import Outcome, where_it_goes_on
 from launch.run_folder import attempts
 from trainer.errors import Exit
 from trainer.records.json_file import read_json
@@ -27,8 +27,7 @@ def kept_by(files: AttemptFiles) -> MemoryFiles | None:
 
 def goes_on(run: RunFiles, files: AttemptFiles) -> str:
     """From where the attempt will, for people: what lies in memory only its ranks can tell."""
-    step = newest_checkpoint(run)
-    place = f"from step {step}" if step else "from the start: nothing was saved yet"
+    place = where_it_goes_on(run)
     if kept_by(files) is None:
         return place
     return f"{place}, or from a later step that is still in memory"
