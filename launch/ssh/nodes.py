@@ -62,6 +62,7 @@ class SshNodes:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the driver to pass on
             preexec_fn=die_with_parent(),
         )
         assert process.stdin is not None

@@ -100,11 +100,22 @@ def _problems(answer: Answer, plan: RunPlan) -> Iterator[tuple[str, str]]:
         what = f"{resources.ranks_per_node} ranks a node, but it has {said['gpus']} CUDA devices"
         fix = f"resources.ranks_per_node={said['gpus']}" if said["gpus"] else "resources.device=cpu"
         yield what, fix
+    yield from _unfit_address(said["address"], plan)
     if not said["address"]:
         yield f"it has no address on {plan.config.launch.interface}", "launch.interface=null"  # type: ignore[union-attr]
     elif said["port_problem"]:
         what = f"port {resources.rendezvous_port} cannot be used ({said['port_problem']})"
         yield what, "resources.rendezvous_port=0"
+
+
+def _unfit_address(address: str, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    """For ranks of other hosts to come to."""
+    if ":" in address:
+        fix = """'launch.options=["AddressFamily=inet"]', or launch.interface=..."""
+        yield f"ssh comes in by IPv6 ({address}), over which ranks do not meet", fix
+    elif address.startswith("127.") and plan.config.resources.nodes > 1:
+        what = f"ssh comes in by {address}, where no other host can reach it"
+        yield what, "its name in the network in launch.hosts, or launch.interface=..."
 
 
 def _other_versions(python: str, versions: dict[str, str]) -> Iterator[tuple[str, str]]:

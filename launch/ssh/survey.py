@@ -73,6 +73,7 @@ def _ask_one(launch: SshLaunch, host: str, asked: Asked, sockets: Path | None) -
             words,
             input=SCRIPT.read_bytes(),
             capture_output=True,
+            start_new_session=True,
             timeout=patience_s if not asked.brief else launch.connect_timeout_s + 5.0,
             check=False,
         )

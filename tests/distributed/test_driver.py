@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.budgets import RestartRules
 from launch.driver import drive
+from launch.limits import WatchRules
 from launch.outcome import Outcome
 from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
 from tests.helpers.agent_process import still_alive, wait_for
 from tests.helpers.process_nodes import ProcessNodes
-from trainer.errors import Exit
+from trainer.errors import Exit, RunFolderError
 from trainer.records.attempt import Stop, read_error, read_stop, write_record
 from trainer.records.json_file import read_json, read_lines
 from trainer.records.run_files import RunFiles
@@ -30,20 +33,22 @@ class Driven:
 
     def __init__(self, folder: Path, behaviours: dict[str, list[str]], **spec: object) -> None:
         self.run = RunFiles(folder / "run")
-        values = {"nodes": 2, "least_nodes": 0, "grace_s": 10.0, "restart": RULES} | spec
-        self.spec = RanksSpec(
+        plain = RanksSpec(
             module="tests.helpers.fake_worker",
+            nodes=2,
             ranks_per_node=2,
             device="cpu",
             threads_per_rank=1,
             rendezvous_port=0,
-            most_nodes=int(str(values["nodes"])),
-            **values,  # type: ignore[arg-type]
+            grace_s=10.0,
+            restart=RULES,
         )
+        changed = replace(plain, **spec)  # type: ignore[arg-type]
+        self.spec = replace(changed, most_nodes=changed.nodes)
         path = self.run.attempt(1).root / RANKS_FILE
         path.parent.mkdir(parents=True)
         path.write_text(spec_text(self.spec))
-        env = dict(os.environ) | {"FAKE_BEHAVIOUR": json.dumps(behaviours)}
+        env = dict(os.environ) | {"FAKE_BEHAVIOUR": json.dumps(behaviours), "FAKE_HANG": "sleep"}
         self.nodes = ProcessNodes(*(f"n{k}" for k in range(self.spec.nodes)), env=env)
 
     def drive(self, meanwhile: Callable[[], None] | None = None) -> Outcome:
@@ -153,6 +158,44 @@ def test_a_node_that_will_leave_is_left_in_time(tmp_path: Path) -> None:
     assert one.nodes_of(2) == 1
     codes = read_json(one.run.attempt(1).ended)["codes"]
     assert set(codes.values()) == {Exit.SAVED}
+
+
+def test_a_rank_that_hangs_is_named_though_a_rank_of_another_node_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    limits = WatchRules(enabled=True, step_s=1.0, first_step_s=1.0, grace_s=0.2)
+    module = "tests.helpers.beating_worker"  # rank 1, on the second node, stands still
+    one = Driven(tmp_path, {}, module=module, ranks_per_node=1, watch=limits)
+    assert one.drive().exit_code == Exit.DONE
+    error = read_error(one.run.attempt(1).error)
+    assert error is not None
+    assert (error.kind, error.rank) == ("Hung", 1)
+    assert "stand_still" in error.traceback
+    assert one.causes() == ["hang", None]
+    for rank in (0, 1):
+        assert (one.run.attempt(1).stacks / f"rank-0000{rank}.txt").exists()
+
+
+def test_a_second_driver_of_an_attempt_is_turned_away(tmp_path: Path) -> None:
+    one = Driven(tmp_path, FINISH)
+    one.drive()
+    with pytest.raises(RunFolderError, match=r"attempt 1 .* has been started before"):
+        drive(one.run, 1, one.nodes, env={})
+
+
+def test_an_agent_that_cannot_start_says_why(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        one = Driven(tmp_path, FINISH, rendezvous_port=port)
+        outcome = one.drive()
+    assert (outcome.action, outcome.exit_code) == ("give_up", Exit.REFUSED)
+    said = capfd.readouterr().err
+    assert "the agent on n0 started no ranks" in said
+    assert f"resources.rendezvous_port: port {port} on 127.0.0.1 is taken" in said
 
 
 def test_what_a_user_stopped_stays_stopped(tmp_path: Path) -> None:
