@@ -24,6 +24,13 @@ from trainer.doctor.visible import measure_visible
 from trainer.errors import Exit, Refused
 
 SECRET = "k-0a1b2c3d4e5f-very-secret"
+# A key that only the ranks have: whoever starts them cannot know it.
+_KEY_OF_A_NODE = """
+import os
+if "RANK" in os.environ:
+    os.environ["NODE_TOKEN"] = "of-this-node-alone"
+    os.environ["NCCL_TOPO_FILE"] = "/of-this-node-alone"
+"""
 # What a file of this name on the path does to every interpreter that starts: rank 1 sees another
 # version of a package, and is stopped for most of the time.
 _PLANT = """
@@ -49,8 +56,12 @@ def of(said: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(180)
 def test_two_ranks_measure_together_and_leave_nothing_behind(tmp_path: Path) -> None:
-    env = {"WANDB_API_KEY": SECRET, "NCCL_DEBUG_FILE": f"/tmp/{SECRET}"}
-    done = doctor("--json", "--pairs", cwd=tmp_path, **env)
+    work, site = tmp_path / "work", tmp_path / "site"
+    work.mkdir()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(_KEY_OF_A_NODE)
+    env = {"WANDB_API_KEY": SECRET, "NCCL_DEBUG_FILE": f"/tmp/{SECRET}", "PYTHONPATH": str(site)}
+    done = doctor("--json", "--pairs", cwd=work, **env)
     assert done.returncode in (Exit.DONE, Exit.STOP), done.stderr
     said = json.loads(done.stdout)
     # Another program may slow a rank down on this machine; nothing else can be wrong.
@@ -62,10 +73,16 @@ def test_two_ranks_measure_together_and_leave_nothing_behind(tmp_path: Path) -> 
     assert [one["rank"] for one in ranks] == [0, 1]
     assert all(one["compute"]["products_per_s"] > 0 for one in ranks)
     assert ranks[1]["visible"]["content_s"] is not None
-    assert ["WANDB_API_KEY" in one["value"] for one in of(said, "credentials")] == [True]
-    assert ranks[0]["machine"]["network"]["settings"]["NCCL_DEBUG_FILE"] == "/tmp/[redacted]"
+    (named,) = of(said, "credentials")
+    assert named["value"] == "NODE_TOKEN, WANDB_API_KEY"
+    assert ranks[0]["machine"]["network"]["settings"] == {
+        "NCCL_DEBUG_FILE": "/tmp/[redacted]",
+        "NCCL_TOPO_FILE": "/[redacted]",
+        **{name: value for name, value in os.environ.items() if name == "HF_HUB_OFFLINE"},
+        "WANDB_MODE": os.environ["WANDB_MODE"],
+    }
     assert SECRET not in done.stdout + done.stderr
-    assert not any(tmp_path.iterdir()), "the job's folder is gone, and what was made for it"
+    assert not any(work.iterdir()), "the job's folder is gone, and what was made for it"
 
 
 @pytest.mark.timeout(180)
