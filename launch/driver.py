@@ -24,6 +24,7 @@ from launch.driving.fit import fitted
 from launch.driving.lookout import Lookout
 from launch.driving.nodes import Node, Nodes
 from launch.driving.team import Team, start_team
+from launch.driving.waiting import say_waiting, waits_no_more
 from launch.inbox import SignalInbox
 from launch.kept_states import goes_on
 from launch.lease import Lease
@@ -68,6 +69,7 @@ class Driver:
         self._heed_late_stop(files)
         team: Team | None = None
         chosen = self._gather(files, spec, lease)
+        waits_no_more(files)
         if chosen:
             spec = fitted(self.run, files, spec, nodes=len(chosen))
             team = start_team(self.nodes, chosen, files, spec=spec, env=self.env)
@@ -115,6 +117,7 @@ class Driver:
                 has_said = True
                 names = ", ".join(node.name for node in chosen) or "none"
                 say(f"waiting for {least} nodes; there: {names}")
+                say_waiting(files, f"waits for {least} nodes; there: {names}")
             asked = time.monotonic()
             self.lookout.ask()
         return []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.attempts import close_attempt, concluded, read_lines_of
+from launch.driving.waiting import waiting_for
 from launch.job_record import Job, JobState
 from launch.outcome import decide, newest_checkpoint, observe
 from launch.run_folder import attempts, running
@@ -82,7 +83,9 @@ def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
         return "unknown", job.why
     mark = running(run) if job is None else None
     if mark is not None:
-        return "running", f"process {mark.pid} on {mark.host}" + _slow(run)
+        waits = waiting_for(known[-1])
+        about = f"; {waits}" if waits else _slow(run)
+        return "running", f"process {mark.pid} on {mark.host}{about}"
     outcome = concluded(run, newest) or decide(observe(run, newest), earlier=_earlier(run, newest))
     words = {
         Exit.DONE: "finished",

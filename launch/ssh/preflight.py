@@ -72,7 +72,7 @@ def check(plan: RunPlan) -> list[str]:
         what = f"{resources.nodes} machines, but {len(hosts)} hosts are named"
         raise ConfigError([Problem("resources.nodes", what, f"resources.nodes={len(hosts)}")])
     answers = survey_for(config)
-    problems = {each.host: list(_problems(each, plan)) for each in answers}
+    problems = {each.host: list(problems_of(each, plan)) for each in answers}
     bad = {host: found for host, found in problems.items() if found}
     least = resources.min_nodes or resources.nodes
     if len(hosts) - len(bad) < least:
@@ -81,8 +81,8 @@ def check(plan: RunPlan) -> list[str]:
     return [*told, *_oddities(answers)]
 
 
-def _problems(answer: Answer, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    """(what is wrong, what to type)."""
+def problems_of(answer: Answer, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    """(what is wrong with a host, what to type)."""
     if not answer.said:
         yield answer.problem, answer.fix
         return
@@ -101,8 +101,10 @@ def _problems(answer: Answer, plan: RunPlan) -> Iterator[tuple[str, str]]:
         fix = f"resources.ranks_per_node={said['gpus']}" if said["gpus"] else "resources.device=cpu"
         yield what, fix
     yield from _unfit_address(said["address"], plan)
-    if not said["address"]:
-        yield f"it has no address on {plan.config.launch.interface}", "launch.interface=null"  # type: ignore[union-attr]
+    if not said["address"] and (interface := plan.config.launch.interface):  # type: ignore[union-attr]
+        yield f"it has no address on {interface}", "launch.interface=null"
+    elif not said["address"]:
+        yield "ssh names no address of it", "launch.interface=eth0"
     elif said["port_problem"]:
         what = f"port {resources.rendezvous_port} cannot be used ({said['port_problem']})"
         yield what, "resources.rendezvous_port=0"

@@ -15,6 +15,7 @@ import pytest
 
 from launch.budgets import RestartRules
 from launch.driver import drive
+from launch.driving.waiting import waiting_for
 from launch.limits import WatchRules
 from launch.outcome import Outcome
 from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
@@ -138,7 +139,8 @@ def test_a_lost_node_is_done_without_and_taken_back_at_a_checkpoint(tmp_path: Pa
 def test_too_few_nodes_are_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     one = Driven(tmp_path, FINISH, restart=RestartRules(enabled=True, wait_s=1.0))
     one.nodes.present.remove("n1")
-    outcome = one.drive()
+    told = "waits for 2 nodes; there: n0"
+    outcome = one.drive(lambda: wait_for(lambda: waiting_for(one.run.attempt(1)) == told))
     assert (outcome.exit_code, outcome.cause) == (Exit.FAILED, "node")
     said = capfd.readouterr().err
     assert "waiting for 2 nodes; there: n0" in said

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from launch.driving.messages import Lines, Mixed, packed, packed_among_output
 from launch.ssh.hosts import hosts_of
+from launch.ssh.preflight import problems_of
+from launch.ssh.survey import Answer
 from launch.ssh.words import remote_command, selected, ssh_words
 from tests.helpers.configs import config, values
 from tests.helpers.hostile_words import WORDS
 from trainer.config.explain import validate
 from trainer.config.sections.ssh import SshLaunch
 from trainer.errors import ConfigError
+from trainer.planning import make_plan
 
 
 def ssh(**changed: object) -> SshLaunch:
@@ -140,3 +145,54 @@ def test_the_words_of_a_command_hold_no_secret() -> None:
     launch = ssh(environment=("WANDB_*",))
     words = ssh_words(launch, "a", remote_command(["python", "x"], workdir="/w"), sockets=None)
     assert "WANDB" not in shlex.join(words) + json.dumps(words)
+
+
+# --- what hosts answer ------------------------------------------------------------------------
+
+
+def wrong(**changed: object) -> str:
+    """What is said of a host that is well but for these."""
+    here = {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
+    said = {
+        "python": sys.version.split()[0],
+        "versions": {"longhaul": metadata.version("longhaul"), **here},
+        "cores": 8,
+        "gpus": 0,
+        "address": "10.0.0.1",
+        "port_problem": "",
+        "folders": {"/shared": {"seen": True, "exists": True, "writable": True, "s": 0.0}},
+    }
+    wanted = config(
+        "launch=ssh",
+        "launch.hosts=[a,b]",
+        "resources.nodes=2",
+        "resources.device=cpu",
+        "batch.micro_batch_size=4",
+    )
+    plan = make_plan(
+        wanted,
+        attempt=1,
+        run_id="",
+        stores=(),
+        device="cpu",
+        cores=8,
+        vocab_size_of_tokenizer=None,
+    )
+    return "; ".join(f"{w} -> {fix}" for w, fix in problems_of(Answer("a", said | changed), plan))
+
+
+def test_a_host_that_is_well() -> None:
+    assert wrong() == ""
+
+
+def test_what_is_wrong_with_a_host() -> None:
+    none = {"longhaul": "", "torch": "", "deepspeed": "", "transformers": ""}
+    assert "this package is not installed there -> pip install longhaul" in wrong(versions=none)
+    assert "Python 3.1.4, but" in wrong(python="3.1.4")
+    seen = {"seen": True, "exists": True, "writable": False, "s": 0.0}
+    assert "/shared cannot be written there" in wrong(folders={"/shared": seen})
+    gone = {"seen": False, "exists": False, "writable": False}
+    assert "it has no folder /shared" in wrong(folders={"/shared": gone})
+    assert "ssh comes in by IPv6 (fe80::1)" in wrong(address="fe80::1")
+    assert "ssh comes in by 127.0.0.1, where no other host" in wrong(address="127.0.0.1")
+    assert "ssh names no address of it -> launch.interface=eth0" in wrong(address="")
