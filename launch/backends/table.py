@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from launch.backends.kuberay import KubeRayBackend
 from launch.backends.local import LocalBackend
+from launch.backends.ray import RayBackend
 from launch.backends.ray_up import RayUpBackend
 from launch.backends.sky import SkyBackend
 from launch.backends.slurm import SlurmBackend
@@ -16,6 +17,7 @@ _BACKENDS: dict[str, Callable[[], Backend]] = {
     "local": LocalBackend,
     "slurm": SlurmBackend,
     "ssh": SshBackend,
+    "ray": RayBackend,
     "sky": SkyBackend,
     "kuberay": KubeRayBackend,
     "ray_up": RayUpBackend,

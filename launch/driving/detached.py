@@ -1,4 +1,4 @@
-"""A driver as a process of this machine that outlives the terminal; the same for all that need one."""
+"""A driver as a process of this machine that outlives the terminal."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.backends.local import LocalBackend
+from launch.backends.ray import RayBackend
 from launch.backends.slurm import SlurmBackend
 from launch.backends.ssh import SshBackend
 from launch.base import Backend
@@ -39,7 +40,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _backend(kind: str) -> Backend:
     module = "tests.helpers.fake_worker"
-    makers = {"local": LocalBackend, "slurm": SlurmBackend, "ssh": SshBackend}
+    makers: dict[str, Callable[..., Backend]] = {
+        "local": LocalBackend,
+        "slurm": SlurmBackend,
+        "ssh": SshBackend,
+        "ray": RayBackend,
+    }
     return makers[kind](module=module)
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from trainer.config.sections.base import Section
 from trainer.config.sections.cloud import KubeRayLaunch, RayUpLaunch, SkyLaunch
+from trainer.config.sections.ray import RayLaunch
 from trainer.config.sections.slurm import SlurmLaunch
 from trainer.config.sections.ssh import SshLaunch
 
@@ -18,6 +19,6 @@ class LocalLaunch(Section):
 
 
 Launch = Annotated[
-    LocalLaunch | SlurmLaunch | SshLaunch | SkyLaunch | KubeRayLaunch | RayUpLaunch,
+    LocalLaunch | SlurmLaunch | SshLaunch | RayLaunch | SkyLaunch | KubeRayLaunch | RayUpLaunch,
     Field(discriminator="kind"),
 ]

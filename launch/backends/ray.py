@@ -1,0 +1,50 @@
+"""Nodes of a Ray cluster; a driver on this machine, or as a job of the cluster, carries the run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.base import Job, Submission, spec_of
+from launch.driving.detached import detach, driver_words, job_of, stay, stop_driver
+from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.raying.preflight import address_of, check
+from trainer.config.sections.ray import RayLaunch
+from trainer.plan import RunPlan, plan_of_attempt
+from trainer.records.run_files import AttemptFiles, RunFiles
+
+
+@dataclass(frozen=True)
+class RayBackend:
+    """`module` is what the ranks run."""
+
+    module: str = WORKER
+    name: str = "ray"
+    in_foreground: bool = False
+
+    def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
+        return Submission(
+            argv=driver_words(run_folder, plan.attempt),
+            files={RANKS_FILE: spec_text(spec_of(plan, module=self.module))},
+        )
+
+    def preflight(self, plan: RunPlan) -> None:
+        for line in check(plan):
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
+        files = RunFiles(run_folder).attempt(attempt)
+        launch = plan_of_attempt(files).config.launch
+        assert isinstance(launch, RayLaunch)
+        if launch.foreground:
+            return stay(run_folder, attempt)
+        where = f"the Ray cluster at {address_of(launch)}"
+        return detach(files, submission.argv, where=where)
+
+    def jobs(self, attempts: Sequence[AttemptFiles]) -> list[Job]:
+        return [job_of(files) for files in attempts]
+
+    def stop(self, files: AttemptFiles) -> None:
+        stop_driver(files)
