@@ -23,10 +23,15 @@ class JobState(Enum):
 
 @dataclass(frozen=True)
 class Job:
-    """What a place says of one attempt. `why`: what it waits for, or where it is; for people."""
+    """What a place says of one attempt. `why`: what it waits for, or where it is; for people.
+
+    `verdict`: how it ended (finished, stopped, failed), from a place that has a run folder of its
+    own, so that the files here do not tell.
+    """
 
     state: JobState
     why: str = ""
+    verdict: str = ""
 
     @property
     def is_active(self) -> bool:

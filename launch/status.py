@@ -81,6 +81,8 @@ def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
         return "running", job.why + _slow(run)
     if job is not None and job.state is JobState.UNKNOWN and concluded(run, newest) is None:
         return "unknown", job.why
+    if job is not None and job.verdict and observe(run, newest).done is None:
+        return job.verdict, job.why
     mark = running(run) if job is None else None
     if mark is not None:
         waits = waiting_for(known[-1])

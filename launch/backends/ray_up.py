@@ -89,7 +89,8 @@ def read_status(text: str) -> Job:
     if found is None:
         return Job(JobState.UNKNOWN, "ray does not say how it stands")
     word = (found[1] or {"was stopped": "STOPPED"}.get(found[2], found[2])).upper()
-    return Job(_STATES.get(word, JobState.UNKNOWN), word.lower())
+    verdicts = {"SUCCEEDED": "finished", "STOPPED": "stopped", "FAILED": "failed"}
+    return Job(_STATES.get(word, JobState.UNKNOWN), word.lower(), verdicts.get(word, ""))
 
 
 def _job(files: AttemptFiles) -> Job:

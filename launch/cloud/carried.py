@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from launch.cloud.names import job_name
-from trainer.config.sections.cloud import CloudLaunch, SkyLaunch
+from trainer.config.sections.cloud import CloudLaunch, KubeRayLaunch, SkyLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan
 
@@ -34,15 +34,16 @@ class Carried:
 
 
 def carried_by(plan: RunPlan) -> Carried:
-    """The settings as they are there: ranks are started on the machine itself, or by the first of
-    several over ssh."""
+    """The settings as they are there: ranks are started on the machine itself; on several by the
+    first one, over ssh, or by the head, through Ray. peers.py adds what is known only there."""
     launch = plan.config.launch
     assert isinstance(launch, CloudLaunch)
     config = plan.config.model_dump(mode="json")
     config["launch"] = {"kind": "local", "grace_s": launch.grace_s}
     if plan.config.resources.nodes > 1:
-        # Its hosts are known there; what was passed to the first machine goes on to the others.
-        config["launch"] |= {"kind": "ssh", "environment": _names(launch)}
+        # What was passed to the first machine goes on to the others.
+        kind = "ssh" if isinstance(launch, SkyLaunch) else "ray"
+        config["launch"] |= {"kind": kind, "environment": _names(launch)}
     config["run"]["root"] = launch.run_root
     config["resources"]["device"] = plan.device  # a machine without its GPU is an error there
     config["resume"]["mode"] = "auto"  # what was asked has been judged where it was asked
@@ -50,7 +51,7 @@ def carried_by(plan: RunPlan) -> Carried:
 
 
 def _names(launch: CloudLaunch) -> list[str]:
-    return list(launch.environment) if isinstance(launch, SkyLaunch) else []
+    return list(launch.environment) if isinstance(launch, SkyLaunch | KubeRayLaunch) else []
 
 
 def carried_text(carried: Carried) -> str:

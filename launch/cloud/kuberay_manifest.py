@@ -92,40 +92,49 @@ def _limits(plan: RunPlan, launch: KubeRayLaunch) -> dict[str, Any]:
 
 
 def _pod(name: str, limits: dict[str, Any], plan: RunPlan, launch: KubeRayLaunch) -> dict[str, Any]:
-    works = name == "ray-worker"
-    shm = {"medium": "Memory", "sizeLimit": f"{launch.shm_gib}Gi"}
-    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": shm}]
-    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-    if launch.volume_claim is not None and works:
-        claim = {"claimName": launch.volume_claim}
-        volumes.append({"name": "runs", "persistentVolumeClaim": claim})
-        mounts.append({"name": "runs", "mountPath": launch.run_root})
+    trains = name == "ray-worker"
+    sees_runs = trains or plan.config.resources.nodes > 1  # the head drives several machines
+    volumes = [*_shm(launch, trains), *_runs(launch, sees_runs)]
     container = {
         "name": name,
         "image": launch.image,
         "resources": {"requests": dict(limits), "limits": dict(limits)},
-        "env": _environment(launch, works=works),
-        "volumeMounts": mounts if works else [],
+        "env": _environment(launch, given=sees_runs),
+        "volumeMounts": [{"name": v["name"], "mountPath": path} for path, v in volumes],
     }
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": round(launch.grace_s) + _MARGIN_S,
         "containers": [container],
-        "volumes": volumes if works else [],
+        "volumes": [volume for _, volume in volumes],
     }
     if launch.service_account is not None:
         spec["serviceAccountName"] = launch.service_account
-    if launch.node_selector and works:
+    if launch.node_selector and trains:
         spec["nodeSelector"] = dict(launch.node_selector)
     return {"metadata": {"labels": {"longhaul/run": cluster_name(plan)}}, "spec": spec}
 
 
-def _environment(launch: KubeRayLaunch, *, works: bool) -> list[dict[str, Any]]:
+def _shm(launch: KubeRayLaunch, wanted: bool) -> list[tuple[str, dict[str, Any]]]:
+    """(where it is mounted, the volume)"""
+    memory = {"medium": "Memory", "sizeLimit": f"{launch.shm_gib}Gi"}
+    return [("/dev/shm", {"name": "shm", "emptyDir": memory})] if wanted else []
+
+
+def _runs(launch: KubeRayLaunch, wanted: bool) -> list[tuple[str, dict[str, Any]]]:
+    """(where it is mounted, the volume)"""
+    if launch.volume_claim is None or not wanted:
+        return []
+    claim = {"claimName": launch.volume_claim}
+    return [(launch.run_root, {"name": "runs", "persistentVolumeClaim": claim})]
+
+
+def _environment(launch: KubeRayLaunch, *, given: bool) -> list[dict[str, Any]]:
     """Values of secrets are filled in by Kubernetes, from the Secret that is named."""
     found: list[dict[str, Any]] = [
         {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(round(launch.grace_s) + _MARGIN_S)}
     ]
-    for name in launch.environment if works else ():
+    for name in launch.environment if given else ():
         key = {"name": launch.variables_from, "key": name}
         found.append({"name": name, "valueFrom": {"secretKeyRef": key}})
     return found

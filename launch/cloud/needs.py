@@ -61,9 +61,6 @@ def _machines(plan: RunPlan, launch: CloudLaunch) -> Iterator[Problem]:
         what = f"{nodes} machines need one folder that all of them see"
         fix = "a volume or a network folder there, and launch.keeps_run_root=true"
         yield Problem("launch.run_root", what, fix)
-    if not isinstance(launch, SkyLaunch):  # whose machines reach each other by ssh
-        what = f"this starts the ranks of one machine; {nodes} need launch=ray there"
-        yield Problem("resources.nodes", what, "resources.nodes=1")
 
 
 def _sky(plan: RunPlan, launch: SkyLaunch) -> Iterator[Problem]:

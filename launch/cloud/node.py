@@ -53,7 +53,7 @@ def carry_on(carried: Carried, *, backend: Backend | None = None) -> int:
 def _settings(carried: Carried) -> Config:
     values = carried.config
     values["run"]["root"] = str(Path(values["run"]["root"]).expanduser())
-    if values["launch"]["kind"] == "ssh":
+    if values["launch"]["kind"] != "local":
         values["launch"] = settings_of_peers(values["launch"], os.environ)
     return validate(values)
 

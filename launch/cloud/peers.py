@@ -1,5 +1,5 @@
-"""Several machines of one SkyPilot job: the same command runs on each, and they reach each other
-by ssh. The first one drives; on the others the command ends at once.
+"""Several machines of one job. SkyPilot runs the same command on each, and they reach each other by
+ssh: the first one drives, on the others the command ends at once. With Ray it runs on the head.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from trainer.errors import Refused
 
 _RANK, _ADDRESSES = "SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS"
 _TIMEOUT_S = 60.0
+_WAIT_NODES_S = 1800.0  # rented machines come one after another
 
 
 def is_first(env: Mapping[str, str]) -> bool:
@@ -21,19 +22,27 @@ def is_first(env: Mapping[str, str]) -> bool:
 
 
 def settings_of_peers(given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
-    """The section `launch` for these machines: conf/launch/ssh.yaml, their addresses, and `given`.
+    """The section `launch` for these machines: conf/launch/ssh.yaml or ray.yaml, with `given` and
+    what is known here.
 
     Raises: Refused if nobody says where the others are, or one does not answer.
     """
     from launch.compose import compose
 
+    section: dict[str, Any] = compose([f"launch={given['kind']}"]).values["launch"]
+    names = [*section["environment"], *given.get("environment", ())]
+    section |= {**given, "environment": names, "foreground": True}
+    if given["kind"] == "ssh":
+        return section | {"hosts": _hosts(env)}
+    return section | {"address": "auto", "auth": "token", "wait_nodes_s": _WAIT_NODES_S}
+
+
+def _hosts(env: Mapping[str, str]) -> list[str]:
     hosts = env.get(_ADDRESSES, "").split()
     if not hosts:
         raise Refused(f"several machines, but no {_ADDRESSES} says where the others are")
     _know(hosts)
-    section: dict[str, Any] = compose(["launch=ssh"]).values["launch"]
-    names = [*section["environment"], *given.get("environment", ())]
-    return {**section, **given, "environment": names, "hosts": hosts, "foreground": True}
+    return hosts
 
 
 def _know(hosts: list[str]) -> None:

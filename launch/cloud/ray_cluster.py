@@ -44,7 +44,8 @@ def cluster(plan: RunPlan, launch: RayUpLaunch) -> dict[str, Any]:
         "available_node_types": {
             "head": {"resources": {"CPU": 0}, "node_config": head_node},
             "ranks": {
-                "min_workers": 0,
+                # One machine comes when the job asks for it; for several the head waits.
+                "min_workers": nodes if nodes > 1 else 0,
                 "max_workers": nodes,
                 "resources": gives,
                 "node_config": worker_node,

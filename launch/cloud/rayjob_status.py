@@ -11,6 +11,7 @@ from launch.job_record import Job, JobState
 _WAITING = ("", "Initializing", "Waiting", "Retrying", "Suspended")
 _RUNNING = ("Running", "Suspending")
 _ENDED = ("Complete", "Failed", "ValidationFailed")
+_VERDICTS = {"SUCCEEDED": "finished", "STOPPED": "stopped"}
 _DASHBOARD = "http://127.0.0.1:8265"  # as the head's pod sees it
 
 
@@ -25,7 +26,7 @@ def job_of(listed: Mapping[str, Any] | None, name: str) -> Job:
     words = [stage or "not looked at yet", status.get("jobStatus"), status.get("message")]
     said = ", ".join(" ".join(str(word).split()) for word in words if word)
     if stage in _ENDED:
-        return Job(JobState.ENDED, said)
+        return Job(JobState.ENDED, said, _VERDICTS.get(str(status.get("jobStatus")), "failed"))
     if stage in _RUNNING:
         return Job(JobState.RUNNING, said)
     return Job(JobState.PENDING if stage in _WAITING else JobState.UNKNOWN, said)

@@ -14,7 +14,7 @@ Jobs = Mapping[str, Job]  # under the number of the job, and under its name
 
 _WAITING = ("INIT", "PENDING", "SUBMITTED", "STARTING", "SETTING_UP", "RECOVERING")
 _RUNNING = ("RUNNING", "WINDING_DOWN", "CANCELLING")
-_ENDED = ("SUCCEEDED", "CANCELLED", "FAILED")  # and whatever begins with the last
+_ENDED = {"SUCCEEDED": "finished", "CANCELLED": "stopped"}  # FAILED_...: whatever begins with that
 
 
 def managed_jobs() -> Jobs | None:
@@ -61,8 +61,8 @@ def _job(row: Mapping[str, Any]) -> Job:
     why = ", ".join(str(part) for part in (_place(row), row.get("failure_reason")) if part)
     words = status.lower().replace("_", " ")
     said = f"{words} ({why})" if why else words
-    if status.startswith(_ENDED):
-        return Job(JobState.ENDED, said)
+    if status in _ENDED or status.startswith("FAILED"):
+        return Job(JobState.ENDED, said, _ENDED.get(status, "failed"))
     if status in _RUNNING:
         return Job(JobState.RUNNING, said)
     return Job(JobState.PENDING if status in _WAITING else JobState.UNKNOWN, said)

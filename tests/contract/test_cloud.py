@@ -90,7 +90,6 @@ def test_a_tool_that_is_missing(
             "launch.run_root: 2 machines need one folder that all of them see",
         ),
         (KUBERAY, "launch.image=null", "launch.image: pods need an image"),
-        (KUBERAY, "resources.nodes=2 batch.micro_batch_size=1", "this starts the ranks of one"),
         (RAY_UP, "launch.region=null", "launch.region: aws does not choose one"),
         (RAY_UP, "launch.worker_type=null", "launch.worker_type: aws does not choose one"),
         (RAY_UP, "launch.provider=gcp", "launch.project: gcp does not choose one"),
@@ -164,6 +163,25 @@ def test_a_managed_job_from_submission_to_stop(
     backend.stop(files)
     assert tools.calls[-1] == ["sky", "jobs", "cancel", "--yes", "7"]
     assert _LONG_KEY not in _everything_under(Path("runs")) + json.dumps(tools.calls)
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [("SUCCEEDED", "finished"), ("CANCELLED", "stopped"), ("FAILED_SETUP", "failed")],
+)
+def test_how_it_ended_there_is_told_here(
+    word: str, state: str, tools: Tools, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run folder is on the machines, so that no file here says it."""
+    tools.answer(("sky gpus list", 0, _OFFERS), ("sky jobs launch", 0, "Job submitted, ID: 7"))
+    assert _train(SKY) == 0
+    row = {"job_id": 7, "job_name": "x", "status": word, "failure_reason": "for a reason"}
+    tools.answer(("sky jobs queue", 0, json.dumps([row])))
+    capsys.readouterr()
+    assert main(["status", "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["state"] == state
+    assert "for a reason" in said["why"]
 
 
 def test_one_question_for_all_runs(tools: Tools) -> None:

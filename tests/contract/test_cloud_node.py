@@ -143,7 +143,8 @@ def test_a_machine_that_does_not_answer_is_named(
     monkeypatch.setenv("HOME", str(tmp_path))
     tools = Tools(tmp_path / "bin", "ssh-keyscan").alone_on_path(monkeypatch)
     tools.answer(("ssh-keyscan", 0, "10.0.0.1 ssh-ed25519 A"))
+    given = {"kind": "ssh", "grace_s": 25.0}
     with pytest.raises(Refused, match=r"no ssh server answers on 10\.0\.0\.2"):
-        settings_of_peers({}, {"SKYPILOT_NODE_IPS": "10.0.0.1 10.0.0.2"})
+        settings_of_peers(given, {"SKYPILOT_NODE_IPS": "10.0.0.1 10.0.0.2"})
     with pytest.raises(Refused, match="no SKYPILOT_NODE_IPS says where the others are"):
-        settings_of_peers({}, {})
+        settings_of_peers(given, {})

@@ -35,6 +35,7 @@ CASES = {
         "launch.queue=gpus",
         "launch.time_limit_h=12",
     ),
+    "kuberay_two_machines": (*KUBERAY, "resources.nodes=2", "batch.micro_batch_size=1"),
     "ray_up_aws_spot": (
         *RAY_UP,
         "launch.package=dist/longhaul-0.1.0-py3-none-any.whl",
