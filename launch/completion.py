@@ -22,10 +22,11 @@ _longhaul() {
 }
 complete -o nospace -o default -F _longhaul longhaul
 """
-COMPOSING = ("train", "plan", "sweep", "resume", "data", "verify")
+COMPOSING = ("train", "plan", "sweep", "resume", "data", "verify", "doctor")
 TAKING_RUNS = ("status", "logs", "stop", "resume", "evaluate", "generate", "export", "runs")
 FLAGS = {
     "train": ("--dry-run", "--cfg", "--json", "--config-dir", "--help"),
+    "doctor": ("--here", "--pairs", "--expect", "--json", "--exclude", "--config-dir", "--help"),
     "plan": ("--why", "--fit", "--json", "--config-dir", "--help"),
 }
 

@@ -24,6 +24,7 @@ _SLOW_IMPORTS_S = 60.0
 _SKEW_S, _SKEW_WARN_S = 1.0, 0.1
 _LATE_S, _LATE_WARN_S = 5.0, 1.0  # until a write is seen elsewhere
 _SLOW_LINK = 0.6  # of the others' median
+_FEW = 16  # players
 _SLOW_DISK = 0.3  # likewise; disks vary more
 
 
@@ -123,7 +124,9 @@ def _compute(ranks: Sequence[Mapping[str, Any]], device: str) -> Iterator[Findin
 
 def _visible(ranks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     """Rank 0 sees what it wrote itself."""
-    watched = [one for one in ranks if one["rank"] and "visible" in one and _looked(one, ranks)]
+    on_one_node = sum("machine" in one for one in ranks) == 1  # then all ranks have looked
+    looked = [one for one in ranks if on_one_node or "machine" in one]
+    watched = [one for one in looked if one["rank"] and "visible" in one]
     if not watched:
         return
     fix = "run.root must be one folder that every node mounts: NFS, Lustre, GPFS"
@@ -143,10 +146,6 @@ def _visible(ranks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         yield Finding("shared folder", text, verdict, fix, worst["node"])
     else:
         yield Finding("shared folder", text)
-
-
-def _looked(one: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]) -> bool:
-    return "machine" in one or sum("machine" in other for other in ranks) == 1
 
 
 def _clocks(ranks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -240,11 +239,20 @@ def _pairs(
 def slow_with_all(pairs: Sequence[Mapping[str, Any]]) -> list[int]:
     """Players whose best pair is slow beside the usual of pairs without them; of two, nobody can be
     told."""
-    players = sorted({rank for pair in pairs for rank in pair["ranks"]})
-    found = []
-    for player in players if len(players) > 2 else []:
-        best = max(pair["bytes_per_s"] for pair in pairs if player in pair["ranks"])
-        others = [pair["bytes_per_s"] for pair in pairs if player not in pair["ranks"]]
-        if best < _SLOW_LINK * median(others):
-            found.append(player)
-    return found
+    best: dict[int, float] = {}
+    for pair in pairs:
+        for player in pair["ranks"]:
+            best[player] = max(best.get(player, 0.0), pair["bytes_per_s"])
+    if len(best) < 3:
+        return []
+    usual = median(pair["bytes_per_s"] for pair in pairs)
+    return sorted(
+        player
+        for player, speed in best.items()
+        if speed < _SLOW_LINK * (usual if len(best) > _FEW else _without(player, pairs))
+    )
+
+
+def _without(player: int, pairs: Sequence[Mapping[str, Any]]) -> float:
+    """Of few players, one makes up much of all pairs."""
+    return float(median(pair["bytes_per_s"] for pair in pairs if player not in pair["ranks"]))

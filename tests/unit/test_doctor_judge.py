@@ -219,6 +219,13 @@ def test_one_bad_way_between_two_nodes_blames_neither() -> None:
     assert "n1 and n3" in one.value
 
 
+@pytest.mark.parametrize("count", [3, 4, 16, 17, 40])
+def test_the_slow_one_is_found_among_any_number(count: int) -> None:
+    players = list(range(count))
+    slow = {pair: 3e8 for pair in combinations(players, 2) if 1 in pair}
+    assert slow_with_all(pairs(players, slow)) == [1]
+
+
 def test_of_two_players_nobody_can_be_told() -> None:
     assert slow_with_all([{"ranks": [0, 1], "bytes_per_s": 1.0}]) == []
 
