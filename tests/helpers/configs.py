@@ -46,7 +46,10 @@ def values(*overrides: str) -> dict[str, Any]:
     if not needed <= {match[1] for match in settings.values()}:
         return copy.deepcopy(_composed(overrides))  # raises what is wrong with it
     made = copy.deepcopy(_composed((*rest, *(f"{key}=later" for key in sorted(needed)))))
-    for match in settings.values():
+    for text in overrides:  # in their order: one that comes twice wins twice
+        match = settings.get(text)
+        if match is None:
+            continue
         *parents, last = match[1].split(".")
         section = made
         for name in parents:
