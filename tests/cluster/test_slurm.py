@@ -178,6 +178,14 @@ def test_the_time_limit_saves_and_the_job_goes_on_after_it(a_run: Maker, cluster
     assert "stopped (time_limit) and saved at step 5" in one.lines[0]["why"]
 
 
+def test_where_there_are_no_namespaces_one_host_plays_all_nodes(tmp_path: Path) -> None:
+    with slurm_cluster(tmp_path / "here", nodes=2, lab=False) as here:
+        one = slurm_run(here, tmp_path, first("wait")).submit().until_up()
+        os.kill(pid_of(one.run, 3), signal.SIGKILL)
+        assert one.until_over() == "COMPLETED", one.words
+        assert one.ends == [(1, "again", 76, "crash"), (2, "done", 0, None)]
+
+
 def first(what: str, then: str = "finish") -> dict[str, list[str]]:
     """All ranks do `what` in attempt 1 and `then` after it."""
     return {"all": [then]} | {f"1:{rank}": what.split() for rank in range(RANKS)}

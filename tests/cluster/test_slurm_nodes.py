@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with slurm_cluster(tmp_path / "cluster", nodes=3, slurmd_timeout=5) as made:
+    with slurm_cluster(tmp_path / "cluster", nodes=3, slurmd_timeout=5, lab=True) as made:
         yield made
 
 

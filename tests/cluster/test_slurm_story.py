@@ -38,7 +38,8 @@ _SETTINGS = (
 
 
 def test_a_run_survives_what_happens_to_jobs_to_the_last_bit(tmp_path: Path) -> None:
-    with slurm_cluster(tmp_path / "cluster", nodes=3, slurmd_timeout=5, kill_wait=25) as cluster:
+    times = {"slurmd_timeout": 5, "kill_wait": 25}
+    with slurm_cluster(tmp_path / "cluster", nodes=3, lab=True, **times) as cluster:
         corpus = tiny_text_corpus(tmp_path / "corpus", documents=60)
         shared = [
             *TINY,

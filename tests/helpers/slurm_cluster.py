@@ -5,17 +5,21 @@
         cluster.lab.node("node1").kill()
 
 auth/none: no munge, nothing outside the lab is touched. Devices of GPUs are links to /dev/null.
+Where there can be no namespaces all daemons run on this machine, on ports of their own: nodes then
+cannot be cut or killed, nor found by name, and tests that need that are left out (`lab=True`).
 """
 
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +27,17 @@ from typing import Any
 from launch.processes import die_with_parent
 from tests.helpers import slurm_accounts
 from tests.helpers.nodes import REPOSITORY, Lab, Machine, environment, machines, skip
+from tests.helpers.nodes import why_not as no_machines
 
 PATIENCE_S = 60.0
 _TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _CONF = """\
 ClusterName=lab
-SlurmctldHost=login({address})
+SlurmctldHost={controller}({address})
 AuthType=auth/none
 CredType=cred/none
-SlurmUser=root
-SlurmdUser=root
+SlurmUser={user}
+SlurmdUser={user}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmdPidFile={folder}/slurmd.%n.pid
@@ -69,6 +74,13 @@ PreemptType=preempt/partition_prio
 AccountingStorageType=accounting_storage/none
 """
 _SETTINGS = {"slurmd_timeout": 10, "kill_wait": 5, "min_job_age": 3600}
+
+
+class Here(Machine):
+    """Not a machine of its own, but this one."""
+
+    def words(self, argv: Sequence[str | Path]) -> list[str]:
+        return [str(word) for word in argv]
 
 
 @dataclass
@@ -111,6 +123,11 @@ class Cluster:
         queue = self.run(["squeue", "-t", "all", "-o", "%i %j %T %r %N"], check=False)
         nodes = self.run(["sinfo", "-N", "-o", "%N %t %E"], check=False)
         return f"queue:\n{queue}\nnodes:\n{nodes}"
+
+    def end_jobs(self) -> None:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        self.run(["scancel", f"--user={user}"], check=False)
+        self.wait(lambda: not self.run(["squeue", "-h"], check=False).strip())
 
     # --- daemons --------------------------------------------------------------------------------
 
@@ -169,27 +186,52 @@ def slurm_cluster(
     cpus: int = 8,
     gpus: int = 4,
     accounts: bool = False,
+    lab: bool | None = None,
     **settings: Any,
 ) -> Iterator[Cluster]:
-    """Skips (or fails, where cluster tests are required) if it cannot be."""
+    """Skips (or fails, where cluster tests are required) if it cannot be.
+
+    `lab` True: nodes are machines; False: they are daemons of this one; None: what can be had.
+    """
     if reason := why_not(accounts=accounts):
         skip(reason)
-    with machines(folder / "lab", nodes, sshd=False) as lab:
-        cluster = Cluster(lab, folder / "slurm")
-        accounting = slurm_accounts.CONF.format(address=lab.login.address)
+    as_machines = not no_machines() if lab is None else lab
+    made = machines(folder / "lab", nodes, sshd=False) if as_machines else _here(folder, nodes)
+    with made as lab_made:
+        cluster = Cluster(lab_made, folder / "slurm")
+        accounting = slurm_accounts.CONF.format(address=cluster.login.address)
         given = {"accounting": accounting if accounts else _NO_ACCOUNTS}
         _write_conf(cluster, cpus=cpus, gpus=gpus, settings=_SETTINGS | settings | given)
         try:
             if accounts:
                 slurm_accounts.start_accounts(cluster)
             cluster.start_controller()
-            for each in lab.nodes:
+            for each in cluster.lab.nodes:
                 cluster.start_node(each)
             cluster.until_idle()
             yield cluster
         finally:
+            if isinstance(cluster.login, Here):  # no namespace takes its processes along
+                cluster.end_jobs()
             for daemon in cluster.daemons:
                 daemon.kill()
+                daemon.wait(PATIENCE_S)
+
+
+@contextmanager
+def _here(folder: Path, count: int) -> Iterator[Lab]:
+    lab = Lab(folder)
+    lab.login = Here(lab, "login", "127.0.0.1", pid=os.getpid())
+    lab.nodes = [Here(lab, f"node{k}", "127.0.0.1", pid=os.getpid()) for k in range(1, count + 1)]
+    yield lab
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _write_conf(cluster: Cluster, *, cpus: int, gpus: int, settings: dict[str, Any]) -> None:
@@ -197,9 +239,17 @@ def _write_conf(cluster: Cluster, *, cpus: int, gpus: int, settings: dict[str, A
     (folder / "dev").mkdir(parents=True)
     for number in range(gpus):
         (folder / "dev" / f"gpu{number}").symlink_to("/dev/null")
-    text = _CONF.format(folder=folder, address=cluster.login.address, **settings)
-    for each in cluster.lab.nodes:
+    ports: Sequence[int | None] = [None] * (len(cluster.lab.nodes) + 1)
+    names = {"controller": "login", "user": pwd.getpwuid(os.geteuid()).pw_name}
+    if isinstance(cluster.login, Here):
+        ports = _free_ports(len(ports))
+        names["controller"] = socket.gethostname()
+    text = _CONF.format(folder=folder, address=cluster.login.address, **settings, **names)
+    if ports[0]:
+        text += f"SlurmctldPort={ports[0]}\n"
+    for each, port in zip(cluster.lab.nodes, ports[1:], strict=True):
         text += f"NodeName={each.name} NodeAddr={each.address} CPUs={cpus} RealMemory=8000 "
+        text += f"Port={port} NodeHostname={names['controller']} " if port else ""
         text += f"Gres=gpu:{gpus} Feature=a100 State=UNKNOWN\n"
     (folder / "slurm.conf").write_text(text)
     devices = f"{folder}/dev/gpu[0-{gpus - 1}]"
