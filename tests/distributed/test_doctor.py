@@ -201,15 +201,16 @@ def _disturbed(world: World, folder: str) -> dict[str, Any]:
     world.max([0.0])
     if me == 1:
         threading.Timer(0.4, mine.symlink_to, (mine.with_name("of-0"),)).start()
-    visible = measure_visible(world, mine, looks=True, patience_s=1.5)
+    visible = measure_visible(world, mine, looks=True, patience_s=4.0)
     return {"clocks": clocks, "visible": visible}
 
 
 def test_a_clock_and_folders_that_are_off_show(ranks: RankPool, tmp_path: Path) -> None:
     first, second, third = ranks.run(3, _disturbed, str(tmp_path))
-    offsets = [round(one["offset_s"], 1) for one in first["clocks"]]
-    assert offsets == [5.0, 0.0]
-    assert 0.3 < second["visible"]["name_s"] < 1.5
+    ahead, right = (one["offset_s"] for one in first["clocks"])
+    assert abs(ahead - 5.0) < 0.5
+    assert abs(right) < 0.5
+    assert 0.3 < second["visible"]["name_s"] < 4.0
     assert third["visible"] == {"name_s": None, "content_s": None}
 
 
