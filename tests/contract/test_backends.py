@@ -38,6 +38,7 @@ CASES = {
     "local": Case((), broken=("resources.nodes=2", "batch.micro_batch_size=4"), many=()),
     "slurm": Case(("launch=slurm",)),
     "ssh": Case(("launch=ssh", "launch.hosts=[node1]")),
+    "ray": Case(("launch=ray",)),
     "sky": Case(SKY),
     "kuberay": Case(KUBERAY),
     "ray_up": Case(RAY_UP),
