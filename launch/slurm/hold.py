@@ -31,6 +31,7 @@ from launch.next_attempt import superseded
 from launch.processes import die_with_parent, send
 from launch.reactions import say
 from launch.run_folder import locked, own
+from launch.slurm.client import ask
 from launch.slurm.node_record import read_nodes
 from trainer.errors import Exit, LonghaulError
 from trainer.records.attempt import ErrorRecord, error_record, write_first
@@ -126,7 +127,7 @@ def _look(hold: Hold, srun: int) -> None:
     if hold.files.stop.exists() and late:
         hold.told, hold.asked_at = True, time.monotonic()
         if not any(node.over for node in read_nodes(hold.files)):
-            subprocess.run(["scancel", "--signal=TERM", hold.job], check=False, timeout=60)
+            ask(["scancel", "--signal=TERM", hold.job])
 
 
 def _explain(hold: Hold, code: int) -> None:

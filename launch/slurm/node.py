@@ -29,6 +29,7 @@ from trainer.errors import Exit
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 _SOCKET = "watch"
+_LOOK_S = 0.5  # between two looks at the shared disk for a failure elsewhere
 _FIND_S = 20.0  # for the first task to listen: it may start last
 KILLED = -9  # of a task that hung up without a word
 
@@ -88,6 +89,7 @@ class Node:
     listener: socket.socket
     seats: dict[int, Seat] = field(default_factory=dict)  # by rank
     first_failed: int | None = None
+    _looked: float = 0.0
     _unseated: list[socket.socket] = field(default_factory=list)
     _descriptor: int = -1
 
@@ -156,6 +158,13 @@ class Node:
             self.started(seat.rank, int(said["pid"]))
         elif "code" in said:
             self.ended(seat.rank, int(said["code"]))
+
+    def somebody_failed(self) -> bool:
+        """Here or on another node. Only the first task of a node asks the shared disk."""
+        if self.first_failed is None and time.monotonic() - self._looked >= _LOOK_S:
+            self._looked = time.monotonic()
+            return self.files.error.exists()
+        return self.first_failed is not None
 
     # --- what a rank's own task says, here or over there ------------------------------------------
 
@@ -233,6 +242,16 @@ class Link:
             raise ConnectionError("the node's watcher hung up")
         return cls(link, rank, page)
 
+    @property
+    def descriptors(self) -> list[int]:
+        return []  # the socket is only asked, at the pace of everything else
+
+    def somebody_failed(self) -> bool:
+        """The watcher left before us: it does so when a rank has failed."""
+        ready = select.poll()
+        ready.register(self.socket, select.POLLIN)
+        return bool(ready.poll(0)) and _heard(self.socket) is None
+
     def environment(self, rank: int) -> dict[str, str]:
         del rank  # its own
         return self.page
@@ -247,6 +266,15 @@ class Link:
 @dataclass(frozen=True)
 class Unwatched:
     """Where no watcher can be had: the rank works, and nobody sees it hang."""
+
+    files: AttemptFiles
+
+    @property
+    def descriptors(self) -> list[int]:
+        return []
+
+    def somebody_failed(self) -> bool:
+        return self.files.error.exists()
 
     def environment(self, rank: int) -> dict[str, str]:
         del rank

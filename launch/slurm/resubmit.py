@@ -24,6 +24,13 @@ from trainer.records.run_files import RunFiles
 SCRIPT = "submission/job.sbatch"  # under the attempt's folder
 
 
+def script_of(run: RunFiles) -> Path | None:
+    """The script of the newest attempt that was submitted; those that followed by themselves have
+    none of their own."""
+    scripts = (files.root / SCRIPT for files in reversed(attempts(run)))
+    return next((path for path in scripts if path.exists()), None)
+
+
 def would_take(run: RunFiles, nodes: Sequence[str]) -> bool:
     """Whether Slurm has enough nodes without these."""
     return _sbatch(run, ["--test-only"], nodes).code == 0
@@ -48,14 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sbatch(run: RunFiles, options: Sequence[str], without: Sequence[str]) -> Answer:
     """Of the script that this job was made from."""
-    known = [files for files in attempts(run) if (files.root / SCRIPT).exists()]
-    files = known[-1]
-    left_out = [*_excluded(files.plan), *without]
+    script = script_of(run)
+    if script is None:
+        return Answer(None, err=f"{run.root} has no script of a job any more")
+    left_out = [*_excluded(attempts(run)[-1].plan), *without]
     exclude = [f"--exclude={','.join(left_out)}"] if left_out else []
     # Without the variables that this job set for itself: they would be options of the new one.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
     kept = {k: os.environ[k] for k in ("SLURM_CONF", "SLURM_CLUSTERS") if k in os.environ}
-    argv = ["sbatch", "--export=ALL", *options, *exclude, str(files.root / SCRIPT), sys.executable]
+    argv = ["sbatch", "--export=ALL", *options, *exclude, str(script), sys.executable]
     return ask(argv, env=env | kept)
 
 

@@ -42,6 +42,11 @@ _BAD_END_S = 0.25  # for the others of this node to say how they ended
 
 
 class Watcher(Protocol):
+    @property
+    def descriptors(self) -> list[int]:
+        """Something can be read from one of these when there is something to do."""
+
+    def somebody_failed(self) -> bool: ...
     def environment(self, rank: int) -> dict[str, str]: ...
     def started(self, rank: int, pid: int) -> None: ...
     def ended(self, rank: int, code: int) -> None: ...
@@ -86,7 +91,7 @@ def carry(run: RunFiles, attempt: int, place: SlurmPlace) -> int:
         os.close(log)
         watcher.started(rank, child.pid)
         task = Task(files, place, spec, child.pid)
-        _wait(task, inbox, node)
+        _wait(task, inbox, watcher, node)
         code = child.wait()
         Family(tag=tag, sessions=frozenset({child.pid})).end(patience_s=2.0)
         _judge(task, code)
@@ -128,7 +133,7 @@ def _watcher(
         text = f"nobody watches this rank: no watcher on {place.node_name} ({e})\n"
         with files.rank_log(place.rank).open("a", encoding="utf-8") as log:
             log.write(text)
-        return None, Unwatched()
+        return None, Unwatched(files)
 
 
 def _environment(spec: RanksSpec, place: SlurmPlace, attempt: int, folder: Path) -> dict[str, str]:
@@ -152,20 +157,20 @@ def local_rank_of(place: SlurmPlace, env: Mapping[str, str]) -> int:
     return 0 if len(visible) == 1 else place.local_rank
 
 
-def _wait(task: Task, inbox: SignalInbox, node: Node | None) -> None:
+def _wait(task: Task, inbox: SignalInbox, watcher: Watcher, node: Node | None) -> None:
     """Until the rank has ended, by itself or by us."""
     pidfd = os.pidfd_open(task.pid)
     try:
         while True:
             poll = select.poll()
-            for descriptor in [pidfd, inbox.reader, *(node.descriptors if node else [])]:
+            for descriptor in [pidfd, inbox.reader, *watcher.descriptors]:
                 poll.register(descriptor, select.POLLIN)
             ready = {descriptor for descriptor, _ in poll.poll(_POLL_S * 1000)}
             if pidfd in ready:
                 return
             for number in inbox.read():
                 _on_signal(task, number)
-            _on_time(task, node)
+            _on_time(task, watcher, node)
     finally:
         os.close(pidfd)
 
@@ -183,7 +188,7 @@ def _on_signal(task: Task, number: int) -> None:
     send(task.pid, signal.SIGUSR1 if time_is_up else signal.SIGTERM)
 
 
-def _on_time(task: Task, node: Node | None) -> None:
+def _on_time(task: Task, watcher: Watcher, node: Node | None) -> None:
     now = time.monotonic()
     finding = node.look(now) if node is not None else None
     if finding is not None:
@@ -191,7 +196,7 @@ def _on_time(task: Task, node: Node | None) -> None:
     if now - task.looked >= _LOOK_S:
         task.looked = now
         task.oom.look([task.pid])
-    if task.told and not task.failing and task.files.error.exists():
+    if task.told and not task.failing and watcher.somebody_failed():
         task.failing = True  # srun ends us because of another: there is nothing to wait for
         task.sooner(PEER_GRACE_S)
     if task.deadline is not None and now >= task.deadline:

@@ -34,7 +34,7 @@ from launch.reactions import say
 from launch.run_folder import attempts, locked
 from launch.slurm.client import state_of
 from launch.slurm.node_record import ended_of, read_nodes, silent_hosts
-from launch.slurm.resubmit import would_take
+from launch.slurm.resubmit import script_of, would_take
 from launch.slurm.suspects import suspected
 from trainer.errors import Exit, LonghaulError
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -121,7 +121,7 @@ def _onward(
         return f"leave {int(Exit.SAVED)}"
     if suspects.certain and outcome.cause == "hardware" and would_take(run, bad):
         return f"resubmit {','.join(bad)}"
-    return "requeue" if _may_requeue(files) else f"leave {int(outcome.exit_code)}"
+    return "requeue" if _may_requeue(run) else f"leave {int(outcome.exit_code)}"
 
 
 def _first(files: AttemptFiles, job: JobFacts) -> str:
@@ -172,12 +172,10 @@ def _spec(files: AttemptFiles) -> RanksSpec:
     return read_spec(files.root / RANKS_FILE)
 
 
-def _may_requeue(files: AttemptFiles) -> bool:
-    script = files.root / "submission" / "job.sbatch"
-    try:
-        return "#SBATCH --requeue\n" in script.read_text(encoding="utf-8")
-    except OSError:
-        return True
+def _may_requeue(run: RunFiles) -> bool:
+    """As the script says that this job was made from: attempts that follow have none."""
+    script = script_of(run)
+    return script is None or "#SBATCH --requeue\n" in script.read_text(encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

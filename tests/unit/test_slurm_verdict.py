@@ -125,6 +125,21 @@ def test_where_slurm_does_not_requeue_the_job_ends(world: World) -> None:
     assert after(world.run, 1, JOB) == "leave 75"
 
 
+def test_an_attempt_that_followed_by_itself_knows_that_its_job_does_not_requeue(
+    world: World,
+) -> None:
+    (world.files.root / "submission" / "job.sbatch").write_text("#SBATCH --no-requeue\n")
+    world.failed("Killed")
+    world.ended({0: -9})
+    assert after(world.run, 1, JOB) == "run 2"
+    second = World(world.run, world.say).run.attempt(2)
+    Lease.take(second)
+    write_record(second.started, Started(time.time(), 0, 4, "n1"))
+    write_record(second.stop, Stop("time_limit", time.time()))
+    write_node(second, NodeRecord(0, "n1", (0, 1), True, {"0": 75, "1": 75}))
+    assert after(world.run, 2, JOB) == "leave 75"
+
+
 def test_the_next_of_a_chain_goes_on_instead_and_the_last_requeues(world: World) -> None:
     write_job(world.files, JobRecord("slurm", "12", chain=("13",)))
     write_record(world.files.stop, Stop("time_limit", time.time()))
