@@ -213,6 +213,7 @@ class MemoryTier:
             attempt=settings.attempt,
             chunk_bytes=settings.chunk_bytes,
             origin=settings.origin,
+            pin=world.device.type == "cuda",
         )
         return PeerSaves(keep_settings, line)
 

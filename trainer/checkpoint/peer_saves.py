@@ -36,7 +36,7 @@ from trainer.checkpoint.orders import encode_table
 from trainer.checkpoint.peer_cadence import Cadence, Every
 from trainer.checkpoint.peer_line import Line
 from trainer.checkpoint.peer_part import common_of, part_name
-from trainer.checkpoint.staging import copy_held
+from trainer.checkpoint.staging import copy_held, register, unregister
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError
@@ -60,6 +60,7 @@ class KeepSettings:
     attempt: int
     chunk_bytes: int
     origin: Mapping[str, Any]
+    pin: bool = False  # lock the pages for a GPU's own copies
 
 
 class PeerSaves:
@@ -281,7 +282,8 @@ class PeerSaves:
             folder = self._settings.files.own(self._settings.node, generation)
             path = folder / rank_file_name(self._settings.rank)
             elements = data_bytes_of(self._contents.mine) // ELEMENT_BYTES
-            self._rooms[generation] = _Room(path, int(self._layout["start"]), elements)
+            start, pin = int(self._layout["start"]), self._settings.pin
+            self._rooms[generation] = _Room(path, start, elements, pin=pin)
         return self._rooms[generation]
 
 
@@ -298,8 +300,9 @@ class _Order:
 class _Room:
     """A generation's file, mapped: a copy to it is in the file, whoever dies."""
 
-    def __init__(self, path: Path, start: int, elements: int) -> None:
+    def __init__(self, path: Path, start: int, elements: int, *, pin: bool) -> None:
         self.path = path
+        self._pinned = False
         self.tensor = torch.empty(0)
         if not elements:
             return
@@ -310,6 +313,9 @@ class _Room:
         finally:
             os.close(descriptor)
         self.tensor = torch.frombuffer(memory, dtype=torch.float32, offset=start, count=elements)
+        self._pinned = pin and register(self.tensor.data_ptr(), size - start)
 
     def close(self) -> None:
+        if self._pinned:
+            unregister(self.tensor.data_ptr())
         self.tensor = torch.empty(0)  # the mapping ends with its last view

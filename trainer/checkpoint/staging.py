@@ -132,9 +132,7 @@ class _Buffer:
 
     def close(self) -> None:
         if self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(  # type: ignore[no-untyped-call]
-                self.tensor.data_ptr()
-            )
+            unregister(self.tensor.data_ptr())
         self.tensor = torch.empty(0)  # the mapping ends with its last view
         if self.descriptor >= 0:
             os.close(self.descriptor)
@@ -148,6 +146,10 @@ def register(address: int, size: int) -> bool:
     """
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     return int(runtime.cudaHostRegister(address, size, 0)) == 0
+
+
+def unregister(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
 
 def _wait_for(device: torch.device) -> None:
