@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import sys
 
+from launch.backends.local import LocalBackend
+from launch.backends.ray import RayBackend
 from launch.backends.ssh import SshBackend
 from launch.cloud import node
 from launch.cloud.carried import VARIABLE, read_carried
 from launch.cloud.peers import is_first
 
+_BACKENDS = {"local": LocalBackend, "ray": RayBackend, "ssh": SshBackend}
+
 if __name__ == "__main__":
     if not is_first(os.environ):
         sys.exit(node.main())
-    backend = SshBackend(module="tests.helpers.fake_worker")
-    sys.exit(node.carry_on(read_carried(os.environ.pop(VARIABLE)), backend=backend))
+    carried = read_carried(os.environ.pop(VARIABLE))
+    backend = _BACKENDS[carried.config["launch"]["kind"]](module="tests.helpers.fake_worker")
+    sys.exit(node.carry_on(carried, backend=backend))
