@@ -50,9 +50,8 @@ def save(run: SshRun, step: int) -> None:
 
 def nothing_left(lab: Lab, run: SshRun) -> None:
     run.until_over()
-    for node in lab.nodes:
-        left = node.sh("ls -d /tmp/longhaul-ssh-* /dev/shm/* 2>/dev/null || true")
-        assert left.split() == []
+    wait_for(lambda: list(lab.temp.iterdir()) == [], seconds=5)
+    assert [node.sh("ls /dev/shm") for node in lab.nodes if node.pid] == [""] * len(lab.nodes)
 
 
 def test_a_run_on_two_machines_from_a_third(lab: Lab, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,11 @@ class Lab:
     login: Machine = field(init=False)
     nodes: list[Machine] = field(default_factory=list)
 
+    @cached_property
+    def temp(self) -> Path:
+        """For temporary files, where TMPDIR says so; short enough a name for ssh's sockets."""
+        return Path(tempfile.mkdtemp(prefix="lab-"))
+
     @property
     def identity(self) -> Path:
         return self.folder / "id"
@@ -233,6 +240,8 @@ class Lab:
                 _over(each.holder)
             for daemon in each.daemons:
                 daemon.wait(_PATIENCE_S)
+        if "temp" in self.__dict__:
+            shutil.rmtree(self.temp, ignore_errors=True)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tests.helpers.tiny_run import TINY
 from trainer.records.json_file import read_json, read_lines
 from trainer.records.run_files import RunFiles
 
-PASSED = ("PYTHONPATH", "FAKE_BEHAVIOUR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
+PASSED = ("PYTHONPATH", "FAKE_BEHAVIOUR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "TMPDIR")
 _CARRIED = (b"launch.driver", b"launch.agent", b"fake_worker", b"trainer.worker")
 
 
@@ -89,7 +89,7 @@ class SshRun:
 
     def environment(self) -> dict[str, str]:
         behaviours = {"FAKE_BEHAVIOUR": json.dumps(self.behaviours)} if self.behaviours else {}
-        return environment({**behaviours, **self.env})
+        return environment({"TMPDIR": str(self.lab.temp), **behaviours, **self.env})
 
     # --- what it left ---------------------------------------------------------------------------
 
