@@ -169,7 +169,10 @@ def test_the_70b_preset_is_planned_at_once_and_allocates_nothing() -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
-def test_the_command_prints_world_batch_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_world_batch_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no token store tells the vocabulary
     assert run(["resources.ranks_per_node=3", "batch.micro_batch_size=4"]) == 0
     text = capsys.readouterr().out
     assert "16 rows = 4 rows x 3 ranks x 2 micro-steps - 8 rows of weight zero" in text
