@@ -17,7 +17,7 @@ from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import ConfigError, Problem, Refused
 from trainer.plan import RunPlan
 
-_COLUMNS = "%R|%a|%l|%D|%c|%G"  # partition, up or down, time limit, nodes, cores, GPUs and the like
+_COLUMNS = "%R|%l|%D|%G"  # partition, time limit, nodes, GPUs and the like
 _SLOW_DISK = 20e6  # bytes a second and rank that the slowest save is allowed
 _EARLY_S = 60  # Slurm's signal may come so much before its time
 # What Slurm complains about -> the setting to change.
@@ -43,10 +43,8 @@ class Shape:
     """One kind of node of a partition."""
 
     partition: str
-    is_up: bool
     limit_s: float | None  # None: no limit
     nodes: int
-    cores: int
     gres: str
 
 
@@ -102,8 +100,6 @@ def _partition_problems(plan: RunPlan, launch: SlurmLaunch) -> Iterator[Problem]
     if not asked:
         return
     where = f"partition {'|'.join(sorted({s.partition for s in asked}))}"
-    if not any(s.is_up for s in asked):
-        yield Problem("launch.partition", f"{where} is down", "launch.partition=...")
     most = max(_nodes(asked, name) for name in {s.partition for s in asked})
     if plan.config.resources.nodes + launch.spare_nodes > most:
         spare = f" and {launch.spare_nodes} to spare" if launch.spare_nodes else ""
@@ -177,12 +173,10 @@ def default_partition() -> str:
 def shapes_of(text: str) -> list[Shape]:
     found = []
     for line in text.splitlines():
-        parts = [part.strip() for part in line.split("|", 5)]
-        if len(parts) == 6 and parts[3].isdigit():
-            name, up, limit, nodes, cores, gres = parts
-            number = re.match(r"\d+", cores)
-            count = int(number[0]) if number else 0
-            found.append(Shape(name, up == "up", seconds_of(limit), int(nodes), count, gres))
+        parts = [part.strip() for part in line.split("|", 3)]
+        if len(parts) == 4 and parts[2].isdigit():
+            name, limit, nodes, gres = parts
+            found.append(Shape(name, seconds_of(limit), int(nodes), gres))
     return found
 
 

@@ -144,9 +144,9 @@ def test_time_limits_are_read(limit: str, seconds: float | None) -> None:
 
 
 def test_what_a_partition_has_is_read() -> None:
-    text = "gpu|up|2-00:00:00|16|96+|gpu:h100:8(S:0-1),nic:2\ncpu|down|infinite|4|64|(null)\n"
+    text = "gpu|2-00:00:00|16|gpu:h100:8(S:0-1),nic:2\ncpu|infinite|4|(null)\nnoise\n"
     gpu, cpu = shapes_of(text)
-    assert (gpu.partition, gpu.is_up, gpu.limit_s, gpu.nodes) == ("gpu", True, 172800.0, 16)
+    assert (gpu.partition, gpu.limit_s, gpu.nodes) == ("gpu", 172800.0, 16)
     assert gpus_of(gpu.gres) == {"h100": 8}
     assert gpus_of("gpu:a100:4,gpu:h100:8,gpu:2") == {"a100": 4, "h100": 8, "": 2}
-    assert (cpu.is_up, gpus_of(cpu.gres)) == (False, {})
+    assert (cpu.limit_s, gpus_of(cpu.gres)) == (None, {})
