@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from tests.helpers.kept_states import (
     attempt,
+    memory_of,
     open_store,
     train,
 )
@@ -143,3 +145,22 @@ def test_who_has_no_token_gets_nothing_and_with_it_only_states(
         assert strange in ("ConnectionError", "ConnectionResetError", "BrokenPipeError")
         assert outside == upwards == "FileNotFoundError"
         assert int(mine) > 4096
+
+
+def nowhere(world: World, folder: Path) -> list[int | None]:
+    engine = SliceEngine("zero1", world.place.rank, world.place.world_size)
+    store = open_store(world, folder, per_node=1)
+    shutil.rmtree(memory_of(folder, world.place.rank).folder)
+    store.prepare(world, engine)
+    seen = train(world, store, engine, first=1, last=3, waits=1)
+    store.close()
+    return seen
+
+
+def test_a_folder_that_is_not_there_is_said_once_and_training_goes_on(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    assert ranks.run(1, nowhere, tmp_path) == [[None] * 3]
+    log = sorted(Path(ranks._folder).glob("world-*/rank-0.log"))[-1].read_text()
+    assert log.count("nothing is kept in memory in this attempt: rank 0: ") == 1
+    assert "host-0 cannot be used for states (No such file or directory: " in log

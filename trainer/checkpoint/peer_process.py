@@ -108,7 +108,7 @@ class Keeper:
 
     def do(self, order: dict[str, Any]) -> dict[str, Any]:
         if self._lock < 0:
-            self._lock = hold(self.files, self.node)
+            self._lock = self._held()
         if "layout" in order:
             layout = order["layout"]
             self._table = decode_table(layout["table"])
@@ -116,6 +116,16 @@ class Keeper:
             self._spans = tuple((a, b) for a, b in layout["spans"])
         act = {"hold": lambda _: {}, "make": self._make, "seal": self._seal}[order["do"]]
         return act(order)
+
+    def _held(self) -> int:
+        try:
+            return hold(self.files, self.node)
+        except OSError as e:
+            why = f"{e.strerror}: {e.filename}" if e.strerror else f"{e}"
+            raise CheckpointError(
+                f"{self.files.folder} cannot be used for states ({why}); another "
+                "checkpoint.peer.folder, or checkpoint.peer.every=0"
+            ) from e
 
     def _make(self, order: dict[str, Any]) -> dict[str, Any]:
         """Room for generations; what is in none of `keep` goes first, on the node's first rank."""
