@@ -11,6 +11,7 @@ from launch.attempts import close_attempt, read_lines_of
 from launch.budgets import LAUNCH_FAILED, NODE_LOST
 from launch.driving.team import Agent, Team
 from launch.failure import failure_text, read_failure
+from launch.job_record import read_job, write_job
 from launch.next_attempt import bring_back, next_attempt, superseded
 from launch.outcome import (
     Ended,
@@ -75,6 +76,8 @@ def conclude(
         may = spec.restart.enabled and ending.may_go_on and not ending.has_waited
         if outcome.action == "again" and may and superseded(run, files) is None:
             following = next_attempt(run, files, outcome)
+            if (record := read_job(files)) is not None:
+                write_job(following, record)  # the same job carries it
     if following is None and outcome.exit_code not in (Exit.DONE, Exit.SAVED, Exit.INTERRUPTED):
         say(failure_text(files) or outcome.why)
     return outcome, following

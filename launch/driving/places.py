@@ -30,6 +30,8 @@ def place_of(files: AttemptFiles) -> tuple[Nodes, Mapping[str, str]]:
         ranks = plan.config.resources.ranks_per_node
         bundle = bundle_of(launch, ranks=ranks, device=plan.device)
         env = selected(os.environ, launch.environment)
+        if launch.submit == "job":  # on the head node the token is where Ray itself finds it
+            launch = launch.model_copy(update={"token_file": None})
         return RayNodes(launch, bundle=bundle, workdir=Path.cwd()), env
     if isinstance(launch, SshLaunch):
         folder = files.root.parent.parent.absolute()

@@ -103,6 +103,7 @@ class AgentHolder:
         if self._pipes is not None:
             self._pipes.process.terminate()
             self._pipes.process.wait()
+            self._pipes.end()
 
 
 def _own_environment() -> dict[str, str]:

@@ -85,10 +85,14 @@ class Cluster:
         os.environ.update(environment_for_ray(launch, os.environ))
         if launch.auth == "disabled" or launch.token_file is not None:
             os.environ.pop("RAY_AUTH_TOKEN", None)
+        address = None if launch.address == "auto" else launch.address
+        return cls.at(address or os.environ.get("RAY_ADDRESS") or "auto")
+
+    @classmethod
+    def at(cls, address: str) -> Cluster:
+        """With the environment as it is."""
         import ray
 
-        address = None if launch.address == "auto" else launch.address
-        address = address or os.environ.get("RAY_ADDRESS") or "auto"
         ray.init(
             address=address,
             namespace=NAMESPACE,

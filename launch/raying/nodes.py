@@ -37,10 +37,10 @@ class RayHandle:
     argv: Sequence[str]
     env: Mapping[str, str]
     begin: Callable[[], None]
+    suspect: Callable[[str], None]  # called with the node's name if it does not answer
     actor: Any = None
     begun: float = field(default_factory=time.monotonic)
     lost: bool = False
-    node_is_suspect: bool = False
     ending: Any = None
     _heard_at: float | None = None  # None: never
     _code: int | None = None
@@ -99,11 +99,11 @@ class RayHandle:
 
     def _check_silence(self, now: float) -> None:
         if self._heard_at is None and now - self.begun > self.launch.start_s:
-            self.node_is_suspect = True
+            self.suspect(self.node.name)
             why = f"Ray did not start an agent on {self.node.name} within launch.start_s="
             self._lose(f"{why}{self.launch.start_s:g}")
         elif self._heard_at is not None and now - self._heard_at > self.launch.silent_s:
-            self.node_is_suspect = True
+            self.suspect(self.node.name)
             self._lose(f"{self.node.name} was silent for {self.launch.silent_s:g} s")
 
     def _lose(self, why: str) -> None:
@@ -145,7 +145,7 @@ class RayNodes:
     def start(self, node: Node, argv: Sequence[str], *, env: Mapping[str, str]) -> RayHandle:
         if self._group is not None:
             self._release()
-        handle = RayHandle(self._cluster, self._launch, node, argv, env, self._begin)
+        handle = RayHandle(self._cluster, self._launch, node, argv, env, self._begin, self._suspect)
         self._handles.append(handle)
         return handle
 
@@ -179,14 +179,14 @@ class RayNodes:
             return True
         return self._cluster.answers(node, patience_s=_PROBE_S)
 
+    def _suspect(self, name: str) -> None:
+        self._suspects[name] = time.monotonic() + _SUSPECT_S
+
     def _release(self) -> None:
         """Agents that were told to end have a moment to take their ranks along."""
         ends = [handle.ending for handle in self._handles if not handle.lost and handle.ending]
         self._cluster.wait(ends, patience_s=_GOODBYE_S)
         now = time.monotonic()
-        for handle in self._handles:
-            if handle.node_is_suspect:
-                self._suspects[handle.node.name] = now + _SUSPECT_S
         ours = [name for name, until in self._held.items() if until > now]
         self._held = dict.fromkeys(ours, now + _RELEASED_S)
         self._handles = []

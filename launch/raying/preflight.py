@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.raying.cluster import bundle_of, environment_for_ray
+from launch.raying.jobs import JobsApi, job_command
 from trainer.config.schema import Config
 from trainer.config.sections.ray import RayLaunch
 from trainer.errors import ConfigError, Problem, Refused
@@ -88,7 +89,8 @@ def _ask(
     """Asked once a command. Raises: Refused if the cluster cannot be asked."""
     launch = RayLaunch.model_validate_json(settings)
     refuse_without_token(launch)
-    _refuse_unreachable(launch)
+    if launch.submit == "driver":
+        _refuse_unreachable(launch)
     with ExitStack() as stack:
         marked = {folder: stack.enter_context(_mark_in(Path(folder))) for folder in folders}
         question: dict[str, Any] = {"interface": None, "brief": False, "port": 0, "folders": marked}
@@ -110,25 +112,43 @@ def _ask(
 
 def _answer(launch: RayLaunch, question: Mapping[str, Any]) -> dict[str, Any]:
     """Raises: Refused."""
-    words = [sys.executable, "-m", "launch.raying.survey", json.dumps(question)]
-    try:
-        done = subprocess.run(
-            words,
-            env=environment_for_ray(launch, os.environ),
-            capture_output=True,
-            timeout=_ASK_S + launch.wait_nodes_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        what = f"the Ray cluster at {launch.address} did not answer in {e.timeout:.0f} s"
-        raise Refused(f"launch.address: {what}") from None
-    for line in reversed(done.stdout.decode(errors="replace").splitlines()):
+    words = ["python", "-m", "launch.raying.survey", json.dumps(question)]
+    patience_s = _ASK_S + launch.wait_nodes_s
+    ask = _as_job if launch.submit == "job" else _in_a_process
+    output = ask(launch, words, patience_s)
+    for line in reversed(output.splitlines()):
         if line.startswith(_MARK):
             said: dict[str, Any] = json.loads(line.removeprefix(_MARK))
             if "error" in said:
                 raise Refused(_why(launch, said["error"]))
             return said
-    raise Refused(_why(launch, done.stderr.decode(errors="replace").strip().splitlines()[-1:]))
+    raise Refused(_why(launch, output.strip().splitlines()[-1:]))
+
+
+def _in_a_process(launch: RayLaunch, words: Sequence[str], patience_s: float) -> str:
+    """Raises: Refused."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            env=environment_for_ray(launch, os.environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=patience_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        what = f"the Ray cluster at {address_of(launch)} did not answer in {patience_s:.0f} s"
+        raise Refused(f"launch.address: {what}") from None
+    return done.stdout.decode(errors="replace")
+
+
+def _as_job(launch: RayLaunch, words: Sequence[str], patience_s: float) -> str:
+    """On the head node, for this machine need be none of the cluster's. Raises: Refused."""
+    api, name = JobsApi.of(launch), f"longhaul-look-{secrets.token_hex(8)}"
+    api.submit(name, job_command(words, launch, workdir=str(Path.cwd())), env={})
+    output = api.result(name, patience_s=patience_s)
+    api.delete(name)
+    return output
 
 
 # --- why it cannot be asked ---------------------------------------------------------------------

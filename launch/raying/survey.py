@@ -22,6 +22,8 @@ _TURN_S = 1.0
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    if asked["launch"]["submit"] == "job":  # the token is where Ray itself finds it there
+        asked["launch"]["token_file"] = None
     try:
         said = survey(RayLaunch.model_validate(asked["launch"]), asked)
     except Exception as e:  # whatever Ray raises: the command says it in its own words

@@ -50,6 +50,10 @@ class RayCluster:
     def address(self) -> str:
         return f"{self.lab.login.address}:{PORT}"
 
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.lab.login.address}:{DASHBOARD}"
+
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         ours = {
             "HOME": str(self.lab.folder / "home"),
