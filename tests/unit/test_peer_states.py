@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.configs import config
 from trainer.checkpoint import peer_cadence
 from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.orders import encode_table
 from trainer.checkpoint.peer import _not_one_network, peers_of
 from trainer.checkpoint.peer_cadence import Cadence
 from trainer.checkpoint.peer_choice import (
@@ -25,9 +26,11 @@ from trainer.checkpoint.peer_choice import (
 from trainer.checkpoint.peer_line import Line
 from trainer.checkpoint.peer_loading import Here, MemoryView
 from trainer.checkpoint.peer_part import Part, common_of, decode, encode, is_place, manifest_of
+from trainer.checkpoint.peer_process import Keeper
 from trainer.dist.meeting import own_address
 from trainer.dist.world import Alone
-from trainer.errors import ConfigError, DamagedCheckpoint
+from trainer.errors import CheckpointError, ConfigError, DamagedCheckpoint
+from trainer.records.fragment import Fragment
 from trainer.records.manifest import LogicalTensor, rank_file_name
 from trainer.records.manifest import encode as encode_manifest
 from trainer.records.memory_files import MemoryFiles
@@ -209,6 +212,46 @@ def test_a_given_interval_is_kept_also_after_going_back() -> None:
     assert [step for step in range(1, 11) if cadence.due(step)] == [3, 6, 9]
     cadence.go_back(4)
     assert [step for step in range(5, 12) if cadence.due(step)] == [7, 10]
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+def keeper(folder: Path, attempt: int) -> Keeper:
+    opening = {"folder": str(folder), "run_id": "r", "node": 0, "rank": 0, "world_size": 1}
+    opening |= {"attempt": attempt, "run_hash": "r", "chunk_bytes": 1 << 20, "is_leader": True}
+    return Keeper(opening | {"copies": 1, "neighbour": None, "token": ""})
+
+
+def make(one: Keeper, *names: str, keep: tuple[str, ...] = (), elements: int = 10) -> None:
+    fragment = Fragment("a", "master", (elements,), 0, elements)
+    layout = {"table": encode_table([fragment]), "common": {}, "spans": [], "start": 4096}
+    one.do({"do": "make", "generations": list(names), "keep": list(keep), "layout": layout})
+
+
+def test_room_is_made_once_what_is_older_has_gone_and_never_at_a_later_attempts_cost(
+    tmp_path: Path,
+) -> None:
+    def there() -> list[str]:
+        return [folder.name for folder in MemoryFiles(tmp_path, "r").generations()]
+
+    make(keeper(tmp_path, 1), "0001.0", "0001.1")
+    new = keeper(tmp_path, 2)
+    make(new, "0002.0", keep=("0001.1",))
+    assert there() == ["0001.1", "0002.0"]
+    make(keeper(tmp_path, 1), "0001.1")  # an attempt that slept wakes up
+    assert "0002.0" in there()
+    make(new, "0002.1", keep=("0002.0",))
+    assert there() == ["0002.0", "0002.1"]
+    size = (tmp_path.glob("*/r/node-0/own/0002.0/rank-00000.safetensors")).__next__().stat().st_size
+    assert size == 4096 + 40
+
+
+def test_too_little_room_is_said_with_both_figures(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"free, rank 0 needs 8,192.0 TiB there for its states"
+    ):
+        make(keeper(tmp_path, 1), "0001.0", "0001.1", elements=2**50)
 
 
 # --- the line to the process ----------------------------------------------------------------------

@@ -42,7 +42,7 @@ from trainer.errors import CheckpointError
 from trainer.faultpoints import arm_from, at_step, faultpoint
 from trainer.records.fragment import Fragment
 from trainer.records.manifest import rank_file_name
-from trainer.records.memory_files import MemoryFiles, abandoned, hold
+from trainer.records.memory_files import MemoryFiles, abandoned, attempt_of, hold
 from trainer.records.sizes import size_text
 from trainer.storage.local import Bytes
 
@@ -134,7 +134,8 @@ class Keeper:
             for root in abandoned(self.files):
                 shutil.rmtree(root, ignore_errors=True)
             for folder in self.files.generations():
-                if folder.name not in kept:
+                # Of a later attempt: this one has slept through its replacement.
+                if folder.name not in kept and attempt_of(folder.name) <= self._attempt:
                     shutil.rmtree(folder, ignore_errors=True)
         size = self._start + data_bytes_of(self._table)
         self._refuse_if_full(size * len(order["generations"]) * self._copies)

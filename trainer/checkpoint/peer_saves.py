@@ -128,7 +128,7 @@ class PeerSaves:
             return
         free = [name for name in self._made if name != self._whole]
         if self._under_way is not None or not free:
-            self.dropped += 1
+            self.dropped += self.step is not None  # before the first one there is no room yet
             return
         began = time.perf_counter()
         self._begin(engine, free[0], step=step, training=training)
@@ -141,8 +141,10 @@ class PeerSaves:
             if time.monotonic() > until:
                 self._line.end("it was in the way of going back")
             time.sleep(0.002)
-        world.each(lambda: None)  # no rank's process writes a part any more
-        self._under_way = None
+        well = world.sum([float(not self._line.problem)])[0] == world.place.world_size
+        if self._under_way is not None and self._under_way.kind == "make":
+            self._concluded(world, well)
+        self._under_way = None  # and no rank's process writes a part any more
         if self.step is not None and self.step > after:
             self._whole = self.step = None
         self._cadence.go_back(after)

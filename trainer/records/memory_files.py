@@ -78,6 +78,12 @@ class MemoryFiles:
         return sorted(p for folder in self.generations() for p in folder.glob(f"rank-*{PART}"))
 
 
+def attempt_of(generation: str) -> int:
+    """Whose it is; 0 for what is no generation."""
+    number = generation.partition(".")[0]
+    return int(number) if number.isdigit() else 0
+
+
 def memory_of(plan: Mapping[str, Any]) -> MemoryFiles | None:
     """Of an attempt, from its plan.json as it was read; None if it keeps nothing in memory."""
     try:
