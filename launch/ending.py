@@ -8,6 +8,7 @@ from typing import Any
 
 from launch.attempts import read_lines_of
 from launch.failure import read_failure
+from launch.kept_states import goes_on
 from launch.outcome import where_it_goes_on
 from launch.run_folder import DEFAULT_ROOT, attempts
 from launch.status import last_metrics
@@ -36,7 +37,8 @@ def say_ending(run: RunFiles, files: AttemptFiles, code: int) -> None:
     judged = error is not None and error.exit_code != code  # not what the rank itself asked for
     if code in (Exit.SAVED, Exit.INTERRUPTED) or judged:
         print(f"\n{run.name}: {why}")
-    place = f"goes on {where_it_goes_on(run)}"
+    failed = code == Exit.FAILED  # else the disk has all that there is
+    place = f"goes on {goes_on(run, files) if failed else where_it_goes_on(run)}"
     if code in (Exit.SAVED, Exit.FAILED, Exit.INTERRUPTED):
         print(f"  longhaul resume {typed_name(run)}   {place}")
     if code not in (Exit.SAVED, Exit.INTERRUPTED):
