@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from launch.base import Submission, spec_of
 from launch.cloud.sky_task import NODE
+from launch.machine import LOOPBACK
 from launch.plan_command import as_text as numbers_of
 from trainer.changes import Change
 from trainer.config.sections.cloud import CloudLaunch
@@ -90,10 +91,11 @@ def _commands(what: DryRun) -> list[str]:
         return [*lines, "which starts, on each machine:", f"  python -m {NODE}   {there}"]
     worker = ("python", "-m", spec.module, what.run_folder, "--attempt", str(plan.attempt))
     port = spec.rendezvous_port or "(a free one)"
+    first = LOOPBACK if spec.nodes == 1 else "(the first node)"
     lines.append("which starts, for each rank:")
     lines.append(
         f"  RANK=0..{plan.world_size - 1} WORLD_SIZE={plan.world_size} "
-        f"LOCAL_RANK=0..{spec.ranks_per_node - 1} MASTER_ADDR=127.0.0.1 MASTER_PORT={port} "
+        f"LOCAL_RANK=0..{spec.ranks_per_node - 1} MASTER_ADDR={first} MASTER_PORT={port} "
         f"OMP_NUM_THREADS={spec.threads_per_rank}"
     )
     lines.append(f"  {shlex.join(worker)}")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.backends.ssh import SshBackend
 from launch.driving.messages import Lines, Mixed, packed, packed_among_output
+from launch.dry_run import DryRun, as_text
 from launch.ssh.hosts import hosts_of
 from launch.ssh.preflight import problems_of
 from launch.ssh.survey import Answer
@@ -21,6 +23,7 @@ from tests.helpers.hostile_words import WORDS
 from trainer.config.explain import validate
 from trainer.config.sections.ssh import SshLaunch
 from trainer.errors import ConfigError
+from trainer.plan import RunPlan
 from trainer.planning import make_plan
 
 
@@ -150,6 +153,33 @@ def test_the_words_of_a_command_hold_no_secret() -> None:
 # --- what hosts answer ------------------------------------------------------------------------
 
 
+def two_hosts() -> RunPlan:
+    wanted = config(
+        "launch=ssh",
+        "launch.hosts=[a,b]",
+        "resources.nodes=2",
+        "resources.device=cpu",
+        "batch.micro_batch_size=4",
+    )
+    return make_plan(
+        wanted,
+        attempt=1,
+        run_id="",
+        stores=(),
+        device="cpu",
+        cores=8,
+        vocab_size_of_tokenizer=None,
+    )
+
+
+def test_a_dry_run_does_not_send_ranks_to_loopback() -> None:
+    plan = two_hosts()
+    submission = SshBackend().render(plan, run_folder="runs/x")
+    text = as_text(DryRun(plan, submission, "runs/x", True, 0, False))
+    assert "python -m launch.driver runs/x --attempt 1" in text
+    assert "MASTER_ADDR=(the first node)" in text
+
+
 def wrong(**changed: object) -> str:
     """What is said of a host that is well but for these."""
     here = {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
@@ -162,22 +192,7 @@ def wrong(**changed: object) -> str:
         "port_problem": "",
         "folders": {"/shared": {"seen": True, "exists": True, "writable": True, "s": 0.0}},
     }
-    wanted = config(
-        "launch=ssh",
-        "launch.hosts=[a,b]",
-        "resources.nodes=2",
-        "resources.device=cpu",
-        "batch.micro_batch_size=4",
-    )
-    plan = make_plan(
-        wanted,
-        attempt=1,
-        run_id="",
-        stores=(),
-        device="cpu",
-        cores=8,
-        vocab_size_of_tokenizer=None,
-    )
+    plan = two_hosts()
     return "; ".join(f"{w} -> {fix}" for w, fix in problems_of(Answer("a", said | changed), plan))
 
 
