@@ -94,6 +94,9 @@ class SlurmBackend:
             if answer.code is None:
                 raise Refused(f"{files.root.parent.parent.name} cannot be stopped: {answer.why}")
         (job,) = self.jobs([files])
+        if job.state is JobState.RUNNING and files.ended.exists():
+            name = files.root.parent.parent.name
+            raise Refused(f"{name} begins its next attempt now: longhaul stop {name} once more")
         if job.state is JobState.RUNNING:
             for each in record.jobs:
                 ask(["scancel", "--signal=TERM", each])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.backends.slurm import SlurmBackend
 from launch.budgets import LAUNCH_FAILED, RestartRules
 from launch.job_record import JobRecord, read_job, write_job
 from launch.lease import Lease
@@ -17,7 +18,7 @@ from launch.ranks_spec import RANKS_FILE, RanksSpec, spec_text
 from launch.run_folder import new_attempt
 from launch.slurm.node_record import NodeRecord, write_node
 from launch.slurm.verdict import JobFacts, after, begin
-from trainer.errors import Exit
+from trainer.errors import Exit, Refused
 from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
 from trainer.records.json_file import write_json
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -200,6 +201,18 @@ def test_with_a_node_to_spare_it_is_left_out_at_once(world: World) -> None:
     world.failed("ReplicasDiffer", rank=2)
     world.ended({0: 76, 1: 76, 2: 76, 3: 76})
     assert after(world.run, 1, replace(JOB, nodes=3)) == "run 2 --exclude=n2"
+
+
+def test_a_stop_between_two_attempts_is_not_lost_in_silence(world: World, tmp_path: Path) -> None:
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.write_text("#!/bin/sh\n")
+    scancel.chmod(0o755)
+    write_record(world.files.stop, Stop("scheduler", time.time()))
+    world.ended(dict.fromkeys(range(4), 75))
+    assert after(world.run, 1, JOB) == "requeue"
+    world.say("'12|RUNNING|None|N/A|1:00|n1'")
+    with pytest.raises(Refused, match="run begins its next attempt now: longhaul stop run once"):
+        SlurmBackend().stop(world.files)
 
 
 def test_what_only_a_person_can_mend_ends_the_job(world: World) -> None:
