@@ -27,7 +27,7 @@ from typing import Any
 
 from launch.attempts import close_attempt, read_lines_of
 from launch.console import Console
-from launch.driven import LOOK_S, Driver, Meeting
+from launch.driven import LOOK_S, DriverLink, Meeting
 from launch.failure import failure_text
 from launch.guard import Guard, start_guard
 from launch.inbox import SignalInbox
@@ -72,7 +72,7 @@ class Node:
     inbox: SignalInbox
     guard: Guard
     starter: WarmStart
-    driver: Driver | None = None  # None: this agent decides
+    driver: DriverLink | None = None  # None: this agent decides
 
 
 def carry(
@@ -100,7 +100,7 @@ def carry(
         starter = _starter(run.attempt(attempt), tag, scratch, inbox)
         stack.callback(starter.end)
         spec = _spec(run.attempt(attempt))
-        driver = None if driven is None else Driver(driven, spec.lease_s)
+        driver = None if driven is None else DriverLink(driven, spec.lease_s)
         node = Node(run, node_rank, once, tag, scratch, inbox, guard, starter, driver)
         while following is not None:
             files = following
@@ -240,7 +240,7 @@ def _wait(
         _on_time(node, ranks, lease, watch)
 
 
-def _has_more(descriptor: int, driver: Driver | None, console: Console | None) -> bool:
+def _has_more(descriptor: int, driver: DriverLink | None, console: Console | None) -> bool:
     """Read what is there; whether anything may follow."""
     if driver is not None and descriptor == driver.reader:
         driver.pending += driver.orders()
@@ -248,7 +248,7 @@ def _has_more(descriptor: int, driver: Driver | None, console: Console | None) -
     return console is not None and console.pump()
 
 
-def _obey(driver: Driver, ranks: Ranks, watch: Watch) -> None:
+def _obey(driver: DriverLink, ranks: Ranks, watch: Watch) -> None:
     orders, driver.pending = driver.pending, []
     for order in orders:
         if order.get("do") == "look":

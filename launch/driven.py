@@ -28,7 +28,7 @@ class Meeting:
 
 
 @dataclass
-class Driver:
+class DriverLink:
     """`address`: of this node, as the others reach it."""
 
     address: str

@@ -72,9 +72,15 @@ def test_a_run_on_two_machines_from_a_third(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_rank_killed_on_the_second_machine(lab: Lab, tmp_path: Path) -> None:
-    one = SshRun(lab, tmp_path, "killed", behaviours=WAIT | finishing(2))
+    key = {"WANDB_API_KEY": SECRET}
+    one = SshRun(
+        lab, tmp_path, "killed", behaviours=WAIT | finishing(2), env=key, passed=("WANDB_*",)
+    )
     one.train()
     one.up(1, 4)
+    rank = read_json(one.run.attempt(1).root / "pids-1.json")["2"]
+    assert SECRET in lab.node("node2").sh(f"tr '\\0' '\\n' < /proc/{rank}/environ")
+    assert SECRET not in lab.login.sh("cat /proc/[0-9]*/cmdline 2>/dev/null || true")
     pid = read_json(one.run.attempt(1).root / "pids-1.json")["2"]
     lab.node("node2").sh(f"kill -9 {pid}")
     one.until_over()
