@@ -68,6 +68,8 @@ class MemoryTier:
     def load(self, world: World, engine: Engine, *, newer_than: int) -> Loaded | None:
         """As Memories.load: whatever is wrong there, the disk can still be read. Collective."""
         here = self._start(world)
+        if self._is_off:
+            return None
         if self._memories is None:
             self._memories = Memories(here, self._run, self._settings.run_hash)
         self.loaded = self._memories.load(world, engine, newer_than=newer_than)
