@@ -17,6 +17,9 @@ _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9]*=[^\n\r\0]+")
 _OURS = {
     "batchmode": "nobody is there to answer a question",
     "stricthostkeychecking": "a host whose key is not known is refused; add it to known_hosts",
+    "verifyhostkeydns": "keys come from known_hosts alone",
+    "nohostauthenticationforlocalhost": "keys of all hosts are checked",
+    "knownhostscommand": "keys come from known_hosts alone",
     "requesttty": "agents speak through plain pipes",
     "remotecommand": "the command is the agent's",
     "stdinnull": "orders come on stdin",
