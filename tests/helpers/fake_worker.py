@@ -4,7 +4,7 @@ Run as `python -m tests.helpers.fake_worker RUN_FOLDER --attempt N`; what each r
 FAKE_BEHAVIOUR of the environment: {"0": ["wait"], "1": ["raise", "bad row"]}; {"2:1": ["wait"]} is
 what rank 1 does in attempt 2.
 
-    finish           write done.json (rank 0) and leave
+    finish           save the last step, write done.json (rank 0) and leave
     wait             until told to stop; then save (rank 0 writes a checkpoint), leave with 75
     slow SECONDS     as wait, but saving takes so long
     hang             ignore every stop signal
@@ -51,7 +51,7 @@ def main() -> int:
         _start_children(files.root)
     (files.root / f"up-{rank}").write_text(str(os.getpid()))
     if what in ("finish", "say"):
-        return _finish(files, rank, rest)
+        return _finish(run, files, rank, rest)
     if what in ("eat", "die"):
         _end_badly(run, files, what, rest if rank == 0 else [])
     if what == "exit":
@@ -104,11 +104,12 @@ def _save(run: RunFiles, step: int) -> None:
     (folder / "manifest.json").write_text("{}")
 
 
-def _finish(files: AttemptFiles, rank: int, words: list[str]) -> Exit:
+def _finish(run: RunFiles, files: AttemptFiles, rank: int, words: list[str]) -> Exit:
     if sys.stdout.isatty():
         print("a terminal: True", flush=True)
     print(*words, flush=True)
     if rank == 0:
+        _save(run, _total(files))
         write_record(files.done, Done(time=time.time(), step=_total(files), loss=1.5))
     return Exit.DONE
 
