@@ -92,7 +92,7 @@ def _hand_over(
     if secret:
         names = ", ".join(secret)
         print(
-            f"warning: {names} stay here: what a job is given everybody can read on the dashboard; "
+            f"warning: not handed to the job: {names}. What a job is given the dashboard shows; "
             "ranks find keys in the environment that Ray was started with",
             file=sys.stderr,
             flush=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -139,7 +140,7 @@ def _token(launch: RayLaunch) -> str | None:
 
 def job_command(argv: Sequence[str], launch: RayLaunch, *, workdir: str) -> str:
     """One line for the shell of the head node; `argv[0]` stands for the interpreter there."""
-    words = [launch.python or "python", *argv[1:]]
+    words = [launch.python or sys.executable, *argv[1:]]
     return f"cd {shlex.quote(launch.workdir or workdir)} && exec {shlex.join(words)}"
 
 

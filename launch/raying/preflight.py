@@ -120,9 +120,9 @@ def _answer(launch: RayLaunch, question: Mapping[str, Any]) -> dict[str, Any]:
         if line.startswith(_MARK):
             said: dict[str, Any] = json.loads(line.removeprefix(_MARK))
             if "error" in said:
-                raise Refused(_why(launch, said["error"]))
+                raise Refused(why(launch, said["error"]))
             return said
-    raise Refused(_why(launch, output.strip().splitlines()[-1:]))
+    raise Refused(why(launch, output.strip().splitlines()))
 
 
 def _in_a_process(launch: RayLaunch, words: Sequence[str], patience_s: float) -> str:
@@ -190,10 +190,18 @@ def _refuse_unreachable(launch: RayLaunch) -> None:
         ) from None
 
 
-def _why(launch: RayLaunch, errors: Sequence[str]) -> str:
+def why(launch: RayLaunch, errors: Sequence[str]) -> str:
     """Ray's words, in ours. It names a wrong token only deep down, as something else."""
     text = "\n".join(errors)
     address = address_of(launch)
+    if "Failed to connect to socket" in text or "No node info found matching" in text:
+        return (
+            f"this machine is no node of the Ray cluster at {address}, and a driver must be\n"
+            "     try: on the head, or from here launch.submit=job launch.dashboard=http://HEAD:8265"
+        )
+    if launch.submit == "job" and ("No module named" in text or "not found" in text):
+        what = (text.strip().splitlines() or [""])[-1]
+        return f"the head node cannot look at the cluster: {what}\n     try: launch.python=..."
     if "No module named 'ray'" in text:
         return "launch=ray: Ray is not installed here\n     try: pip install ray"
     if "ersion mismatch" in text:

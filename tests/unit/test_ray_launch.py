@@ -10,7 +10,7 @@ import pytest
 
 from launch.raying.cluster import bundle_of, environment_for_ray
 from launch.raying.jobs import job_command, open_environment
-from launch.raying.preflight import check
+from launch.raying.preflight import check, why
 from tests.helpers.configs import config, values
 from tests.helpers.hostile_words import WORDS
 from trainer.config.explain import validate
@@ -88,6 +88,33 @@ def test_a_setting_that_cannot_be_is_named(name: str, value: object) -> None:
     made["launch"][name] = value
     with pytest.raises(ConfigError, match=rf"launch\.{name}"):
         validate(made)
+
+
+# As Ray 2.60 says it; only the first of an error's ancestors names the token.
+_SAID = {
+    "is of another version: Ray: 2.59.0; Python: 3.12.1; Ray: 2.60.0; Python: 3.11.7": [
+        "RuntimeError: Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n"
+        "    Python: 3.12.1\nThis process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n"
+        "    Python: 3.11.7\n"
+    ],
+    "does not take the token": [
+        "ConnectionError: Failed to connect to Ray cluster at head:6379",
+        "RuntimeError: ... see: https://docs.ray.io/en/latest/ray-security/token-auth.html",
+    ],
+    "this machine is no node of the Ray cluster": [
+        "raylet_ipc_client.cc:85: Failed to connect to socket at address:/tmp/ray/sockets/raylet"
+    ],
+    "no Ray cluster is known on this machine": [
+        "ConnectionError: Could not find any running Ray instance. Please specify ..."
+    ],
+    "Ray is not installed here": ["ModuleNotFoundError: No module named 'ray'"],
+    "cannot be used: OSError: what nobody knew": ["OSError: what nobody knew"],
+}
+
+
+@pytest.mark.parametrize("ours", _SAID)
+def test_what_ray_says_is_said_in_our_words(ours: str) -> None:
+    assert ours in why(ray(address="head:6379"), _SAID[ours])
 
 
 # --- jobs -----------------------------------------------------------------------------------------
