@@ -42,6 +42,13 @@ class Cadence:
         self._last = step
         return True
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the step that is being made ends with a state that was asked for by number."""
+        if self._is_chosen or self._at is None:
+            return False
+        return self._at[0] + 1 - self._last >= self._every
+
     def go_back(self, step: int) -> None:
         self._last = min(self._last, step)
 

@@ -4,9 +4,10 @@
     process   checksums, header, part; the neighbour's copy
     keep      all ranks' parts count (each says so with its step): the newest whole state is this
 
-Training waits for the copy and for nothing else. A state that is due while one is under way is
-dropped and counted. Nothing is gathered, broadcast or written anywhere else: what a rank says rides
-on the step's one collective, so every rank goes through the same states.
+Training waits for the copy; where the interval is a number, which promises how much is lost at
+most, also a moment for the state before the one that is due. A state that is due while one is under
+way is dropped and counted. Nothing is gathered, broadcast or written anywhere else: what a rank
+says rides on the step's one collective, so every rank goes through the same states.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from trainer.records.manifest import rank_file_name
 from trainer.records.memory_files import GENERATIONS, MemoryFiles
 
 _log = logging.getLogger("trainer.checkpoint")
+_PATIENCE_S = 0.5  # of a step with the state before its own
+_CHANCES = 3  # states in a row that take longer, until none is waited for any more
 _LONGEST_STEP = 10**15  # the longest text that a step's number may have in a header
 
 
@@ -70,6 +73,7 @@ class PeerSaves:
         self._settings = settings
         self._line = line
         self._cadence = Cadence(settings.every)
+        self._chances = _CHANCES
         self._is_off = False
         self._contents: Contents | None = None
         self._layout: dict[str, Any] = {}
@@ -100,10 +104,31 @@ class PeerSaves:
         self._make(names[:1] if kept else names, keep=kept)
 
     def said(self) -> tuple[float, float]:
-        """For the step's sum: whether what is under way has ended here, and well. Cheap, local."""
-        if self._under_way is None or not self._line.ended(self._under_way.began):
+        """For the step's sum: whether what is under way has ended here, and well. Local; cheap
+        unless what is under way would keep the next state from being made.
+        """
+        if self._under_way is None or not self._has_ended(self._under_way):
             return 0.0, 0.0
         return 1.0, float(not self._line.problem)
+
+    def _has_ended(self, order: _Order) -> bool:
+        if self._line.ended(order.began):
+            return True
+        if not self._chances or not self._cadence.is_awaited:
+            return False
+        until = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < until:
+            time.sleep(0.001)
+            if self._line.ended(order.began):
+                self._chances = _CHANCES
+                return True
+        self._chances -= 1
+        if not self._chances:
+            _log.warning(
+                "states take longer to keep in memory than steps take: those that come meanwhile "
+                "are dropped from here on (checkpoint.peer.every=auto chooses an interval)"
+            )
+        return False
 
     def keep(
         self,
