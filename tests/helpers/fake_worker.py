@@ -59,15 +59,19 @@ def main() -> int:
         return int(rest[0])
     if what in ("raise", "refuse"):
         return _fail(files, rank, rest[0], Exit.FAILED if what == "raise" else Exit.STOP)
-    deadline = time.monotonic() + _FOREVER_S
-    while not told and time.monotonic() < deadline:
-        time.sleep(0.01)
+    _await(told)
     (files.root / f"told-{rank}").write_text(" ".join(map(str, told)))
     if what == "slow":
         _sleep(float(rest[0]))
     if rank == 0:
         _save(run, 5)
     return Exit.SAVED
+
+
+def _await(told: list[int]) -> None:
+    deadline = time.monotonic() + _FOREVER_S
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _sleep(seconds: float) -> None:

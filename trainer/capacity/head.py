@@ -1,10 +1,10 @@
 """Bytes of the loss head at its worst moment, its backward, beside its weight and its input.
 
-Counted from trainer/models/head.py, `_LogProbs`; tests/contract/test_head_memory.py holds the figures
-against torch's allocator. N tokens of a micro-batch, C of them at a time, V vocabulary, D hidden
-size; c bytes of what products are computed in, h of a hidden state; B one fp32 block of logits,
-with k of them at a time: the gradient, the block's before if there are several, and of 16-bit
-logits the widened ones. In brackets: under autocast only.
+Counted from trainer/models/head.py, `_LogProbs`; tests/contract/test_head_memory.py holds the
+figures against torch's allocator. N tokens of a micro-batch, C of them at a time, V vocabulary, D
+hidden size; c bytes of what products are computed in, h of a hidden state; B one fp32 block of
+logits, with k of them at a time: the gradient, the block's before if there are several, and of
+16-bit logits the widened ones. In brackets: under autocast only.
 
     all at once   2 c N V + h N D [+ c N D] + max(k B, c N D, c V D [+ 4 V D])
     in chunks     h N D + 4 V D [+ c C D] + c C V + max(c C V, k B, c C D, c V D unless fp32)
