@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def open_store(
 def train(
     world: World,
     store: CheckpointStore,
-    engine: SliceEngine,
+    engine: Any,  # only what checkpoints need of one
     *,
     first: int,
     last: int,
@@ -64,12 +65,16 @@ def train(
             engine,
             step=step,
             told=(told[0], told[1]),
-            training=lambda step=step: {"step": step, "mine": world.place.rank},
+            training=partial(_training, world, step),
         )
         assert store._memory is not None
         assert store._memory.saves is not None
         seen.append(store._memory.saves.step)
     return seen
+
+
+def _training(world: World, step: int) -> dict[str, int]:
+    return {"step": step, "mine": world.place.rank}
 
 
 def run_attempt(
@@ -85,7 +90,7 @@ def run_attempt(
     every, waits = options.get("every", 1), options.get("waits", 1_000_000)
     if drill:
         os.environ[ENVIRONMENT] = drill
-    engine = SliceEngine(cut, world.place.rank, world.place.world_size)
+    engine: Any = SliceEngine(cut, world.place.rank, world.place.world_size)
     store = open_store(
         world, folder, per_node=per_node, attempt=attempt, drills=bool(drill), every=every
     )
