@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.driving.answers import existing, mark_in, other_versions, table
 from launch.raying.cluster import bundle_of, environment_for_ray
 from launch.raying.jobs import JobsApi, job_command
 from trainer.config.schema import Config
@@ -56,7 +56,7 @@ def check(plan: RunPlan) -> list[str]:
     problems = {node.name: list(_problems(node, plan)) for node in usable}
     bad = {name: found for name, found in problems.items() if found}
     if len(usable) - len(bad) < least:
-        raise Refused(_table(bad, good=len(usable) - len(bad), least=least))
+        raise Refused(table(bad, good=len(usable) - len(bad), least=least, noun="nodes"))
     told = [f"{name} does not suit: {found[0][0]}" for name, found in bad.items()]
     if len(usable) < resources.nodes:
         told.append(f"{len(usable)} of {resources.nodes} nodes are there; it begins with those")
@@ -77,7 +77,7 @@ def _survey(config: Config, *, device: str) -> tuple[list[RayNodeSeen], list[Ray
     resources = config.resources
     bundle = bundle_of(_section(config), ranks=resources.ranks_per_node, device=device)
     roots = (config.run.root, config.data.store_root)
-    folders = tuple(dict.fromkeys(str(_existing(Path(root))) for root in roots))
+    folders = tuple(dict.fromkeys(str(existing(Path(root))) for root in roots))
     least = resources.min_nodes or resources.nodes
     return _ask(_section(config).model_dump_json(), tuple(bundle.items()), folders, least)
 
@@ -92,7 +92,7 @@ def _ask(
     if launch.submit == "driver":
         _refuse_unreachable(launch)
     with ExitStack() as stack:
-        marked = {folder: stack.enter_context(_mark_in(Path(folder))) for folder in folders}
+        marked = {folder: stack.enter_context(mark_in(Path(folder))) for folder in folders}
         question: dict[str, Any] = {"interface": None, "brief": False, "port": 0, "folders": marked}
         question |= {"packages": _PACKAGES, "wait_s": _SEEN_WITHIN_S}
         said = _answer(
@@ -251,7 +251,8 @@ def _problems(node: RayNodeSeen, plan: RunPlan) -> Iterator[tuple[str, str]]:
         yield node.problem, "launch.python=..., launch.workdir=..., or ray status"
         return
     said = node.said
-    yield from _other_versions(said, _section(plan.config))
+    leave_out = ("ray",) if _section(plan.config).python else ()  # such ranks do without
+    yield from other_versions(said["python"], said["versions"], leave_out=leave_out)
     for folder, seen in said["folders"].items():
         if not seen["exists"]:
             yield f"it has no folder {folder}", "run.root and data.store_root in a shared folder"
@@ -260,27 +261,6 @@ def _problems(node: RayNodeSeen, plan: RunPlan) -> Iterator[tuple[str, str]]:
             yield what, "run.root and data.store_root in a folder that all nodes share"
         elif not seen["writable"]:
             yield f"{folder} cannot be written there", "the user that Ray runs as, or its mode"
-
-
-def _other_versions(said: Mapping[str, Any], launch: RayLaunch) -> Iterator[tuple[str, str]]:
-    if not said["versions"]["longhaul"]:
-        yield "this package is not installed there", "pip install longhaul, or launch.python=..."
-        return
-    here = sys.version.split()[0]
-    if said["python"].split(".")[:2] != here.split(".")[:2]:
-        yield f"Python {said['python']}, but {here} here", "launch.python=..., the same everywhere"
-    for name, version in said["versions"].items():
-        if name == "ray" and launch.python is not None:
-            continue  # the ranks' interpreter does without
-        if version != (ours := _version(name)):
-            yield f"{name} {version or 'missing'}, but {ours} here", f"pip install {name}=={ours}"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _refuse_shared_gpus(launch: RayLaunch, *, ranks: int, device: str) -> None:
@@ -311,39 +291,6 @@ def _too_few(
     return "\n".join(
         [*lines, f"     try: {fix}, launch.cpus_per_rank=..., launch.wait_nodes_s=..."]
     )
-
-
-def _table(bad: Mapping[str, list[tuple[str, str]]], *, good: int, least: int) -> str:
-    lines = [f"{least} nodes are needed and {good} can take part; nothing was written"]
-    for name, found in bad.items():
-        for what, fix in found:
-            lines += [f"  {name}  {what}", f"  {' ' * len(name)}    try: {fix}"]
-    return "\n".join(lines)
-
-
-# --- a folder that all see ----------------------------------------------------------------------
-
-
-def _existing(folder: Path) -> Path:
-    """It, or the nearest folder above it that there is: nothing is made before all is well."""
-    folder = folder.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
-    return folder
-
-
-@contextmanager
-def _mark_in(folder: Path) -> Iterator[str]:
-    """The name of a file that stands there for a while. Raises: Refused if it cannot."""
-    path = folder / f".longhaul-seen-{secrets.token_hex(8)}"
-    try:
-        path.touch(mode=0o600)
-    except OSError as e:
-        raise Refused(f"nothing can be written in {folder} ({e.strerror})") from e
-    try:
-        yield path.name
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _section(config: Config) -> RayLaunch:

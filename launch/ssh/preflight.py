@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from launch.driving.answers import existing, mark_in, other_versions, table
 from launch.ssh.hosts import hosts_of
 from launch.ssh.survey import Answer, Asked, ask
 from trainer.config.schema import Config
@@ -34,7 +32,7 @@ def survey(launch: SshLaunch, folders: tuple[str, ...], port: int) -> tuple[Answ
     if shutil.which("ssh") is None:
         raise Refused("launch=ssh: there is no ssh on this machine (OpenSSH's client)")
     with ExitStack() as stack:
-        marked = {folder: stack.enter_context(_mark_in(Path(folder))) for folder in folders}
+        marked = {folder: stack.enter_context(mark_in(Path(folder))) for folder in folders}
         asked = Asked(marked, wait_s=_SEEN_WITHIN_S, port=port, packages=_PACKAGES)
         return tuple(ask(launch, hosts, asked, sockets=None))
 
@@ -42,7 +40,7 @@ def survey(launch: SshLaunch, folders: tuple[str, ...], port: int) -> tuple[Answ
 def survey_for(config: Config) -> tuple[Answer, ...]:
     assert isinstance(config.launch, SshLaunch)
     roots = (config.run.root, config.data.store_root)
-    folders = tuple(dict.fromkeys(str(_existing(Path(root))) for root in roots))
+    folders = tuple(dict.fromkeys(str(existing(Path(root))) for root in roots))
     return survey(config.launch, folders, config.resources.rendezvous_port)
 
 
@@ -76,7 +74,7 @@ def check(plan: RunPlan) -> list[str]:
     bad = {host: found for host, found in problems.items() if found}
     least = resources.min_nodes or resources.nodes
     if len(hosts) - len(bad) < least:
-        raise Refused(_table(bad, good=len(hosts) - len(bad), least=least))
+        raise Refused(table(bad, good=len(hosts) - len(bad), least=least, noun="hosts"))
     told = [f"{host} is left out: {what}" for host, found in bad.items() for what, _ in found[:1]]
     return [*told, *_oddities(answers)]
 
@@ -87,7 +85,7 @@ def problems_of(answer: Answer, plan: RunPlan) -> Iterator[tuple[str, str]]:
         yield answer.problem, answer.fix
         return
     said, resources = answer.said, plan.config.resources
-    yield from _other_versions(said["python"], said["versions"])
+    yield from other_versions(said["python"], said["versions"])
     for folder, seen in said["folders"].items():
         if not seen["exists"]:
             yield f"it has no folder {folder}", "run.root and data.store_root in a shared folder"
@@ -120,34 +118,6 @@ def _unfit_address(address: str, plan: RunPlan) -> Iterator[tuple[str, str]]:
         yield what, "its name in the network in launch.hosts, or launch.interface=..."
 
 
-def _other_versions(python: str, versions: dict[str, str]) -> Iterator[tuple[str, str]]:
-    if not versions["longhaul"]:
-        yield "this package is not installed there", "pip install longhaul, or launch.python=..."
-        return
-    here = sys.version.split()[0]
-    if python.split(".")[:2] != here.split(".")[:2]:
-        yield f"Python {python}, but {here} here", "launch.python=..., the same everywhere"
-    for name, there in versions.items():
-        if there != (ours := _version(name)):
-            yield f"{name} {there or 'missing'}, but {ours} here", f"pip install {name}=={ours}"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def _table(bad: dict[str, list[tuple[str, str]]], *, good: int, least: int) -> str:
-    width = max(map(len, bad))
-    lines = [f"{least} hosts are needed and {good} can take part; nothing was written"]
-    for host, found in bad.items():
-        for what, fix in found:
-            lines += [f"  {host.ljust(width)}  {what}", f"  {' ' * width}    try: {fix}"]
-    return "\n".join(lines)
-
-
 def _oddities(answers: Sequence[Answer]) -> Iterator[str]:
     for each in answers:
         if each.said and abs(each.skew_s) > max(_SKEW_S, each.delay_s):
@@ -156,25 +126,3 @@ def _oddities(answers: Sequence[Answer]) -> Iterator[str]:
         for folder, seen in each.said["folders"].items() if each.said else ():
             if seen.get("s", 0.0) > 1.0:
                 yield f"a new file in {folder} is seen on {each.host} after {seen['s']:.1f} s"
-
-
-def _existing(folder: Path) -> Path:
-    """It, or the nearest folder above it that there is: nothing is made before all is well."""
-    folder = folder.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
-    return folder
-
-
-@contextmanager
-def _mark_in(folder: Path) -> Iterator[str]:
-    """The name of a file that stands there for a while. Raises: Refused if it cannot."""
-    path = folder / f".longhaul-seen-{secrets.token_hex(8)}"
-    try:
-        path.touch(mode=0o600)
-    except OSError as e:
-        raise Refused(f"nothing can be written in {folder} ({e.strerror})") from e
-    try:
-        yield path.name
-    finally:
-        path.unlink(missing_ok=True)
