@@ -27,6 +27,8 @@ _PACKAGES = ("longhaul", "ray", "torch", "deepspeed", "transformers")
 _SCRIPT = Path(__file__).parents[1] / "ssh" / "seen.py"
 _MARK = "longhaul "
 _REACH_S = 5.0
+_SILENT = "it did not answer in time"
+_SILENT_FIX = "ray status; Ray counts a dead node as living for half a minute"
 _ASK_S = 60.0  # for Ray to connect and for every node to answer
 _SEEN_WITHIN_S = 10.0  # what this machine writes, on a node; a network file system caches names
 
@@ -39,6 +41,7 @@ class RayNodeSeen:
     total: Mapping[str, float]
     said: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    fix: str = "launch.python=..., launch.workdir=..."
 
 
 def check(plan: RunPlan) -> list[str]:
@@ -236,7 +239,7 @@ def why(launch: RayLaunch, errors: Sequence[str]) -> str:
 def _seen(each: Mapping[str, Any]) -> RayNodeSeen:
     name, total, answer = each["name"], each["total"], each["answer"]
     if answer is None:
-        return RayNodeSeen(name, total, problem="it did not answer in time")
+        return RayNodeSeen(name, total, problem=_SILENT, fix=_SILENT_FIX)
     output, errors = answer
     for line in reversed(output.splitlines()):
         if line.startswith(_MARK):
@@ -248,7 +251,7 @@ def _seen(each: Mapping[str, Any]) -> RayNodeSeen:
 def _problems(node: RayNodeSeen, plan: RunPlan) -> Iterator[tuple[str, str]]:
     """(what is wrong, what to type)."""
     if not node.said:
-        yield node.problem, "launch.python=..., launch.workdir=..., or ray status"
+        yield node.problem, node.fix
         return
     said = node.said
     leave_out = ("ray",) if _section(plan.config).python else ()  # such ranks do without

@@ -152,6 +152,11 @@ def test_a_node_that_is_drained_is_left_in_time(cluster: RayCluster, tmp_path: P
     assert set(read_json(one.run.attempt(1).ended)["codes"].values()) == {Exit.SAVED}
     assert [line["cause"] for line in one.attempts()] == ["preempt", None]
     assert [line["world_size"] for line in one.attempts()] == [4, 2]
+    cluster.join(node.boot(sshd=False))
+    another = made(cluster, tmp_path, "later", FINISH)
+    another.train("launch.wait_nodes_s=60")  # the node is still to come
+    another.until_over()
+    assert [line["world_size"] for line in another.attempts()] == [4]
 
 
 def test_a_node_switched_off_is_gone_on_without_and_taken_back(
