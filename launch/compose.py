@@ -16,10 +16,13 @@ from typing import Any
 from launch.aliases import too_large
 from launch.choices import Folders
 from launch.provenance import Assignment, Layer, provenance
+from launch.typed import unreadable
 from trainer.config import explain
-from trainer.config.names import nearest, nearest_group, or_list
+from trainer.config.names import nearest, nearest_group, nearest_setting, or_list
 from trainer.errors import ConfigError, Problem, Refused
 from trainer.records.redact import Redactor, redactor_of
+
+_LACKS = "has no value and needs one"
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,22 @@ def compose(
     config_dirs: Sequence[str] = (),
     config_name: str = "train",
     trace: bool = False,
+    may_lack: bool = False,
 ) -> Composed:
     """Compose conf/ (and the user's folders) with overrides as Hydra users write them.
 
     `trace` also finds out who set each setting, for `why`; it costs a tenth of a second.
+    `may_lack`: a value that is missing stays "???" instead of being a problem.
     Raises: ConfigError with every problem of the command line; when there is one, the schema's
     problems with the rest of it are in the same error. Refused if a folder is not there.
     """
     folders = Folders.find(config_dirs)
     request, problems = _read_overrides(overrides, folders)
     composed, more = _compose(request, folders, config_name, trace=trace)
-    problems += more
+    if may_lack:
+        more = [p for p in more if p.what != _LACKS]
+    unread = {p.where for p in problems}
+    problems += [p for p in more if p.where not in unread]
     redactor = redactor_of(os.environ)
     if composed is not None:
         problems += _secrets(composed.values, redactor)
@@ -93,7 +101,7 @@ def _read_overrides(texts: Sequence[str], folders: Folders) -> tuple[_Request, l
         try:
             override = parser.parse_override(text)
         except HydraException as e:
-            problems.append(_unreadable(text, e))
+            problems.append(unreadable(text, e, folders))
             continue
         wrong = _misuse(text, override, folders)
         if wrong is not None:
@@ -164,15 +172,6 @@ def _one_of(text: str) -> str:
     return f"{key}=..." if "(" in value else f"{key}={value.split(',')[0]}"
 
 
-def _unreadable(text: str, error: Exception) -> Problem:
-    if "=" not in text:
-        fix = f"{text}=..." if text.replace(".", "").replace("_", "").isalnum() else ""
-        return Problem(repr(text), "is no setting; settings are written key=value", fix)
-    key, _, value = text.partition("=")
-    reason = str(error).splitlines()[0]
-    return Problem(key.lstrip("+~"), f"cannot read the value ({reason})", f"'{key}=\"{value}\"'")
-
-
 def _compose(
     request: _Request, folders: Folders, config_name: str, *, trace: bool
 ) -> tuple[Composed | None, list[Problem]]:
@@ -234,13 +233,13 @@ def _missing_file(error: Any, folders: Folders) -> Problem:
 def _plain(config: Any) -> tuple[dict[str, Any], list[Problem]]:
     """Resolve every interpolation; report those that cannot be, and every `???`, by name."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
     raw: Any = OmegaConf.to_container(config, resolve=False)
     problems: list[Problem] = []
     for key, value in list(_items(raw)):
         if value == "???":
-            problems.append(Problem(key, "has no value and needs one", f"{key}=..."))
+            problems.append(Problem(key, _LACKS, f"{key}=..."))
         elif isinstance(value, str) and ("${now:" in value or "${hydra:" in value):
             what = f"{value} would be another value each time; a run's settings are its identity"
             problems.append(Problem(key, what, f"{key}=..."))
@@ -250,6 +249,8 @@ def _plain(config: Any) -> tuple[dict[str, Any], list[Problem]]:
                 if OmegaConf.is_config(resolved):
                     resolved = OmegaConf.to_container(resolved, resolve=True, throw_on_missing=True)
                 _set(raw, key, resolved)
+            except InterpolationToMissingValueError:
+                problems.append(Problem(key, _LACKS, f"{key}=..."))
             except OmegaConfBaseException as e:
                 what = f"{value} cannot be resolved ({_first_lines(e)})"
                 problems.append(Problem(key, what, f"{key}=..."))
@@ -297,13 +298,20 @@ def why(composed: Composed, key: str) -> str:
     Raises: Refused for an unknown name.
     """
     known = composed.provenance
+    key = key.replace("/", ".")  # a group, as it is chosen
     keys = [k for k in known if k == key or k.startswith(key + ".")]
     if not keys:
-        near = nearest(key, list(known))
+        sections = {k[:i] for k in known for i, letter in enumerate(k) if letter == "."}
+        names = [*sorted(sections), *known]
+        near = nearest_setting(key, names) or nearest(key, names)
         hint = f"; did you mean {near}?" if near else ""
         raise Refused(f"--why: there is no setting {key!r} in this configuration{hint}")
     values = dict(_settings(composed.values))
-    return "\n".join(f"{k} = {values[k]!r}\n    {known[k]}" for k in keys)
+    return "\n".join(f"{k} = {_value_or_lack(values[k])}\n    {known[k]}" for k in keys)
+
+
+def _value_or_lack(value: Any) -> str:
+    return f"???   ({_LACKS})" if value == "???" else repr(value)
 
 
 def _settings(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

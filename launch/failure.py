@@ -17,6 +17,8 @@ from trainer.records.run_files import AttemptFiles, RunFiles
 from trainer.records.sizes import size_text
 
 _TAIL_LINES = 15
+# Nothing is wrong with the rank that says it: any other would have met the same file.
+_OF_FILES = ("DataError", "ModelError")
 
 
 def record_death(
@@ -104,6 +106,10 @@ def failure_text(files: AttemptFiles) -> str:
         return ""
     if error.kind == LAUNCH_FAILED:
         return error.message
+    if error.kind in _OF_FILES and error.exit_code == Exit.STOP:
+        found = f"at step {error.step} " if error.step is not None else ""
+        seen = f"  found by rank {error.rank} {found}on {error.host}"
+        return f"{error.message}\n{seen}\n  its log: {files.rank_log(error.rank)}"
     if error.kind in (KILLED, OUT_OF_MEMORY, HUNG, NODE_LOST, "Exited"):
         lines = [f"rank {error.rank} {_was(error)}{error.message}"]
     else:

@@ -11,14 +11,13 @@ from launch import compose as door
 from launch.choices import Folders
 from launch.nodes_of import cores_for, device_of
 from trainer.capacity.folder import vocab_size_of_tokenizer
-from trainer.config.explain import validate
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import DataError, Exit, Refused
 from trainer.fit import fit as search
 from trainer.plan import RunPlan, StorePlan
-from trainer.planning import make_plan
+from trainer.planning import judged, make_plan
 from trainer.records.sizes import bytes_of, size_text
 from trainer.records.store_lookup import find_stores
 from trainer.records.token_store import read_manifest
@@ -41,15 +40,15 @@ def run(
     overrides = list(argv_overrides)
     if fit is not None and not any(o.startswith("batch.micro_batch_size=") for o in overrides):
         overrides.append("batch.micro_batch_size=1")  # any valid one: it is to be chosen
-    composed = door.compose(overrides, config_dirs=config_dirs, trace=why is not None)
     if why is not None:
-        print(door.why(composed, why))
+        traced = door.compose(overrides, config_dirs=config_dirs, trace=True, may_lack=True)
+        print(door.why(traced, why))
         return Exit.DONE
-    config = validate(composed.values)
+    config = judged(door.compose(overrides, config_dirs=config_dirs).values)
     chosen: tuple[str, ...] = ()
     if fit is not None:
         chosen = _fitting(config, fit, overrides, config_dirs)
-        config = validate(door.compose([*overrides, *chosen], config_dirs=config_dirs).values)
+        config = judged(door.compose([*overrides, *chosen], config_dirs=config_dirs).values)
     plan = plan_of(config)
     print(_as_json(plan, chosen) if json else as_text(plan, chosen))
     if not json:

@@ -27,9 +27,9 @@ def resolved(
 def from_overrides(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> Config:
     """conf/ with overrides, checked in full. Raises: ConfigError."""
     from launch.compose import compose
-    from trainer.config.explain import validate
+    from trainer.planning import judged
 
-    return validate(compose(overrides, config_dirs=config_dirs).values)
+    return judged(compose(overrides, config_dirs=config_dirs).values)
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -44,7 +44,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def of_run(run: RunFiles, overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> Config:
     """The settings of a run's newest attempt, changed by overrides. Raises: ConfigError."""
     from launch.compose import compose
-    from trainer.config.explain import validate
+    from trainer.planning import judged
 
     values = stored_values(run)
     if overrides:
@@ -52,7 +52,7 @@ def of_run(run: RunFiles, overrides: Sequence[str], *, config_dirs: Sequence[str
         values = overlaid(values, composed, overrides)
     # The folder may have been renamed or moved since: it is the run, whatever its settings say.
     values["run"] |= {"name": run.root.resolve().name, "root": str(run.root.parent)}
-    return validate(values)
+    return judged(values)
 
 
 def stored_values(run: RunFiles) -> dict[str, Any]:

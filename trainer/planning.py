@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trainer.capacity.folder import shape_of_folder
 from trainer.capacity.head import BLOCK_ELEMENTS
@@ -17,6 +17,7 @@ from trainer.capacity.memory import (
 )
 from trainer.capacity.shape import Shape, flops_per_token, num_parameters
 from trainer.config.engine_rules import engine_problems
+from trainer.config.explain import validate
 from trainer.config.rules import world_size
 from trainer.config.schema import Config
 from trainer.config.sections.data import TrainedTokenizer
@@ -73,6 +74,31 @@ def make_plan(
         checkpoint_bytes=checkpoint_bytes(shape, layout),
         stores=tuple(stores),
     )
+
+
+def judged(values: dict[str, Any]) -> Config:
+    """`validate`, with what is wrong with a model's folder in the same list, first.
+
+    Raises: ConfigError with every problem.
+    """
+    try:
+        return validate(values)
+    except ConfigError as e:
+        raise ConfigError([*_folder_problems(values, e.problems), *e.problems]) from None
+
+
+def _folder_problems(values: dict[str, Any], said: Sequence[Problem]) -> list[Problem]:
+    """Without settings that could be checked, the model's own section is judged alone."""
+    if any(p.where == "model" or p.where.startswith("model.") for p in said):
+        return []
+    model = values.get("model")
+    if not isinstance(model, dict) or model.get("kind") != "folder":
+        return []
+    try:
+        shape_of_folder(Path(str(model["path"])), needs_weights=model["weights"] == "pretrained")
+    except ModelError as e:
+        return [Problem("model.path", str(e), "")]
+    return []
 
 
 def replanned(plan: RunPlan, *, nodes: int) -> RunPlan:

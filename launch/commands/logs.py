@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.failure import failure_text, log_tail, read_failure
+from launch.failure import log_tail
 from launch.job_record import read_job
 from launch.run_folder import DEFAULT_ROOT, attempts, find, running
 from launch.standing import standing
-from launch.status import status_of
+from launch.why import why_text
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles, RunFiles
 
@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", help="name or path")
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--attempt", type=int, help="default: the newest")
-    parser.add_argument("--why", action="store_true", help="the first failure of the attempt")
+    about_why = "the first failure; of an earlier attempt, if the newest did not fail"
+    parser.add_argument("--why", action="store_true", help=about_why)
     parser.add_argument("--follow", "-f", action="store_true", help="go on until the attempt ends")
     parser.add_argument("--lines", "-n", type=int, help="only the last N lines")
     parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     run = find(given.run, root=Path(given.root))
     files = _attempt(run, given.attempt)
     if given.why:
-        print(_why(run, files))
+        print(why_text(run, files, is_chosen=given.attempt is not None))
         return 0
     log = files.rank_log(given.rank)
     if not log.exists():
@@ -53,15 +54,6 @@ def _attempt(run: RunFiles, number: int | None) -> AttemptFiles:
         have = ", ".join(map(str, known))
         raise Refused(f"run {run.name} has no attempt {wanted}; it has {have}")
     return known[wanted]
-
-
-def _why(run: RunFiles, files: AttemptFiles) -> str:
-    error = read_failure(files)
-    if error is None:
-        status = status_of(run, standing(run).job)
-        return f"no rank of attempt {files.number} failed: {status.why or status.state}"
-    trace = f"\n\n{error.traceback.rstrip()}" if error.traceback else ""
-    return f"attempt {files.number}: {failure_text(files)}{trace}"
 
 
 def _no_log(run: RunFiles, files: AttemptFiles, rank: int) -> str:

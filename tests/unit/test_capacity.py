@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.configs import config
-from trainer.capacity.folder import shape_of_folder, vocab_size_of_tokenizer
+from trainer.capacity.folder import MOST_OF, shape_of_folder, vocab_size_of_tokenizer
 from trainer.capacity.memory import (
     Layout,
     MicroBatch,
@@ -26,6 +26,7 @@ from trainer.capacity.shape import (
     flops_per_token,
     num_parameters,
 )
+from trainer.config.sections.model import ShapeModel
 from trainer.errors import ModelError
 from trainer.planning import shape_of
 
@@ -228,6 +229,15 @@ def test_a_folder_that_cannot_be_used_says_why(
     with pytest.raises(ModelError) as caught:
         shape_of_folder(folder(tmp_path, config, *files), needs_weights=True)
     assert text in str(caught.value)
+
+
+def test_a_shape_written_out_has_the_limits_of_a_folders() -> None:
+    most = {
+        name: next(rule.le for rule in field.metadata if hasattr(rule, "le"))
+        for name, field in ShapeModel.model_fields.items()
+        if name in MOST_OF
+    }
+    assert most == MOST_OF
 
 
 def test_a_folder_without_a_config_is_no_model_folder(tmp_path: Path) -> None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.__main__ import VERBS, main
-from launch.liveness import own_mark, write_mark
+from launch.attempts import close_attempt
+from launch.liveness import ProcessMark, own_mark, write_mark
+from launch.outcome import Outcome
 from launch.run_folder import create, new_attempt
 from launch.settings import overlaid, split
 from launch.start import stand
 from tests.helpers.configs import config
-from trainer.errors import ConfigError
-from trainer.records.attempt import Done, ErrorRecord, write_record
+from trainer.errors import ConfigError, Exit
+from trainer.records.attempt import Done, ErrorRecord, Started, write_record
 from trainer.records.built_ops import PARTS, ops_folder
+from trainer.records.json_file import append_line
+from trainer.records.ledger import Ledger
 from trainer.records.run_files import RunFiles
 
 
@@ -143,8 +149,52 @@ def test_logs_of_a_rank_and_why_it_failed(runs: Path, capsys: pytest.CaptureFixt
     write_record(files.error, error)
     assert main(["logs", "one", "--why"]) == 0
     said = capsys.readouterr().out
-    assert "attempt 1: rank 1 failed: DataError: row 3\n  at step 12 on a" in said
+    assert said.startswith("attempt 1: row 3\n  found by rank 1 at step 12 on a\n  its log: ")
     assert "Traceback: x.py line 3" in said
+    write_record(files.error, replace(error, kind="ValueError", exit_code=76))
+    assert main(["logs", "one", "--why"]) == 0
+    assert "attempt 1: rank 1 failed: ValueError: row 3\n  at step 12 on" in capsys.readouterr().out
+
+
+def test_a_restart_hides_no_failure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(runs, "one")
+    first = new_attempt(run)
+    error = ErrorRecord(
+        time=1.0, rank=1, host="a", kind="ValueError", message="row 3", exit_code=76, step=12
+    )
+    write_record(first.error, error)
+    close_attempt(run, 1, Outcome("again", Exit.FAILED, "rank 1 failed: ValueError: row 3"))
+    second = new_attempt(run)
+    write_record(second.started, Started(time=2.0, step=10, world_size=2, host="a"))
+    write_record(second.done, Done(time=3.0, step=300, loss=2.0))
+    close_attempt(run, 2, Outcome("done", Exit.DONE, "finished at step 300"))
+    assert main(["logs", "one", "--why"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("no rank of attempt 2 failed: finished at step 300\nthe newest that")
+    assert "attempt 1: rank 1 failed: ValueError: row 3\n  at step 12 on a" in said
+    assert "  then attempt 2 went on from step 10: finished at step 300" in said
+    assert main(["logs", "one", "--why", "--attempt", "2"]) == 0  # asked for: no other is told
+    assert capsys.readouterr().out == "no rank of attempt 2 failed: finished at step 300\n"
+
+
+def test_of_an_agent_that_died_without_a_word_is_told_what_is_known(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make(runs, "one")
+    write_mark(new_attempt(run).agent, ProcessMark(pid=7, start_ticks=1, host="a9", boot_id="x"))
+    Ledger(run.ledger(0), attempt=1).write("spent", furthest=41)
+    moment = time.mktime((2100, 5, 6, 7, 8, 9, 0, 0, -1))
+    append_line(run.metrics, {"kind": "step", "attempt": 1, "step": 38, "time": moment})
+    append_line(run.metrics, {"kind": "step", "attempt": 2, "step": 50, "time": moment + 60})
+    close_attempt(run, 1, Outcome("again", Exit.FAILED, "ended without a word", "node"))
+    new_attempt(run)
+    assert main(["logs", "one", "--why", "--attempt", "1"]) == 0
+    assert capsys.readouterr().out == (
+        "no rank of attempt 1 failed: ended without a word\n"
+        "  its agent, process 7 on a9, was killed, or that machine went down\n"
+        "  step 41 was done; last sign of life 2100-05-06 07:08:09\n"
+        "  then attempt 2 came after it\n"
+    )
 
 
 def test_stopping_what_does_not_run_says_how_it_stands(

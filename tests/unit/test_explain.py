@@ -102,10 +102,10 @@ def test_a_range_inside_a_union_has_a_path_without_tags() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "what", "fix"),
     [
-        ("steps__total", "ten", "must be a whole number, not 'ten'", "steps.total=1"),
+        ("steps__total", "ten", "must be a whole number, not 'ten'", "steps.total=100"),
         ("steps__total", "10k", "must be a whole number, not '10k'", "steps.total=10"),
         ("steps__total", 1.5, "must be a whole number, not 1.5", "steps.total=1"),
-        ("steps__total", True, "must be a whole number, not true", "steps.total=1"),
+        ("steps__total", True, "must be a whole number, not true", "steps.total=100"),
         ("optimizer__learning_rate", "hi", "must be a number, not 'hi'", None),
         ("optimizer__learning_rate", 0, "must be more than 0, not 0", None),
         ("optimizer__learning_rate", -0.1, "must be more than 0, not -0.1",
@@ -143,7 +143,7 @@ def test_a_missing_value_is_named() -> None:
     values = copy.deepcopy(DEFAULT)
     del values["steps"]["total"], values["model"]["hidden_size"], values["engine"]["kind"]
     assert [(p.where, p.what, p.fix) for p in problems(values)] == [
-        ("steps.total", "has no value and needs one", "steps.total=1"),
+        ("steps.total", "has no value and needs one", "steps.total=100"),
         ("model.hidden_size", "has no value and needs one", "model.hidden_size=1"),
         (
             "engine.kind",
@@ -159,10 +159,14 @@ def test_a_number_may_be_a_name_and_off_may_be_unquoted() -> None:
 
 
 FIXED_BY_ITS_FIX = {
-    "steps__total": 0, "optimizer__learning_rate": -1, "optimizer__beta1": 7,
+"optimizer__learning_rate": -1, "optimizer__beta1": 7,
     "data__packing": "no?", "precision__kind": "bf61", "run__name": "a/b",
     "data__held_out_fraction": 1.0, "run__seed": -3, "resources__rendezvous_port": 99999,
-    "engine__stage": 4,
+    "engine__stage": 4, "steps__total": 10**23, "steps__save_every": 10**20,
+    "resources__ranks_per_node": 10**9, "resources__collective_timeout_s": 1e300,
+    "model__num_hidden_layers": 10**7, "batch__micro_batch_size": 10**20,
+    "batch__global_batch_size": 10**20, "data__sequence_length": 10**20,
+    "resources__min_nodes": 10**20, "schedule__warmup_tokens": 10**20,
 }  # fmt: skip
 
 
@@ -170,6 +174,43 @@ FIXED_BY_ITS_FIX = {
 def test_the_override_that_is_proposed_works(key: str) -> None:
     problem = only(**{key: FIXED_BY_ITS_FIX[key]})
     validate(configs.values(problem.fix, "schedule.warmup_steps=0"))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("\u00e9preuve", "epreuve"),
+        ("na\u00efve 2", "naive-2"),
+        ("n\u65e5\u672c", "n"),
+        ("\u65e5\u672c", "first-run"),
+        (".hidden/", "hidden"),
+        ("x" * 80, "x" * 64),
+    ],
+)
+def test_a_name_that_is_proposed_looks_like_the_one_typed_and_is_accepted(
+    given: str, name: str
+) -> None:
+    problem = only(run__name=given)
+    assert problem.fix == f"run.name={name}"
+    validate(changed(run__name=name))
+
+
+def test_what_no_run_could_count_is_refused_in_one_sentence() -> None:
+    problem = only(steps__total=10**23)
+    assert problem.what == f"must be at most 1,000,000,000,000, not {10**23}"
+    assert only(data__sources__stdlib__weight=-(10.0**300)).where == "data.sources.stdlib.weight"
+    validate(changed(run__seed=2**63 - 1))  # it has a limit of its own
+
+
+def test_a_source_by_another_name_than_it_has() -> None:
+    files = {"kind": "files", "format": "text", "paths": ["a.txt"]}
+    sources = {"files": files, "jsonl": {"paths": ["x", "y"]}}
+    problem = only(data__sources=sources)
+    assert problem.where == "data.sources.jsonl"
+    assert problem.what == "there is no jsonl in data.sources; did you mean files?"
+    assert problem.fix == "data.sources.files.paths=[x,y]"
+    sources["jsonl"] = {"path": "x"}  # no source here has that
+    assert only(data__sources=sources).where == "data.sources.jsonl.kind"
 
 
 def test_all_problems_are_in_one_error_with_exit_code_2() -> None:

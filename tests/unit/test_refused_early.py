@@ -78,3 +78,30 @@ def test_a_missing_model_folder_is_said_first(
     said = capsys.readouterr().err
     assert "1. model.path: /nope is no model folder: it does not exist" in said
     assert "2. data.tokenizer: a new tokenizer, but the model's weights know another" in said
+
+
+def test_a_folder_that_cannot_be_trained_is_said_with_all_else_and_first(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights in a pickle; then a family that is not known, and a wrong setting as well."""
+    (place / "m" / "pytorch_model.bin").touch()
+    typed = ["model=hf_folder", "model.path=m"]
+    for verb in ("plan", "train"):
+        assert main([verb, *typed]) == Exit.REFUSED
+        said = capsys.readouterr().err
+        assert said.startswith("2 problems in the configuration\n")
+        assert "1. model.path: m has its weights only as pickle (pytorch_model.bin)" in said
+        assert "2. data.tokenizer: a new tokenizer, but the model's weights know another" in said
+    (place / "m" / "config.json").write_text(json.dumps(LLAMA | {"model_type": "mamba"}))
+    assert main(["plan", *typed, "steps.total=0"]) == Exit.REFUSED
+    said = capsys.readouterr().err
+    assert "1. model.path: m is of the family mamba, which is not known here" in said
+    assert "2. steps.total: must be at least 1, not 0" in said
+
+
+def test_what_is_no_regular_file_is_no_corpus(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["train", "data=text_files", "data.sources.files.paths=[/dev/zero]", "--dry-run"]
+    assert main(typed) == Exit.REFUSED
+    assert "/dev/zero is no regular file; correct the paths of this" in capsys.readouterr().err

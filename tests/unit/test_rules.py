@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.configs import config, values
 from trainer.config.engine_rules import engine_problems
 from trainer.config.explain import validate
+from trainer.config.rules import num_micro_batches, world_size
 from trainer.errors import ConfigError, Problem
 
 # overrides -> where, part of the text, the override proposed ("" where it is not checked)
@@ -73,6 +74,22 @@ RULES: list[tuple[str, str, str, str]] = [
      "17 rows at a time are more than the 16 of a whole step", "batch.micro_batch_size=8"),
     ("batch.micro_batch_size=16", "batch.micro_batch_size",
      "16 rows on each of 2 ranks are more than the 16 of a whole step", "batch.micro_batch_size=8"),
+    ("batch.global_batch_size=1 resources.ranks_per_node=3", "batch.micro_batch_size",
+     "8 rows at a time are more than the 1 of a whole step",
+     "batch.micro_batch_size=1 resources.ranks_per_node=1"),
+    ("resources.ranks_per_node=100000", "batch.micro_batch_size",
+     "8 rows on each of 100,000 ranks are more than the 16 of a whole step",
+     "batch.micro_batch_size=1 resources.ranks_per_node=16"),
+    ("batch.global_batch_size=3 resources.nodes=4 resources.min_nodes=4", "batch.micro_batch_size",
+     "8 rows at a time are more than the 3 of a whole step",
+     "batch.micro_batch_size=1 resources.ranks_per_node=1 resources.nodes=3 resources.min_nodes=0"),
+    ("engine=canonical batch.global_batch_size=1 resources.ranks_per_node=3",
+     "batch.micro_batch_size", "8 rows at a time are more than the 1 of a whole step", ""),
+    ("batch.global_batch_size=100000 steps.total=1000000000000", "steps.total",
+     "1,000,000,000,000 steps of 100,000 rows are more tokens than 64 bits can count", ""),
+    ("batch.global_batch_size=1000000000000 data.sequence_length=1000000000"
+     " model.max_position_embeddings=1000000000 schedule.warmup_steps=0",
+     "batch.global_batch_size", "rows of a step are more tokens than 64 bits can count", ""),
     ("model.vocab_size=4000", "data.tokenizer.vocab_size",
      "4,096 tokens, but the model's embedding has 4,000 entries", "model.vocab_size=0"),
     ("data.held_out_fraction=0", "data.held_out_fraction", "no text is held out", "evals=none"),
@@ -135,6 +152,22 @@ def test_two_rules_broken_are_two_problems() -> None:
 def test_any_world_that_can_share_the_batch_is_allowed(world: int) -> None:
     made = config(f"resources.ranks_per_node={world}", "batch.micro_batch_size=1")
     assert made.resources.ranks_per_node == world
+
+
+@pytest.mark.parametrize("engine", ["zero2", "canonical"])
+@pytest.mark.parametrize(("rows", "nodes", "ranks"), [(16, 1, 10), (7, 3, 1), (5, 2, 7), (1, 4, 4)])
+def test_the_micro_batch_that_is_proposed_leaves_no_rank_without_rows(
+    engine: str, rows: int, nodes: int, ranks: int
+) -> None:
+    overrides = [
+        f"engine={engine}",
+        f"batch.global_batch_size={rows}",
+        f"batch.micro_batch_size={rows + 1}",
+        f"resources.nodes={nodes}",
+        f"resources.ranks_per_node={ranks}",
+    ]
+    made = config(*overrides, *problem_of(*overrides).fix.split())
+    assert num_micro_batches(made) >= world_size(made)
 
 
 def test_more_ranks_than_rows_pad() -> None:

@@ -10,7 +10,7 @@ from trainer.capacity.shape import FAMILIES, GATED, Family, Shape
 from trainer.errors import ModelError
 
 # Beyond any model there is; a folder may come from anybody.
-_MOST = {
+MOST_OF = {
     "vocab_size": 1 << 27,
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 22,
@@ -50,7 +50,7 @@ def shape_of_folder(folder: Path, *, needs_weights: bool) -> Shape:
 
 def _check_sizes(shape: Shape, folder: Path) -> None:
     """Before anything of these sizes is made, or counted one by one."""
-    for name, most in _MOST.items():
+    for name, most in MOST_OF.items():
         value = getattr(shape, name)
         if not 1 <= value <= most:
             raise ModelError(f"{folder}/config.json: {name} is {value}, not from 1 to {most:,}")

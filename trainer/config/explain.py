@@ -104,7 +104,7 @@ def _problems_of(detail: ErrorDetails, values: dict[str, Any]) -> Iterator[Probl
     elif kind in ("union_tag_invalid", "literal_error"):
         yield _wrong_word(where, detail)
     elif kind == "union_tag_not_found":
-        yield _without_kind(where, values)
+        yield _misnamed_entry(where, values) or _without_kind(where, values)
     else:
         yield _wrong_value(where, path, detail, values)
 
@@ -158,8 +158,9 @@ def _at(values: Any, dotted: str) -> Any:
 
 def _wrong_word(where: str, detail: ErrorDetails) -> Problem:
     context = detail.get("ctx", {})
+    section = ""
     if detail["type"] == "union_tag_invalid":
-        where = f"{where}.kind"
+        section, where = where, f"{where}.kind"
         given = str(context["tag"])
         raw = str(context["expected_tags"])
     else:
@@ -167,7 +168,29 @@ def _wrong_word(where: str, detail: ErrorDetails) -> Problem:
         raw = str(context["expected"]).replace(" or ", ", ")
     allowed = [word.strip().strip("'") for word in raw.split(",")]
     near = nearest(given, allowed) or allowed[0]
-    return Problem(where, f"must be {or_list(allowed)}, not {given!r}", f"{where}={near}")
+    fix = f"{where}={near}"
+    if section and "." not in section:  # the other settings of the section belong to its kind
+        fix = f"{section}={_CHOICES.get(near, near)}"
+    return Problem(where, f"must be {or_list(allowed)}, not {given!r}", fix)
+
+
+def _misnamed_entry(where: str, values: dict[str, Any]) -> Problem | None:
+    """`data.sources.jsonl.paths=...`, where the source that has paths is named otherwise."""
+    parent, _, name = where.rpartition(".")
+    entries = _at(values, parent) if parent else {}
+    given = entries.get(name)
+    if not parent or not isinstance(given, dict) or not given:
+        return None
+    known = known_settings(values)
+    for other, entry in entries.items():
+        right = f"{parent}.{other}"
+        if not isinstance(entry, dict) or "kind" not in entry:
+            continue
+        if all(f"{right}.{own}" in known for own in given):
+            what = f"there is no {name} in {parent}; did you mean {other}?"
+            fix = " ".join(f"{right}.{own}={_as_override(v)}" for own, v in given.items())
+            return Problem(where, what, fix)
+    return None
 
 
 def _without_kind(where: str, values: dict[str, Any]) -> Problem:

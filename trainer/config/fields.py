@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,6 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainer.config.schema import Config
+from trainer.config.sections.base import MOST
+from trainer.config.sections.run import NAME_PATTERN
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -62,9 +65,28 @@ def example(path: list[str], values: dict[str, Any], *, given: Any = None) -> An
         return _number(field, given, whole=annotation is int)
     if get_origin(annotation) is tuple:
         return [given] if isinstance(given, str) and given else ["..."]
-    if annotation is str and isinstance(given, str) and given:
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", given).lstrip(".-")[:64] or "first-run"
+    if annotation is str and is_name(path, values):
+        return _as_name(given)
+    if annotation is str and _patterns(field):
+        return "package.module:Class"
     return "..."
+
+
+def is_name(path: list[str], values: dict[str, Any]) -> bool:
+    """Whether the setting takes only what may be the name of a run's folder."""
+    field = _field(path, values)
+    return field is not None and NAME_PATTERN in _patterns(field)
+
+
+def _patterns(field: FieldInfo) -> list[str]:
+    return [rule.pattern for rule in _rules(field) if getattr(rule, "pattern", None)]
+
+
+def _as_name(given: Any) -> str:
+    """The name most like `given` that is accepted: accents are left out, the rest is '-'."""
+    text = unicodedata.normalize("NFKD", given if isinstance(given, str) else "")
+    text = "".join(c for c in text if not unicodedata.combining(c))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".-")[:64].rstrip("-.") or "first-run"
 
 
 def _number(field: FieldInfo, given: Any, *, whole: bool) -> Any:
@@ -73,17 +95,18 @@ def _number(field: FieldInfo, given: Any, *, whole: bool) -> Any:
     if isinstance(given, str):
         digits = re.match(r"^[\d_,]+", given)
         number = float(digits[0].replace(",", "").replace("_", "")) if digits else None
-    if number is None or number != number or abs(number) == float("inf"):
-        number = 1
-    number = abs(number)
+    is_number = number is not None and number == number and abs(number) < float("inf")
+    number = abs(number) if number is not None and is_number else 1
+    if field.examples and (not is_number or number > high):
+        return field.examples[0]  # what other settings allow, which the limit may not be
     value = min(max(number, low), high)
     return int(value) if whole or value == int(value) else value
 
 
 def _bounds(field: FieldInfo, *, whole: bool) -> tuple[float, float]:
     """The least and the largest value worth proposing."""
-    low, high = 0.0, float("inf")
-    for rule in field.metadata:
+    low, high = 0.0, float(MOST)
+    for rule in _rules(field):
         low = getattr(rule, "ge", low)
         if getattr(rule, "gt", None) is not None:
             low = rule.gt + (1 if whole else 0.001)
@@ -91,6 +114,16 @@ def _bounds(field: FieldInfo, *, whole: bool) -> tuple[float, float]:
         if getattr(rule, "lt", None) is not None:
             high = rule.lt - 1 if whole else rule.lt * 0.9
     return low, high
+
+
+def _rules(field: FieldInfo) -> Iterator[Any]:
+    """Limits and patterns, those of a part of a union (`a number or auto`) as well."""
+    yield from field.metadata
+    if get_origin(field.annotation) in (Union, UnionType):
+        for part in get_args(field.annotation):
+            if get_origin(part) is Annotated:
+                for inner in get_args(part)[1:]:
+                    yield from inner.metadata
 
 
 def _settings(section: type[BaseModel], values: Any, prefix: str) -> Iterator[str]:

@@ -106,17 +106,44 @@ def _batch_problems(config: Config) -> Iterator[Problem]:
     total, micro = config.batch.global_batch_size, config.batch.micro_batch_size
     world = world_size(config)
     share = -(-total // world)
+    yield from _count_problems(config)
     if micro > total:
-        what = f"{micro} rows at a time are more than the {total} of a whole step"
-        yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={share}")
+        what = f"{micro:,} rows at a time are more than the {total:,} of a whole step"
+        yield Problem("batch.micro_batch_size", what, _work_for_all(config))
     elif isinstance(config.engine, CanonicalEngine):
         yield from _shard_problems(config)
     elif micro > share and micro * world - total >= micro:
         what = (
-            f"{micro} rows on each of {world} ranks are more than the {total} of a whole step, "
-            "and a rank would have none"
+            f"{micro:,} rows on each of {world:,} ranks are more than the {total:,} of a whole "
+            "step, and a rank would have none"
         )
-        yield Problem("batch.micro_batch_size", what, f"batch.micro_batch_size={share}")
+        yield Problem("batch.micro_batch_size", what, _work_for_all(config))
+
+
+def _work_for_all(config: Config) -> str:
+    """Settings with which every rank has rows: smaller micro-batches, or fewer ranks as well."""
+    total, nodes, world = config.batch.global_batch_size, config.resources.nodes, world_size(config)
+    if world <= total:
+        share = -(-total // world)
+        idle = share * world - total >= share
+        return f"batch.micro_batch_size={total // world if idle else share}"
+    fix = f"batch.micro_batch_size=1 resources.ranks_per_node={max(total // nodes, 1)}"
+    if nodes <= total:
+        return fix
+    least = " resources.min_nodes=0" if config.resources.min_nodes > total else ""
+    return f"{fix} resources.nodes={total}{least}"
+
+
+def _count_problems(config: Config) -> Iterator[Problem]:
+    """Tokens are counted in 64 bits."""
+    steps, rows = config.steps.total, config.batch.global_batch_size
+    most = (2**63 - 1) // (rows * config.data.sequence_length)
+    if steps > most >= 1:
+        what = f"{steps:,} steps of {rows:,} rows are more tokens than 64 bits can count"
+        yield Problem("steps.total", what, f"steps.total={most}")
+    elif most < 1:
+        what = f"{rows:,} rows of a step are more tokens than 64 bits can count"
+        yield Problem("batch.global_batch_size", what, "batch.global_batch_size=1024")
 
 
 def _shard_problems(config: Config) -> Iterator[Problem]:

@@ -160,7 +160,7 @@ def source_facts(source: Mapping[str, Any], *, custom_digest: str = "") -> dict[
 def expanded(paths: Iterable[str]) -> list[Path]:
     """The files that paths and glob patterns name, in a fixed order, each once.
 
-    Raises: DataError naming the path that is missing, a folder, or matches nothing.
+    Raises: DataError naming the path that is missing, no regular file, or matches nothing.
     """
     files: dict[Path, None] = {}
     for given in paths:
@@ -170,6 +170,8 @@ def expanded(paths: Iterable[str]) -> list[Path]:
             continue
         if Path(text).is_dir():
             raise DataError(f"{given} is a folder; name its files, as in '{given}/**/*.txt'")
+        if Path(text).exists():
+            raise DataError(f"{given} is no regular file; correct the paths of this source")
         found = sorted(p for p in glob.glob(text, recursive=True) if Path(p).is_file())  # noqa: PTH207
         if not found:
             what = "matches no file" if glob.has_magic(text) else "does not exist"

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
+
+# Of every number whose field sets no limit of its own: nothing is counted in more, and products of
+# some of them stay within the 64 bits that a step, a sample or a time-out has elsewhere.
+MOST = 10**12
 
 
 class Section(BaseModel):
@@ -15,3 +22,13 @@ class Section(BaseModel):
         allow_inf_nan=False,
         coerce_numbers_to_str=True,  # run.name=2026 is a name
     )
+
+    @field_validator("*")
+    @classmethod
+    def _within_reason(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, int | float) or -MOST <= value <= MOST:
+            return value
+        rules = cls.model_fields[str(info.field_name)].metadata
+        if any(getattr(rule, name, None) is not None for rule in rules for name in ("le", "lt")):
+            return value
+        raise PydanticKnownError("less_than_equal", {"le": MOST})

@@ -74,7 +74,8 @@ Tokenizer = Annotated[TrainedTokenizer | PretrainedTokenizer, Field(discriminato
 
 
 class DataSection(Section):
-    sequence_length: Annotated[int, Field(ge=2)]  # tokens a row
+    # tokens a row
+    sequence_length: Annotated[int, Field(ge=2, le=1 << 30, examples=[256])]
     packing: bool  # several documents share a row; attention never crosses them
     sources: Annotated[dict[str, Source], Field(min_length=1)]
     tokenizer: Tokenizer

@@ -10,6 +10,8 @@ from trainer.config.sections.base import Section
 
 Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
 Count = Annotated[int, Field(ge=1)]
+# Beyond any model there is, as in trainer/capacity/folder.py, which reads folders by anybody.
+Heads = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class _Model(Section):
@@ -26,14 +28,15 @@ class ShapeModel(_Model):
 
     kind: Literal["shape"]
     family: Family
-    vocab_size: Annotated[int, Field(ge=0)]  # 0: the tokenizer's, rounded up to a multiple of 64
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Count
-    num_attention_heads: Count
-    num_key_value_heads: Count
-    head_dim: Count
-    max_position_embeddings: Count
+    # 0: the tokenizer's, rounded up to a multiple of 64
+    vocab_size: Annotated[int, Field(ge=0, le=1 << 27)]
+    hidden_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    intermediate_size: Annotated[int, Field(ge=1, le=1 << 22)]
+    num_hidden_layers: Annotated[int, Field(ge=1, le=4096)]
+    num_attention_heads: Heads
+    num_key_value_heads: Heads
+    head_dim: Heads
+    max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 30)]
     tie_word_embeddings: bool
     initializer_range: Annotated[float, Field(gt=0)]
     norm_eps: Annotated[float, Field(gt=0)]

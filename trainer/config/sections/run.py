@@ -19,9 +19,10 @@ class RunSection(Section):
 
 
 class ResourcesSection(Section):
-    nodes: Annotated[int, Field(ge=1)]
-    min_nodes: Annotated[int, Field(ge=0)]  # go on with so few when others are lost; 0: with all
-    ranks_per_node: Annotated[int, Field(ge=1)]
+    nodes: Annotated[int, Field(ge=1, le=1_000_000, examples=[1])]
+    # go on with so few when others are lost; 0: with all
+    min_nodes: Annotated[int, Field(ge=0, examples=[0])]
+    ranks_per_node: Annotated[int, Field(ge=1, le=1_000_000, examples=[1])]
     device: Literal["auto", "cpu", "cuda"]  # auto: cuda where the node has it
     threads_per_rank: Annotated[int, Field(ge=0)]  # 0: cores of the node / ranks_per_node
     rendezvous_port: Annotated[int, Field(ge=0, lt=65536)]  # 0: a free one
@@ -31,7 +32,7 @@ class ResourcesSection(Section):
 class StepsSection(Section):
     """Units: optimizer steps; 0 means never (except total)."""
 
-    total: Annotated[int, Field(ge=1)]
+    total: Annotated[int, Field(ge=1, examples=[100])]
     save_every: Annotated[int, Field(ge=0)] | Literal["auto"]  # auto: as often as pays best
     eval_every: Annotated[int, Field(ge=0)]
     log_every: Annotated[int, Field(ge=1)]
@@ -41,7 +42,8 @@ class BatchSection(Section):
     """Units: rows of `data.sequence_length` tokens."""
 
     global_batch_size: Annotated[int, Field(ge=1)]  # rows of one optimizer step, whole world
-    micro_batch_size: Annotated[int, Field(ge=1)]  # rows of one forward/backward on one rank
+    # rows of one forward/backward on one rank
+    micro_batch_size: Annotated[int, Field(ge=1, examples=[1])]
 
 
 class ResumeSection(Section):

@@ -62,8 +62,8 @@ Optimizer = Annotated[AdamW | Sgd | Muon, Field(discriminator="kind")]
 class _Schedule(Section):
     """Warm-up rises linearly from 0; give it in steps or in tokens, not both (0: none)."""
 
-    warmup_steps: Annotated[int, Field(ge=0)]
-    warmup_tokens: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, examples=[0])]
+    warmup_tokens: Annotated[int, Field(ge=0, examples=[0])]
 
 
 class Constant(_Schedule):

@@ -1,0 +1,43 @@
+"""A `key=value` that Hydra cannot read, and how the same is typed so that it is accepted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from launch.choices import Folders
+from trainer.config.fields import example, is_name, takes_number
+from trainer.config.names import nearest
+from trainer.errors import Problem
+
+
+def unreadable(text: str, error: Exception, folders: Folders) -> Problem:
+    if "=" not in text:
+        fix = f"{text}=..." if text.replace(".", "").replace("_", "").isalnum() else ""
+        return Problem(repr(text), "is no setting; settings are written key=value", fix)
+    key, _, value = text.partition("=")
+    key = key.lstrip("+~")
+    reason = str(error).splitlines()[0]
+    fix = _retyped(key, value, folders)
+    return Problem(key, f"cannot read the value ({reason})", fix)
+
+
+def _retyped(key: str, value: str, folders: Folders) -> str:
+    if folders.is_group(key):
+        choices = folders.choices(key)
+        return f"{key}={nearest(value, choices) or choices[0]}"
+    path = key.split(".")
+    if is_name(path, {}):
+        return f"{key}={example(path, {}, given=value)}"
+    if takes_number(path, {}):
+        return f"{key}={example(path, {})}"
+    return shlex.quote(f"{key}={_quoted(value)}")
+
+
+def _quoted(value: str) -> str:
+    """As Hydra reads text with any letters in it; a list by its entries."""
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(_quoted(v.strip()) for v in value[1:-1].split(',') if v.strip())}]"
+    bare = value.strip("\"'")
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', bare)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
