@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.records.attempt import read_done
 from trainer.records.json_file import read_json
 from trainer.records.metrics import read_metrics
 from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.sample_prompt import typed_prompt
 from trainer.records.token_store import read_manifest
 
 
@@ -82,16 +84,31 @@ def _sample(run: RunFiles, files: AttemptFiles) -> list[str]:
 
 
 def _next(run: RunFiles) -> list[str]:
-    name = typed_name(run)
-    prompt = json.dumps("def main(")
+    name, plan = typed_name(run), _newest_plan(run)
     return [
         "",
         "next",
-        f"  longhaul generate {name} --prompt {prompt}",
-        f"  longhaul evaluate {name}",
+        f"  longhaul generate {name} --prompt {typed_prompt(plan.get('config', {}))}",
+        *([f"  longhaul evaluate {name}"] if _has_held_out(plan) else []),
         f"  longhaul export {name}",
         f"  longhaul status {name}",
     ]
+
+
+def _has_held_out(plan: Mapping[str, Any]) -> bool:
+    """Whether `evaluate` has a row to score: packed, a row takes its tokens and the one after."""
+    data = plan.get("config", {}).get("data", {})
+    needed = data.get("sequence_length", 0) + 1 if data.get("packing") else 2
+    return any(store.get("held_out_tokens", 0) >= needed for store in plan.get("stores", ()))
+
+
+def _newest_plan(run: RunFiles) -> dict[str, Any]:
+    """As plain values; empty if none can be read: a hint is not worth an error."""
+    for files in reversed(attempts(run)):
+        with suppress(OSError, ValueError):
+            plan: dict[str, Any] = read_json(files.plan)
+            return plan
+    return {}
 
 
 def typed_name(run: RunFiles) -> str:

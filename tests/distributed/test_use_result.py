@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.ending import say_finished
 from tests.helpers.trained_run import trained_run
 from trainer.commands import evaluate, export, generate
-from trainer.commands.rows import held_out_rows
+from trainer.commands.rows import held_out_rows, rows_to_compare
 from trainer.data.tokenizer import TextTokenizer
 from trainer.engine.base import FragmentSource
 from trainer.errors import Exit
@@ -22,6 +23,7 @@ from trainer.export.safetensors_folder import INDEX
 from trainer.export.trained import Trained, load_model, open_trained
 from trainer.models.exported import load_pretrained
 from trainer.records.fragment import Fragment
+from trainer.records.json_file import read_json, write_json
 from trainer.records.run_files import RunFiles
 
 _CPU = torch.device("cpu")
@@ -72,6 +74,57 @@ def test_export_is_loaded_by_transformers_with_equal_logits(
     assert {"config.json", "tokenizer.json", "README.md", INDEX} <= names
     assert not list(tmp_path.glob("*.incoming-*"))
     assert all(p.stat().st_mode & 0o077 == 0 for p in folder.glob("*.safetensors"))
+
+
+def test_a_run_without_held_out_text_is_checked_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On what it was trained on; on drawn tokens where its store is gone; never in silence."""
+    run = trained_run(tmp_path, "data.held_out_fraction=0", "evals.held_out_rows=0")
+
+    def exported(to: str, *options: str) -> tuple[str, str]:
+        capsys.readouterr()
+        assert export.main([str(run.root), "--to", str(tmp_path / to), *options]) == 0
+        card = (tmp_path / to / "README.md").read_text()
+        return capsys.readouterr().out, next(r for r in card.splitlines() if "| check |" in r)
+
+    trained = "on 4 training rows (no text is held out)"
+    for said in exported("a"):
+        assert "logits equal the trained model's to" in said
+        assert trained in said
+    assert (
+        "not checked against the trained model, as --rows 0 asks" in exported("b", "--rows", "0")[0]
+    )
+    (store,) = (tmp_path / "stores").glob("files-*")
+    (store / "train-00000.tokens").rename(tmp_path / "moved")
+    for said in exported("c", "--rows", "3"):
+        assert "on 3 rows of random tokens (its token store cannot be read)" in said
+
+
+def test_a_wrong_weight_is_noticed_on_training_rows_and_on_random_ones(
+    tmp_path: Path,
+) -> None:
+    run = trained_run(tmp_path, "data.held_out_fraction=0", "evals.held_out_rows=0")
+    name = "model.layers.1.mlp.down_proj.weight"
+    found = open_trained(run.root)
+    tokenizer = tokenizer_of(found)
+    for _ in range(2):
+        wrong = replace(found, source=Doubled(found.source, name))
+        rows = rows_to_compare(found.plan, 2)
+        with pytest.raises(ExportMismatch, match="logits differ"):
+            export_folder(
+                wrong,
+                tmp_path / "out",
+                dtype="fp32",
+                max_shard_bytes=10**9,
+                tokenizer=tokenizer,
+                rows=rows.batches,
+                rows_are=rows.what,
+            )
+        for shard in (tmp_path / "stores").glob("files-*/train-*.tokens"):
+            shard.unlink()
+    assert "random" in rows.what
+    found.close()
 
 
 def test_exported_weights_are_the_masters_bit_for_bit(trained: Trained, tmp_path: Path) -> None:
@@ -219,13 +272,67 @@ def test_what_is_not_there_is_refused(
     ],
 )
 def test_a_run_without_held_out_text_is_told_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], fraction: str, why: str, fix: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    fraction: str,
+    why: str,
+    fix: str,
 ) -> None:
+    rows = "0" if fraction == "0" else "5"
     run = trained_run(
-        tmp_path, f"data.held_out_fraction={fraction}", "evals.held_out_rows=0", "steps.total=2"
+        tmp_path,
+        f"data.held_out_fraction={fraction}",
+        f"evals.held_out_rows={rows}",
+        "steps.total=2",
     )
-    capsys.readouterr()
+    said_once = [r.message for r in caplog.records if "nothing will be evaluated" in r.message]
+    assert len(said_once) == (rows != "0")  # who asks for no evaluation knows
+    for line in said_once:
+        assert f"tiny {why}" in line
+        assert f"paragraph in its source) or data.held_out_fraction={fix} " in line
+    assert "longhaul evaluate" not in "".join(_hints(run, capsys))
     assert evaluate.main([str(run.root)]) == Exit.REFUSED
     said = capsys.readouterr().err
     assert f"run tiny {why}" in said
     assert f"run.name=tiny-evaluated data.held_out_fraction={fix}" in said
+
+
+def _hints(run: RunFiles, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a person is told to do next with a finished run."""
+    capsys.readouterr()
+    say_finished(run, _STEPS)
+    return [line.strip() for line in capsys.readouterr().out.split("next\n")[1].splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("sources", "prompt", "shown"),
+    [
+        ("files", "def ", "The"),  # the default's, which is for code
+        ("stdlib", "def ", "'def '"),
+        ("files", "", "The"),
+        ("files", "It was the best", "'It was the best'"),
+        ("files", "It was the best of times, it was", "'It was the best of'"),
+        ("files", "two\nlines $HOME", "'two lines $HOME'"),
+    ],
+)
+def test_the_next_steps_are_of_this_run(
+    run: RunFiles,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    sources: str,
+    prompt: str,
+    shown: str,
+) -> None:
+    plan = read_json(run.attempt(1).plan)
+    plan["config"]["evals"]["sample_prompt"] = prompt
+    plan["config"]["data"]["sources"] = {"it": {"kind": sources}}
+    other = RunFiles(tmp_path / "other")
+    other.attempt(1).root.mkdir(parents=True)
+    write_json(other.attempt(1).plan, plan)
+    assert _hints(other, capsys) == [
+        f"longhaul generate {other.root} --prompt {shown}",
+        f"longhaul evaluate {other.root}",
+        f"longhaul export {other.root}",
+        f"longhaul status {other.root}",
+    ]

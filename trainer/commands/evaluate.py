@@ -59,20 +59,16 @@ def _evaluate(given: argparse.Namespace) -> Exit:
 
 def _nothing_to_score(plan: RunPlan, rows: int) -> str:
     """Why there are no held-out rows, and what to do: trained text cannot be held out now."""
+    from trainer.evals.none_held_out import MORE_DOCUMENTS, larger_fraction, why_none_is_held_out
+
     if rows < 1:
         return f"--rows {rows}: nothing is asked for; give 1 or more, as in --rows 256"
-    name, data = plan.config.run.name, plan.config.data
-    larger = "0.01" if not data.held_out_fraction else f"{min(0.5, 10 * data.held_out_fraction):g}"
-    another = f"run.name={name}-evaluated data.held_out_fraction={larger}"
+    name = plan.config.run.name
+    why = why_none_is_held_out(plan)
+    another = f"run.name={name}-evaluated {larger_fraction(plan)}"
     fix = f"Train another run with its settings and {another}"
-    if not data.held_out_fraction:
-        return f"run {name} held no text out (data.held_out_fraction=0). {fix}"
-    tokens = sum(store.held_out_tokens for store in plan.stores)
-    return (
-        f"run {name} has {tokens:,} held-out tokens, not enough for one row: its corpus has too "
-        f"few documents for data.held_out_fraction={data.held_out_fraction:g}. {fix}, or more "
-        "documents (a long text: document=paragraph in its source)"
-    )
+    more = "" if not plan.config.data.held_out_fraction else f", or {MORE_DOCUMENTS}"
+    return f"run {name} {why}. {fix}{more}"
 
 
 if __name__ == "__main__":

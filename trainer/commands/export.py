@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from trainer.commands.arguments import defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit
+from trainer.records.sample_prompt import typed_prompt
 from trainer.records.sizes import bytes_of, size_text
 
 
@@ -20,13 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="folder to write; RUN/export/step-N if not given")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="as trained if not given")
     parser.add_argument("--max-shard", type=_size, default=5 * 10**9, help="of one file: 5GB")
-    parser.add_argument("--rows", type=int, default=4, help="held-out rows of the check; 0: none")
+    parser.add_argument("--rows", type=int, default=4, help="of the check; 0: no check")
     given = parser.parse_args(argv)
     return ended(lambda: _export(given))
 
 
 def _export(given: argparse.Namespace) -> Exit:
-    from trainer.commands.rows import held_out_rows
+    from trainer.commands.rows import rows_to_compare
     from trainer.data.tokenizer import TextTokenizer
     from trainer.export.export import export_folder
     from trainer.export.trained import open_trained
@@ -35,13 +37,15 @@ def _export(given: argparse.Namespace) -> Exit:
     precision = trained.plan.config.precision.kind
     dtype = given.dtype or {"bf16": "bf16", "fp16": "fp16"}.get(precision, "fp32")
     folder = given.to or _run_folder(given.path) / "export" / f"step-{trained.step:08d}"
+    rows = rows_to_compare(trained.plan, given.rows)
     done = export_folder(
         trained,
         folder,
         dtype=dtype,
         max_shard_bytes=given.max_shard,
         tokenizer=TextTokenizer.open(Path(trained.plan.stores[0].path)),
-        rows=held_out_rows(trained.plan, given.rows),
+        rows=rows.batches,
+        rows_are=rows.what,
     )
     check = done.check
     if given.json:
@@ -52,6 +56,7 @@ def _export(given: argparse.Namespace) -> Exit:
             "files": done.files,
             "bytes": done.bytes,
             "max_logit_difference": check.max_logit_difference if check else None,
+            "checked_on": f"{check.rows} {check.what}" if check else None,
         }
         print(json.dumps(value))
         return Exit.DONE
@@ -60,9 +65,12 @@ def _export(given: argparse.Namespace) -> Exit:
     if check is not None:
         print(
             f"  transformers loads it; logits equal the trained model's to "
-            f"{check.max_logit_difference:.1e} on {check.rows} held-out rows"
+            f"{check.max_logit_difference:.1e} on {check.rows} {check.what}"
         )
-    print(f"  next: longhaul generate {done.folder} --prompt 'def main('")
+    else:
+        print(f"  not checked against the trained model, as --rows {given.rows} asks")
+    prompt = typed_prompt(trained.plan.config.model_dump(mode="json"))
+    print(f"  next: longhaul generate {shlex.quote(str(done.folder))} --prompt {prompt}")
     return Exit.DONE
 
 

@@ -90,7 +90,7 @@ class Stream:
         self._padding = _one_end_of_text(sources)
         self._order = _Order(sources, self._row_sources("train"), seed=seed)
         self._held_out_rows = self._row_sources("held_out")
-        self._rank, self._world_size = rank, world_size
+        self.rank, self._world_size = rank, world_size
         self._rows_k = shape.rows_of(rank, world_size)
         self._cursor = Cursor.of(cursor)
         self._ordered: tuple[int, Indices, Indices, Indices] | None = None
@@ -154,7 +154,7 @@ class Stream:
         )
         if not len(row_k):
             return
-        for chosen in shape.rows_of(self._rank, self._world_size):
+        for chosen in shape.rows_of(self.rank, self._world_size):
             real = chosen[chosen < len(row_k)]
             gathered = self._gathered(source_k[real], row_k[real], self._held_out_rows)
             yield self._batches(gathered, real, sizes=[len(real)])[0]

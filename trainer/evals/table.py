@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.data.stream import Stream, StreamSource
 from trainer.data.tokenizer import TextTokenizer
 from trainer.evals.held_out import HeldOut
+from trainer.evals.none_held_out import none_held_out_text
 from trainer.evals.sample import Sample
 from trainer.plan import RunPlan
 from trainer.tasks.base import Task
+
+_log = logging.getLogger(__name__)
 
 
 def evals_of(
@@ -23,6 +27,8 @@ def evals_of(
     config = plan.config
     found: list[HeldOut | Sample] = []
     batches = list(stream.held_out_batches(config.evals.held_out_rows))
+    if not batches and config.evals.held_out_rows and stream.rank == 0:
+        _log.warning("%s", none_held_out_text(plan))
     if batches:
         reference = {"unigram_entropy": _unigram_entropy(sources)}
         found.append(HeldOut(task, batches, every=config.steps.eval_every, reference=reference))

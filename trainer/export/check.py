@@ -22,9 +22,11 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 @torch.no_grad()
 def check_export(
-    trained: Trained, folder: Path, *, dtype: torch.dtype, rows: Sequence[TokenBatch]
+    trained: Trained, folder: Path, *, dtype: torch.dtype, rows: Sequence[TokenBatch], what: str
 ) -> CheckResult:
-    """Raises: ModelError if transformers cannot load the folder, or leaves weights unset."""
+    """`what` the rows are, as it is told.
+
+    Raises: ModelError if transformers cannot load the folder, or leaves weights unset."""
     device = torch.device("cpu")
     ours = load_model(trained, dtype=dtype, device=device)
     expected = [ours.logits(b.inputs_RT, b.positions_RT).float() for b in rows]
@@ -37,7 +39,8 @@ def check_export(
         ).logits
         largest = max(largest, float((found.float() - logits_RTV).abs().max()))
     return CheckResult(
-        rows=sum(len(b.inputs_RT) for b in rows),
+        rows=sum(len(b.sample_indices) for b in rows),
+        what=what,
         max_logit_difference=largest,
         tolerance=_TOLERANCE[dtype],
     )

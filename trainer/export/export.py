@@ -47,8 +47,10 @@ def export_folder(
     max_shard_bytes: int,
     tokenizer: TextTokenizer,
     rows: Sequence[TokenBatch],
+    rows_are: str = "held-out rows",
 ) -> Exported:
     """Write `folder`; `rows` are what the check compares logits on (none: no check).
+    `rows_are`: which ones, for the model card.
 
     Raises: Refused if the folder exists; ExportMismatch if the check fails; CheckpointError.
     """
@@ -73,7 +75,9 @@ def export_folder(
             end_of_text_id=tokenizer.end_of_text_id,
         )
         tokenizer.write(incoming)
-        check = check_export(trained, incoming, dtype=DTYPES[dtype], rows=rows) if rows else None
+        check = None
+        if rows:
+            check = check_export(trained, incoming, dtype=DTYPES[dtype], rows=rows, what=rows_are)
         if check is not None and not check.passed:
             raise ExportMismatch(
                 f"the exported model's logits differ from the trained model's by up to "

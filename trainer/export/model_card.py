@@ -9,9 +9,10 @@ from trainer.plan import RunPlan
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Exported model against the trained one, on held-out rows."""
+    """Exported model against the trained one, on so many rows; `what` they are, as it is told."""
 
     rows: int
+    what: str
     max_logit_difference: float
     tolerance: float
 
@@ -31,7 +32,7 @@ def model_card(
         "not checked"
         if check is None
         else f"logits equal the trained model's to {check.max_logit_difference:.1e} "
-        f"on {check.rows} held-out rows"
+        f"on {check.rows} {check.what}"
     )
     rows = {
         "run": f"{config.run.name} ({plan.run_id})",
