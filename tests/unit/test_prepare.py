@@ -181,6 +181,44 @@ def test_a_corpus_that_turns_bad_midway_stops(tmp_path: Path) -> None:
     assert DataError.exit_code == Exit.STOP
 
 
+@pytest.mark.parametrize(("at", "code"), [(1, Exit.REFUSED), (30_000, Exit.STOP)])
+def test_a_users_source_that_raises_is_one_sentence_and_its_traceback(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: int,
+    code: Exit,
+) -> None:
+    """At once: nothing is written. Later, behind what was looked at before: 78."""
+    (tmp_path / f"raising_{at}.py").write_text(
+        "class Texts:\n"
+        "    def documents(self):\n"
+        f"        for n in range(1, {at}):\n"
+        "            yield f'{n} is a number of a text that can be read'\n"
+        "        raise KeyError('body')\n"
+        "    def digest(self):\n"
+        "        return 'same'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = {"kind": "custom", "target": f"raising_{at}:Texts"}
+    tokenizer = _tokenizer_folder(tmp_path)
+    made = tiny_config(tmp_path, tmp_path / "s", sources={"mine": source}, tokenizer=tokenizer)
+    made = made.model_copy(
+        update={"run": made.run.model_copy(update={"trust": (f"raising_{at}",)})}
+    )
+    (tmp_path / "config.json").write_text(made.model_dump_json())
+    assert main([str(tmp_path / "config.json")]) == code
+    said = capsys.readouterr().err
+    first = said[said.index("error: ") :].splitlines()[0]
+    assert first == (
+        f"error: data source mine: raising_{at}:Texts.documents() failed at document {at}: "
+        f"KeyError: 'body' ({tmp_path}/raising_{at}.py line 5, in documents); correct that code"
+    )
+    assert said.count("Traceback") == 1
+    assert "    raise KeyError('body')" in said
+    assert (tmp_path / "s").exists() is (code == Exit.STOP)
+
+
 def test_a_pretrained_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
     corpus = tiny_text_corpus(tmp_path)
     made = tiny_config(corpus, tmp_path / "s", tokenizer=_tokenizer_folder(tmp_path))

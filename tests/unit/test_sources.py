@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer.config.sections.data import (
     FilesSource,
     StdlibSource,
 )
-from trainer.data.sources import Rejected, custom, documents
+from trainer.data.sources import Rejected, custom, custom_digest, documents
 from trainer.errors import DataError, Refused
 
 
@@ -231,6 +232,85 @@ def test_a_class_that_yields_no_text_is_named(package: Callable[[str], str]) -> 
     source = _custom(package(_CORPUS.replace('f"document {n}"', "n")), count=2)
     with pytest.raises(DataError, match="document 1 is int, not str"):
         list(documents(source, trust=["my_corpus"], rejected=Rejected()))
+
+
+@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("code", ["raise ValueError('bad row')", "json.loads('[1,')"])
+def test_what_the_users_documents_raise_is_said_with_place_and_item(
+    package: Callable[[str], str], at: int, code: str
+) -> None:
+    body = f"""
+import json
+class Corpus:
+    def documents(self):
+        for n in range({at - 1}):
+            yield "text"
+        self.helper()
+        yield "never"
+    def helper(self):
+        {code}
+    def digest(self):
+        return ""
+"""
+    source = _custom(package(body))
+    name = "ValueError: bad row" if code.startswith("raise") else "JSONDecodeError: Expecting value"
+    with pytest.raises(DataError) as told:
+        list(documents(source, trust=["my_corpus"], rejected=Rejected(source="mine")))
+    first, empty, *below = str(told.value).splitlines()
+    assert first.startswith(
+        f"data source mine: my_corpus:Corpus.documents() failed at document {at}: {name}"
+    )
+    assert re.search(r" \(/.*/my_corpus\.py line 10, in helper\); correct that code$", first)
+    assert not empty
+    assert below[0] == "Traceback (most recent call last):"
+    assert any(code in line for line in below)
+    assert "sources.py" not in str(told.value)  # their code alone
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("documents", r"documents\(\) failed at document 1: .*my_corpus\.py line 4, in documents"),
+        ("digest", r"digest\(\) failed: RuntimeError: no network \(.*line 4, in digest\)"),
+        ("__init__", r"cannot be made: RuntimeError: no network \(.*line 4, in __init__\)"),
+    ],
+)
+def test_each_method_of_the_users_class_may_fail(
+    package: Callable[[str], str], method: str, message: str
+) -> None:
+    others = "".join(
+        f"    def {name}(self):\n        return []\n"
+        for name in ("documents", "digest")
+        if name != method
+    )
+    head = f"\nclass Corpus:\n    def {method}(self):\n        raise RuntimeError('no network')\n"
+    source = _custom(package(head + others))
+
+    def ask() -> None:
+        list(documents(source, trust=["my_corpus"], rejected=Rejected(source="mine")))
+        custom_digest(source, trust=["my_corpus"], name="mine")
+
+    with pytest.raises(DataError, match=message):
+        ask()
+
+
+def test_documents_that_are_no_list_of_anything_are_named(package: Callable[[str], str]) -> None:
+    body = "class Corpus:\n    documents = digest = lambda self: None\n"
+    source = _custom(package(body))
+    with pytest.raises(DataError, match=r"failed at document 1: TypeError: 'NoneType' object is"):
+        list(documents(source, trust=["my_corpus"], rejected=Rejected()))
+    with pytest.raises(DataError, match=r"digest\(\) is NoneType, not str"):
+        custom_digest(source, trust=["my_corpus"], name="mine")
+
+
+def test_what_the_reader_of_documents_raises_is_not_the_users_fault(
+    package: Callable[[str], str],
+) -> None:
+    found = documents(_custom(package(_CORPUS), count=2), trust=["my_corpus"], rejected=Rejected())
+    next(found)
+    assert isinstance(found, Generator)
+    with pytest.raises(OSError, match="mine"):
+        found.throw(OSError("mine"))
 
 
 def _parquet(path: Path, **columns: list[str | None]) -> None:

@@ -29,7 +29,7 @@ from trainer.data.encoder import AcceleratorDiffers, EncodedChunk, accelerator_f
 from trainer.data.order import is_held_out
 from trainer.data.progress import Progress
 from trainer.data.sample import sampled, total_bytes
-from trainer.data.sources import AnySource, Rejected, custom, documents
+from trainer.data.sources import AnySource, Rejected, custom_digest, documents
 from trainer.data.store_writer import StoreWriter, space_named
 from trainer.data.tokenizer import CONFIG, TextTokenizer, pretrained, tokenizer_digest, trained
 from trainer.errors import DataError, Refused
@@ -72,7 +72,7 @@ def prepare(config: Config, *, log: Log) -> list[StorePlan]:
     plain = config.data.model_dump(mode="json")
     with _nothing_written():
         digests = {
-            name: custom(source, trust=config.run.trust).digest()
+            name: custom_digest(source, trust=config.run.trust, name=name)
             for name, source in config.data.sources.items()
             if isinstance(source, CustomSource)
         }

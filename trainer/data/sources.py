@@ -20,6 +20,7 @@ from trainer.config.sections.data import (
 from trainer.data.datasets_source import datasets_documents
 from trainer.data.file_sources import file_documents
 from trainer.data.parquet_source import parquet_documents
+from trainer.data.users_error import users_error
 from trainer.errors import DataError, Refused
 from trainer.records.store_lookup import expanded, stdlib_files
 
@@ -76,11 +77,12 @@ def documents(source: AnySource, *, trust: Sequence[str], rejected: Rejected) ->
         case DatasetsSource():
             yield from datasets_documents(source)
         case CustomSource():
-            yield from _checked(source, custom(source, trust=trust))
+            made = custom(source, trust=trust, name=rejected.source)
+            yield from _checked(source, made, name=rejected.source)
 
 
-def custom(source: CustomSource, *, trust: Sequence[str]) -> Documents:
-    """Construct the user's class.
+def custom(source: CustomSource, *, trust: Sequence[str], name: str = "NAME") -> Documents:
+    """Construct the user's class. `name`: of the source, for messages.
 
     Raises: Refused if its package is not in `trust`; DataError if it cannot be imported or built.
     """
@@ -94,22 +96,57 @@ def custom(source: CustomSource, *, trust: Sequence[str]) -> Documents:
     try:
         made: Any = getattr(importlib.import_module(module_name), class_name)(**source.settings)
     except Exception as e:  # the user's code: anything can happen
-        raise DataError(
-            f"data source {source.target} cannot be made: {type(e).__name__}: {e}"
-        ) from e
+        raise users_error(e, f"data source {name}: {source.target} cannot be made") from e
     for method in ("documents", "digest"):
         if not callable(getattr(made, method, None)):
             raise DataError(f"data source {source.target} has no method {method}()")
     return cast(Documents, made)
 
 
-def _checked(source: CustomSource, made: Documents) -> Iterator[str]:
-    for number, text in enumerate(made.documents(), 1):
+def custom_digest(source: CustomSource, *, trust: Sequence[str], name: str) -> str:
+    """Raises: as `custom`; DataError if the user's digest() fails, or is no text."""
+    made = custom(source, trust=trust, name=name)
+    try:
+        digest: Any = made.digest()
+    except Exception as e:  # the user's code: anything can happen
+        raise users_error(e, f"data source {name}: {source.target}.digest() failed") from e
+    if not isinstance(digest, str):
+        kind = type(digest).__name__
+        raise DataError(f"data source {name}: {source.target}.digest() is {kind}, not str")
+    return digest
+
+
+def _checked(source: CustomSource, made: Documents, *, name: str) -> Iterator[str]:
+    for number, text in enumerate(_items(source, made, name=name), 1):
         if not isinstance(text, str):
             kind = type(text).__name__
-            raise DataError(f"data source {source.target}: document {number} is {kind}, not str")
+            raise DataError(
+                f"data source {name}: {source.target}: document {number} is {kind}, not str"
+            )
         if text:
             yield text
+
+
+def _items(source: CustomSource, made: Documents, *, name: str) -> Iterator[Any]:
+    number = 1
+    try:  # not around the yield: what its reader raises is not the user's error
+        every = iter(made.documents())
+    except Exception as e:  # the user's code: anything can happen
+        raise _at_item(e, source, name=name, number=number) from e
+    while True:
+        try:
+            item = next(every)
+        except StopIteration:
+            return
+        except Exception as e:
+            raise _at_item(e, source, name=name, number=number) from e
+        yield item
+        number += 1
+
+
+def _at_item(e: Exception, source: CustomSource, *, name: str, number: int) -> DataError:
+    what = f"data source {name}: {source.target}.documents() failed at document {number}"
+    return users_error(e, what)
 
 
 def _stdlib_documents() -> Iterator[str]:
