@@ -170,10 +170,7 @@ def stand(config: Config) -> Standing:
         raise Refused(f"resume=must, but there is no run {folder}; start it with resume=auto")
     if run is not None:
         if mode == "never":
-            raise Refused(
-                f"resume=never, but the run {run.root} exists; choose another run.name, or go on "
-                "with it: resume=auto"
-            )
+            raise Refused(f"resume=never, but the run {run.root} exists; {_besides(run, config)}")
         silent = free_to_start(run, lease_s=config.restart.lease_s, takeover=takeover)
         refuse_if_running(run, silent=silent)
         found = _differences(run, config)
@@ -320,6 +317,14 @@ def _nothing_is_left(run: RunFiles, config: Config) -> bool:
     """No checkpoint here and none elsewhere."""
     elsewhere = config.checkpoint.remote.url or _stored(run).checkpoint.remote.url
     return not newest_checkpoint(run) and not elsewhere
+
+
+def _besides(run: RunFiles, config: Config) -> str:
+    """What can be done about a run that is there and is not to be gone on with."""
+    anew = f"choose another run.name, or move {run.root} out of the way"
+    if _nothing_is_left(run, config) and any((run.checkpoints / "quarantine").glob("step-*")):
+        return f"{anew}: all its checkpoints are in quarantine, so it cannot go on"
+    return f"{anew}, or go on with it: resume=auto"
 
 
 def _refuse_unwritable(root: Path, run: RunFiles | None) -> None:

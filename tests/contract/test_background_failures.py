@@ -77,7 +77,7 @@ def test_a_full_disk_on_one_rank_is_a_failed_save_on_all(
         saves.close()
         return said
 
-    problem = f"step 2 was not saved: rank {rank}: OSError: [Errno 28] No space left on device"
+    problem = f"step 2 was not saved: rank {rank}: the disk of {tmp_path} is full (No space left"
     for said in ended(run_threads(3, be_rank)):
         assert said[0] == ""
         assert said[1].startswith(problem)

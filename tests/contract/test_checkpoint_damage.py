@@ -86,7 +86,21 @@ def test_with_only_damaged_steps_no_run_starts_from_nothing() -> None:
         with pytest.raises(RunFolderError, match="every checkpoint is damaged") as told:
             load(disk)
         assert told.value.exit_code == 78
-        assert "resume.mode=never" in str(told.value)
+        assert "never" not in str(told.value)  # resume=never is refused where a run is
+        assert f"bring back a whole one as {ROOT}/step-..." in str(told.value)
+        assert f"another run.name, or under this one once {ROOT.parent} has been" in str(told.value)
+
+
+def test_a_step_that_is_mended_and_brought_back_from_quarantine_is_loaded() -> None:
+    disk = saved(1)
+    content = files(disk, 1)["rank-00000.safetensors"].data
+    content[-1] ^= 1
+    with pytest.raises(RunFolderError):
+        load(disk)
+    content[-1] ^= 1
+    storage = DiskStorage(disk)
+    storage.rename(ROOT / "quarantine/step-00000001.1", ROOT / "step-00000001")
+    assert load(disk) == [1]  # its why.txt is in nobody's way
 
 
 def test_a_damaged_step_is_kept_for_a_person() -> None:

@@ -17,7 +17,7 @@ from tests.helpers.configs import config
 from tests.helpers.slice_engine import SliceEngine
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.world import Alone
-from trainer.errors import Exit
+from trainer.errors import Exit, TooManyFailedSaves
 from trainer.plan import RunPlan
 from trainer.records.run_files import RunFiles
 
@@ -53,6 +53,10 @@ def test_the_next_save_that_will_not_fit_is_said_once_and_before_it_fails(
 ) -> None:
     store = CheckpointStore(small_disk / "checkpoints", expected_bytes=_MIB, keep_last=2)
     world, engine = Alone(), _engine()
+    full = (
+        rf"step \d was not saved: rank 0: the disk of {small_disk}/checkpoints is full \(No space "
+        r"left on device\): 1\.1 MiB are needed for rank-00000\.safetensors, [\d.]+ KiB are free"
+    )
     said = r"has [\d.]+ [KM]iB free, and 1.1 MiB are needed for the next checkpoint"
 
     def warnings() -> list[str]:
@@ -66,7 +70,12 @@ def test_the_next_save_that_will_not_fit_is_said_once_and_before_it_fails(
     for step in (3, 4):
         report = store.save(world, engine, step=step, training={})
         assert not report.succeeded
-        assert "No space left" in report.problem
+        assert re.search(full, report.problem), report.problem
+        (failed,) = [r.message for r in caplog.records if f"step {step} was not" in r.message]
+        assert failed.endswith(
+            "training goes on until 3 saves in a row have failed "
+            f"(this is number {step - 2}; checkpoint.max_failed_saves)"
+        )
     (once,) = warnings()
     assert re.search(said, once)
     ballast.unlink()
@@ -75,6 +84,23 @@ def test_the_next_save_that_will_not_fit_is_said_once_and_before_it_fails(
     ballast.write_bytes(bytes(_MIB))  # and again
     assert not store.save(world, engine, step=6, training={}).succeeded
     assert len(warnings()) == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_disk_that_stays_full_ends_the_run_with_what_to_do(
+    small_disk: Path, caplog: pytest.LogCaptureFixture, *, asynchronous: bool
+) -> None:
+    run = small_disk / "mine"
+    store = CheckpointStore(run / "checkpoints", max_failed_saves=2, asynchronous=asynchronous)
+    (small_disk / "ballast").write_bytes(bytes(7 * _MIB // 2))
+    assert not store.save(Alone(), _engine(), step=1, training={}).succeeded
+    with pytest.raises(TooManyFailedSaves, match="2 saves in a row failed") as told:
+        store.save(Alone(), _engine(), step=2, training={})
+    store.close()
+    assert f"the disk of {run}/checkpoints is full" in str(told.value)
+    assert str(told.value).endswith(f"free space there, then longhaul resume {run}")
+    assert "Errno" not in caplog.text + str(told.value)
+    assert len([r for r in caplog.records if "was not saved" in r.message]) == 1
 
 
 def test_it_is_said_right_after_the_save_that_took_the_room(

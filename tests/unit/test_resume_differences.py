@@ -248,6 +248,24 @@ def test_a_finished_run_without_a_checkpoint_is_answered_in_one_sentence(
     assert capsys.readouterr().out == f"first-run is {left}\n"
 
 
+def test_resume_never_does_not_send_a_run_back_whose_checkpoints_are_all_damaged(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(config())
+    anew = "choose another run.name, or move runs/first-run out of the way"
+    assert main(["train", "resume=never"]) == Exit.REFUSED
+    assert f"{anew}, or go on with it: resume=auto" in capsys.readouterr().err
+    for step in run.checkpoints.glob("step-*"):
+        (run.checkpoints / "quarantine").mkdir()
+        step.rename(run.checkpoints / "quarantine" / f"{step.name}.1")
+    assert main(["train", "resume=never"]) == Exit.REFUSED
+    said = capsys.readouterr().err
+    assert f"{anew}: all its checkpoints are in quarantine, so it cannot go on" in said
+    assert "resume=auto" not in said
+    run.root.rename(here / "aside")
+    stand(config("resume=never"))  # its name is free
+
+
 def test_a_plan_that_is_damaged_keeps_no_run_from_going_on(here: Path) -> None:
     run = run_of(config())
     run.attempt(1).plan.write_text('{"config": 3')

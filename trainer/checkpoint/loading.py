@@ -43,8 +43,7 @@ def load_latest(
                 return None
             raise RunFolderError(
                 f"{folders.root}: every checkpoint is damaged and now in quarantine/ "
-                f"({', '.join(found['quarantined'][-3:])}, why.txt inside); bring back a whole "
-                "one, or start anew with resume.mode=never"
+                f"({', '.join(found['quarantined'][-3:])}, why.txt inside); {way_out(folders)}"
             )
         try:
             step = int(found["step"])
@@ -53,6 +52,14 @@ def load_latest(
             if not e.is_damage:
                 raise _as_error(e) from e
             quarantine(world, folders, int(found["step"]), str(e))
+
+
+def way_out(folders: StepFolders) -> str:
+    """Of a run whose checkpoints are all damaged: resume.mode=never is refused where a run is."""
+    return (
+        f"mend or bring back a whole one as {folders.root}/step-..., or begin anew: with another "
+        f"run.name, or under this one once {folders.root.parent} has been moved out of the way"
+    )
 
 
 def load_step(

@@ -18,11 +18,12 @@ from typing import Any
 
 from trainer.checkpoint.fence import Fence
 from trainer.checkpoint.folder import StepFolders, doomed
-from trainer.checkpoint.format import Identity
+from trainer.checkpoint.format import Identity, data_bytes_of
+from trainer.checkpoint.room import full_disk_named
 from trainer.checkpoint.writer import write_rank_file
 from trainer.faultpoints import faultpoint
 from trainer.records.fragment import Fragment
-from trainer.records.manifest import digest_of, rank_file_name
+from trainer.records.manifest import MANIFEST_NAME, digest_of, rank_file_name
 from trainer.records.owner import Owner
 from trainer.storage.local import Bytes
 
@@ -75,21 +76,22 @@ def write_file(
     The incoming folder is this attempt's, so a file of that name is a leftover of a save of the
     same step that failed. Rank 0 removes what other saves left; every rank its own file.
     """
-    incoming = folders.enter(order.step, order.attempt)
-    if order.rank == 0:
-        folders.reap(order.attempt, but=incoming.name)
-    stale = incoming / rank_file_name(order.rank)
-    if folders.storage.exists(stale):
-        folders.storage.remove_file(stale)
-    written = write_rank_file(
-        folders.storage,
-        incoming,
-        Identity(order.step, order.rank, order.world_size),
-        fragments,
-        blocks,
-        chunk_bytes=order.chunk_bytes,
-        expected=order.checksums,
-    )
+    file = folders.incoming(order.step, order.attempt) / rank_file_name(order.rank)
+    with full_disk_named(file, needed=data_bytes_of(fragments)):
+        incoming = folders.enter(order.step, order.attempt)
+        if order.rank == 0:
+            folders.reap(order.attempt, but=incoming.name)
+        if folders.storage.exists(file):
+            folders.storage.remove_file(file)
+        written = write_rank_file(
+            folders.storage,
+            incoming,
+            Identity(order.step, order.rank, order.world_size),
+            fragments,
+            blocks,
+            chunk_bytes=order.chunk_bytes,
+            expected=order.checksums,
+        )
     return {"size": written.size, "digest": written.digest}
 
 
@@ -105,7 +107,8 @@ def publish(folders: StepFolders, order: Publish) -> dict[str, Any]:
     faultpoint("save.before_manifest")
     incoming = folders.incoming(order.step, order.attempt)
     files = map(rank_file_name, range(order.world_size))
-    folders.publish(incoming, order.step, content, files=files, may=fence.check)
+    with full_disk_named(incoming / MANIFEST_NAME, needed=len(content)):
+        folders.publish(incoming, order.step, content, files=files, may=fence.check)
     durable, problem = time.monotonic(), ""
     faultpoint("save.before_pointer")
     try:

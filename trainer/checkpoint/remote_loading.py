@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint.folder import StepFolders
-from trainer.checkpoint.loading import Newer, load_step, quarantine
+from trainer.checkpoint.loading import Newer, load_step, quarantine, way_out
 from trainer.checkpoint.remote_steps import (
     CHECKPOINTS,
     WITHDRAWN,
@@ -128,7 +128,4 @@ def _refuse_to_begin(
     if passed_over or bad:
         what = [f"{len(bad)} in {disk.root}/quarantine"] if bad else []
         what += [f"the copies of steps {passed_over} in {url}"] if passed_over else []
-        raise RunFolderError(
-            f"every checkpoint is damaged ({' and '.join(what)}); bring back a whole one, or "
-            "start anew with another run.name"
-        )
+        raise RunFolderError(f"every checkpoint is damaged ({' and '.join(what)}); {way_out(disk)}")

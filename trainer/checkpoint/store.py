@@ -26,7 +26,7 @@ from trainer.checkpoint.link import DirectLink, Link, ProcessLink
 from trainer.checkpoint.peer import MemoryTier, Peers
 from trainer.checkpoint.peer_loading import Loaded
 from trainer.checkpoint.remote_loading import load_newest
-from trainer.checkpoint.room import RoomWatch
+from trainer.checkpoint.room import RoomWatch, failed_text, too_many_text
 from trainer.checkpoint.saving import ForegroundSaves, SaveSettings
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.uploads import Remote, Uploads
@@ -217,8 +217,6 @@ class CheckpointStore:
     def _counted(self, world: World, reports: Sequence[SaveReport]) -> list[SaveReport]:
         """Failures in a row, the same on all ranks. Raises: TooManyFailedSaves."""
         for report in reports:
-            if report.problem and world.place.rank == 0:
-                _log.warning("%s", report.problem)
             if report.succeeded:
                 self._failed_in_a_row, self._parent = 0, report.step
                 if world.place.rank == 0:
@@ -226,11 +224,11 @@ class CheckpointStore:
                 self._upload(world, report.step)
             elif not report.skipped:
                 self._failed_in_a_row += 1
-            if self._failed_in_a_row >= self._max_failed_saves:
-                raise TooManyFailedSaves(
-                    f"{self._failed_in_a_row} saves in a row failed, as many as "
-                    f"checkpoint.max_failed_saves allows; the last: {report.problem}"
-                )
+            failed, allowed = self._failed_in_a_row, self._max_failed_saves
+            if failed >= allowed:
+                raise TooManyFailedSaves(too_many_text(report, failed, run=self._run.root))
+            if report.problem and world.place.rank == 0:
+                _log.warning("%s", failed_text(report, failed, allowed=allowed))
         return list(reports)
 
     def _heard(self, reports: Sequence[SaveReport]) -> list[SaveReport]:

@@ -54,7 +54,8 @@ class PlainLines:
             self._say(f"sample at step {report.step}:\n{prompt}{continuation}\n")
 
     def on_save(self, report: SaveReport) -> None:
-        self._say(_saved(report))
+        if report.succeeded:  # of others a warning has been printed, with what follows from it
+            self._say(_saved(report))
 
     def on_upload(self, report: UploadReport) -> None:
         self._say(_uploaded(report))
