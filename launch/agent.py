@@ -55,6 +55,7 @@ from trainer.errors import Exit, LonghaulError, RunFolderError
 from trainer.records.attempt import error_record, write_first
 from trainer.records.json_file import read_json
 from trainer.records.owner import refuse_if_superseded
+from trainer.records.room import full_disk_told
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 TERM_PATIENCE_S = 2.0  # from SIGTERM to SIGKILL
@@ -88,11 +89,12 @@ def carry(
     `once`: somebody else makes the next attempt. `driven`: a driver does, and this is the address
     at which the other nodes reach this one.
     Raises: Refused before anything is started (port taken, more ranks than devices);
-    RunFolderError if the attempt has no plan, was started before, or another one owns the run.
+    RunFolderError if the attempt has no plan, was started before, or another one owns the run, and
+    where its disk has no room for a record.
     """
     following: AttemptFiles | None = run.attempt(attempt)
     tag = f"{os.getpid()}.{time.time_ns()}"
-    with ExitStack() as stack:
+    with full_disk_told(run.root), ExitStack() as stack:
         inbox = stack.enter_context(SignalInbox())
         scratch = Path(tempfile.mkdtemp(prefix="longhaul-"))
         guard = start_guard(tag, scratch=scratch)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.kept_states import left_in_memory
+from launch.outcome import quarantined
 from launch.run_folder import attempts, list_runs, read_record
 from launch.standing import refuse_if_active, standings
 from launch.status import finished_step
@@ -86,14 +87,15 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
 
     `keep`: the newest complete checkpoints of a run that stay; None: as many as the run's own
     `checkpoint.keep_last` says. Those that its `checkpoint.keep_every` keeps for ever stay always.
-    A run has failed when nothing runs, no attempt finished and none saved.
+    A run has failed when nothing runs, no attempt finished and none saved, not
+    even what lies in quarantine.
     """
     found: list[Rubbish] = []
     for run, now in zip(runs, standings(runs), strict=True):
         if now.may_be_active:
             continue
         complete = _complete(run)
-        if failed and not complete and attempts(run) and not finished_step(run):
+        if failed and attempts(run) and not (complete or quarantined(run) or finished_step(run)):
             found.append(_item(run, run.root, "failed, and has no checkpoint"))
             continue
         own_keep, forever = _retention(run)

@@ -220,6 +220,11 @@ def complete_checkpoints(run: RunFiles) -> list[int]:
     return sorted(int(s) for s in steps if s.isdigit())
 
 
+def quarantined(run: RunFiles) -> list[str]:
+    """The checkpoints that were set aside, damaged or whole: kept for a person to look at."""
+    return sorted(p.name for p in (run.checkpoints / "quarantine").glob("step-*"))
+
+
 def write_ended(path: Path, ended: Ended) -> None:
     write_json(path, asdict(ended))
 

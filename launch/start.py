@@ -30,7 +30,7 @@ from launch.ending import say_ending, say_finished
 from launch.lineage import write_lineage
 from launch.liveness import ProcessMark, own_mark, write_mark
 from launch.nodes_of import cores_for, device_of
-from launch.outcome import newest_checkpoint
+from launch.outcome import newest_checkpoint, quarantined
 from launch.room import warn_of_little_room
 from launch.run_folder import (
     attempts,
@@ -309,8 +309,8 @@ def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> N
 
 
 def _is_worthless(run: RunFiles, config: Config) -> bool:
-    """Whether nothing is lost with it: no checkpoint here, none elsewhere, never finished."""
-    return not finished_step(run) and _nothing_is_left(run, config)
+    """Whether nothing is lost with it: no checkpoint anywhere, not in quarantine; not finished."""
+    return not finished_step(run) and not quarantined(run) and _nothing_is_left(run, config)
 
 
 def _nothing_is_left(run: RunFiles, config: Config) -> bool:
@@ -322,7 +322,7 @@ def _nothing_is_left(run: RunFiles, config: Config) -> bool:
 def _besides(run: RunFiles, config: Config) -> str:
     """What can be done about a run that is there and is not to be gone on with."""
     anew = f"choose another run.name, or move {run.root} out of the way"
-    if _nothing_is_left(run, config) and any((run.checkpoints / "quarantine").glob("step-*")):
+    if _nothing_is_left(run, config) and quarantined(run):
         return f"{anew}: all its checkpoints are in quarantine, so it cannot go on"
     return f"{anew}, or go on with it: resume=auto"
 

@@ -14,11 +14,15 @@ from launch.__main__ import main
 from launch.room import warn_of_little_room
 from launch.start import Standing, plan_of
 from tests.helpers.configs import config
+from tests.helpers.reports import step_report
 from tests.helpers.slice_engine import SliceEngine
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.world import Alone
-from trainer.errors import Exit, TooManyFailedSaves
+from trainer.errors import Exit, RunFolderError, TooManyFailedSaves
+from trainer.observers.jsonl import JsonLines
 from trainer.plan import RunPlan
+from trainer.records.metrics import read_metrics
+from trainer.records.room import free_bytes
 from trainer.records.run_files import RunFiles
 
 _MIB = 1 << 20
@@ -101,6 +105,31 @@ def test_a_disk_that_stays_full_ends_the_run_with_what_to_do(
     assert str(told.value).endswith(f"free space there, then longhaul resume {run}")
     assert "Errno" not in caplog.text + str(told.value)
     assert len([r for r in caplog.records if "was not saved" in r.message]) == 1
+
+
+def test_a_disk_without_room_for_a_line_of_metrics_stops_the_run_with_what_to_do(
+    small_disk: Path,
+) -> None:
+    """Else it would be started again and again, each time without its truth."""
+    run = RunFiles(small_disk / "mine")
+    metrics = JsonLines(run.metrics, attempt=1, attempt_facts={})
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(free_bytes(small_disk)))
+    told = rf"the disk of {run.root} is full.* free space there, then longhaul resume {run.root}"
+    report = step_report(1)
+
+    def train() -> None:
+        for _ in range(1000):  # beyond the end of the file's last page
+            metrics.on_step(report)
+
+    with pytest.raises(RunFolderError, match=told) as error:
+        train()
+    assert error.value.exit_code == Exit.STOP
+    ballast.unlink()
+    again = JsonLines(run.metrics, attempt=2, attempt_facts={})
+    again.on_step(report)
+    lines = read_metrics(run.metrics, "step")
+    assert lines[-1]["attempt"] == 2
 
 
 def test_it_is_said_right_after_the_save_that_took_the_room(

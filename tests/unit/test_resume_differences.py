@@ -262,6 +262,10 @@ def test_resume_never_does_not_send_a_run_back_whose_checkpoints_are_all_damaged
     said = capsys.readouterr().err
     assert f"{anew}: all its checkpoints are in quarantine, so it cannot go on" in said
     assert "resume=auto" not in said
+    assert main(["train", "model=gpt2", "data.sequence_length=128"]) == Exit.REFUSED
+    assert "saved nothing" not in capsys.readouterr().err  # what is left may be mended
+    assert main(["runs", "gc", "runs/first-run", "--failed", "--yes"]) == 0
+    assert [p.name for p in (run.checkpoints / "quarantine").iterdir()] == ["step-00000100.1"]
     run.root.rename(here / "aside")
     stand(config("resume=never"))  # its name is free
 

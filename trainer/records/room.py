@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from trainer.errors import RunFolderError
 from trainer.records.sizes import size_text
 
 
@@ -14,6 +18,20 @@ def free_bytes(place: Path) -> int:
         place = place.parent
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def full_disk_told(run: Path) -> Iterator[None]:
+    """While the run's own records are written. Raises: RunFolderError where they have no room."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunFolderError(
+            f"the disk of {run} is full, also for the run's own records ({e.strerror}); free space "
+            f"there, then longhaul resume {run}"
+        ) from e
 
 
 def shortage(place: Path, needed: int) -> str:
