@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from typing import Any
 
 import pytest
+import yaml
 
 from launch.compose import compose
 from tests.helpers import configs
 from trainer.config.explain import problems, validate
+from trainer.config.fields import known_settings
 from trainer.config.names import nearest_setting, or_list
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, Exit, Problem
@@ -95,7 +98,7 @@ def test_a_wrong_kind_of_a_nested_section_has_a_path_without_tags() -> None:
 def test_a_range_inside_a_union_has_a_path_without_tags() -> None:
     problem = only(model__hidden_size=0)
     assert problem == Problem(
-        "model.hidden_size", "must be at least 1, not 0", "model.hidden_size=1"
+        "model.hidden_size", "must be at least 1, not 0", "model.hidden_size=768"
     )
 
 
@@ -104,7 +107,7 @@ def test_a_range_inside_a_union_has_a_path_without_tags() -> None:
     [
         ("steps__total", "ten", "must be a whole number, not 'ten'", "steps.total=100"),
         ("steps__total", "10k", "must be a whole number, not '10k'", "steps.total=10"),
-        ("steps__total", 1.5, "must be a whole number, not 1.5", "steps.total=1"),
+        ("steps__total", 1.5, "must be a whole number, not 1.5", "steps.total=100"),
         ("steps__total", True, "must be a whole number, not true", "steps.total=100"),
         ("optimizer__learning_rate", "hi", "must be a number, not 'hi'", None),
         ("optimizer__learning_rate", 0, "must be more than 0, not 0", None),
@@ -144,11 +147,11 @@ def test_a_missing_value_is_named() -> None:
     del values["steps"]["total"], values["model"]["hidden_size"], values["engine"]["kind"]
     assert [(p.where, p.what, p.fix) for p in problems(values)] == [
         ("steps.total", "has no value and needs one", "steps.total=100"),
-        ("model.hidden_size", "has no value and needs one", "model.hidden_size=1"),
+        ("model.hidden_size", "has no value and needs one", "model.hidden_size=768"),
         (
             "engine.kind",
             "has no value and needs one: plain, canonical or deepspeed",
-            "engine=plain",
+            "engine=zero2",
         ),
     ]
 
@@ -174,6 +177,23 @@ FIXED_BY_ITS_FIX = {
 def test_the_override_that_is_proposed_works(key: str) -> None:
     problem = only(**{key: FIXED_BY_ITS_FIX[key]})
     validate(configs.values(problem.fix, "schedule.warmup_steps=0"))
+
+
+@pytest.mark.parametrize("given", ["x y", -1, 1.5, 10**23, None, {"a": 1}])
+def test_what_is_proposed_for_any_setting_is_not_refused_in_its_turn(given: Any) -> None:
+    for key in set(known_settings(DEFAULT)) - {"resume.allow"}:  # rules judge what it names
+        values = changed(**{key.replace(".", "__"): given})
+        found = problems(values)
+        if len(found) != 1 or "..." in found[0].fix or "=" not in found[0].fix:
+            continue  # it is accepted, or the fix is a sentence, or has a place to fill in
+        [fix] = shlex.split(found[0].fix)
+        name, _, value = fix.partition("=")
+        if name != key:  # a choice, which takes the place of its section
+            values[name] = configs.values(fix)[name]
+            values = changed(**{name: values[name]})
+        else:
+            values = changed(**{key.replace(".", "__"): yaml.safe_load(value)})
+        validate(values)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ of unions ("model.shape.hidden_size"), which no user has typed: they are taken o
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic_core import ErrorDetails
 from trainer.config import rules
 from trainer.config.fields import (
     example,
+    examples,
     known_settings,
     sections_with,
     takes_number,
@@ -22,6 +24,7 @@ from trainer.config.fields import (
 )
 from trainer.config.names import nearest, nearest_setting, or_list
 from trainer.config.schema import Config
+from trainer.config.sections.run import NAME_PATTERN
 from trainer.errors import ConfigError, Problem
 
 # Kinds whose files are not called as they are: a choice that has this kind.
@@ -102,7 +105,7 @@ def _problems_of(detail: ErrorDetails, values: dict[str, Any]) -> Iterator[Probl
     elif kind == "missing":
         yield Problem(where, "has no value and needs one", f"{where}={example(path, values)}")
     elif kind in ("union_tag_invalid", "literal_error"):
-        yield _wrong_word(where, detail)
+        yield _wrong_word(where, detail, values)
     elif kind == "union_tag_not_found":
         yield _misnamed_entry(where, values) or _without_kind(where, values)
     else:
@@ -115,7 +118,7 @@ def _typed_path(loc: tuple[int | str, ...], values: Any) -> list[str]:
     here = values
     for i, part in enumerate(loc):
         is_last = i == len(loc) - 1
-        if i and not isinstance(here, dict | list):
+        if i and (not isinstance(here, dict | list) or str(part).startswith("constrained-")):
             break  # what follows names a branch of a union of plain types
         if isinstance(here, dict):
             if part not in here and here.get("kind") == part and not is_last:
@@ -156,7 +159,7 @@ def _at(values: Any, dotted: str) -> Any:
     return values
 
 
-def _wrong_word(where: str, detail: ErrorDetails) -> Problem:
+def _wrong_word(where: str, detail: ErrorDetails, values: dict[str, Any]) -> Problem:
     context = detail.get("ctx", {})
     section = ""
     if detail["type"] == "union_tag_invalid":
@@ -167,11 +170,22 @@ def _wrong_word(where: str, detail: ErrorDetails) -> Problem:
         given = str(detail["input"])
         raw = str(context["expected"]).replace(" or ", ", ")
     allowed = [word.strip().strip("'") for word in raw.split(",")]
-    near = nearest(given, allowed) or allowed[0]
+    near = nearest(given, allowed)
+    if near is None and section and isinstance(detail["input"], dict):
+        near = _fitting_kind(section, list(detail["input"]), allowed, values=values)
+    near = near or allowed[0]
     fix = f"{where}={near}"
     if section and "." not in section:  # the other settings of the section belong to its kind
         fix = f"{section}={_CHOICES.get(near, near)}"
     return Problem(where, f"must be {or_list(allowed)}, not {given!r}", fix)
+
+
+def _fitting_kind(
+    section: str, given: list[str], allowed: list[str], *, values: dict[str, Any]
+) -> str | None:
+    """The first kind that has all settings given beside it."""
+    known = [set(sections_with(f"{section}.{own}", values)) for own in given if own != "kind"]
+    return next((kind for kind in allowed if all(kind in kinds for kinds in known)), None)
 
 
 def _misnamed_entry(where: str, values: dict[str, Any]) -> Problem | None:
@@ -195,9 +209,12 @@ def _misnamed_entry(where: str, values: dict[str, Any]) -> Problem | None:
 
 def _without_kind(where: str, values: dict[str, Any]) -> Problem:
     kinds = sections_with(f"{where}.kind", values)
-    fix = f"{where}.kind=" + kinds[0]
+    given = _at(values, where)
+    beside = list(given) if isinstance(given, dict) else []
+    kind = _fitting_kind(where, beside, kinds, values=values) or kinds[0]
+    fix = f"{where}.kind={kind}"
     if "." not in where:
-        fix = f"{where}={_CHOICES.get(kinds[0], kinds[0])}"
+        fix = f"{where}={_CHOICES.get(kind, kind)}"
     return Problem(f"{where}.kind", f"has no value and needs one: {or_list(kinds)}", fix)
 
 
@@ -206,7 +223,11 @@ def _wrong_value(
 ) -> Problem:
     given = detail["input"]
     reason = _reason(detail) or f"must be {type_in_words(path, values)}"
+    if not _reason(detail) and detail["type"] == "string_pattern_mismatch":
+        shown = or_list(examples(path, values)) or str(detail["ctx"]["pattern"])
+        reason = f"must look like {shown}"
     fix = f"{where}={_as_override(example(path, values, given=given))}"
+    fix = shlex.quote(fix) if " " in fix else fix
     return Problem(where, f"{reason}, not {_shown(given)}", fix)
 
 
@@ -224,10 +245,8 @@ def _reason(detail: ErrorDetails) -> str:
             return f"must be at most {_limit(context['le'])}"
         case "too_short":
             return f"needs at least {context['min_length']} entry"
-        case "string_pattern_mismatch" if "._-" in str(context["pattern"]):
+        case "string_pattern_mismatch" if context["pattern"] == NAME_PATTERN:
             return "may hold 64 letters, digits, '.', '_' and '-', and not start with '.' or '-'"
-        case "string_pattern_mismatch":
-            return "must look like package.module:Class"
         case "finite_number":
             return "must be a finite number"
     return ""

@@ -67,8 +67,8 @@ def example(path: list[str], values: dict[str, Any], *, given: Any = None) -> An
         return [given] if isinstance(given, str) and given else ["..."]
     if annotation is str and is_name(path, values):
         return _as_name(given)
-    if annotation is str and _patterns(field):
-        return "package.module:Class"
+    if annotation is str and field.examples:
+        return field.examples[0]
     return "..."
 
 
@@ -76,6 +76,12 @@ def is_name(path: list[str], values: dict[str, Any]) -> bool:
     """Whether the setting takes only what may be the name of a run's folder."""
     field = _field(path, values)
     return field is not None and NAME_PATTERN in _patterns(field)
+
+
+def examples(path: list[str], values: dict[str, Any]) -> list[Any]:
+    """What the schema itself names for a setting; may be empty."""
+    field = _field(path, values)
+    return list(field.examples or ()) if field is not None else []
 
 
 def _patterns(field: FieldInfo) -> list[str]:
@@ -90,17 +96,27 @@ def _as_name(given: Any) -> str:
 
 
 def _number(field: FieldInfo, given: Any, *, whole: bool) -> Any:
+    """Near `given`; where nothing near would do, what the schema names, or a word it takes."""
     low, high = _bounds(field, whole=whole)
-    number = given if isinstance(given, int | float) and not isinstance(given, bool) else None
-    if isinstance(given, str):
-        digits = re.match(r"^[\d_,]+", given)
-        number = float(digits[0].replace(",", "").replace("_", "")) if digits else None
-    is_number = number is not None and number == number and abs(number) < float("inf")
-    number = abs(number) if number is not None and is_number else 1
-    if field.examples and (not is_number or number > high):
-        return field.examples[0]  # what other settings allow, which the limit may not be
-    value = min(max(number, low), high)
+    number = _number_in(given)
+    words = _without_words(_without_none(field.annotation)[0])[1]
+    if number is not None and number > high and words:
+        return words[0]
+    is_right = number is not None and low <= number <= high and number == int(number)
+    if field.examples and not is_right:
+        return field.examples[0]
+    value = min(max(abs(number) if number is not None else 1, low), high)
     return int(value) if whole or value == int(value) else value
+
+
+def _number_in(given: Any) -> float | int | None:
+    """None: there is none, or it is not finite. "10k" has 10."""
+    if isinstance(given, str):
+        digits = re.match(r"^[\d_,]*\d", given)
+        given = float(digits[0].replace(",", "").replace("_", "")) if digits else None
+    if not isinstance(given, int | float) or isinstance(given, bool):
+        return None
+    return given if given == given and abs(given) != float("inf") else None
 
 
 def _bounds(field: FieldInfo, *, whole: bool) -> tuple[float, float]:
@@ -185,7 +201,8 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
     if get_origin(annotation) in (Union, UnionType):
         options = [a for a in get_args(annotation) if a is not type(None)]
         if len(options) == 1:
-            return options[0], True
+            is_limited = get_origin(options[0]) is Annotated
+            return get_args(options[0])[0] if is_limited else options[0], True
     return annotation, False
 
 

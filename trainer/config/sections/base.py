@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
 
 # Of every number whose field sets no limit of its own: nothing is counted in more, and products of
 # some of them stay within the 64 bits that a step, a sample or a time-out has elsewhere.
 MOST = 10**12
+
+# A class of the user's own.
+Target = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", examples=["package.module:Class"])
+]
 
 
 class Section(BaseModel):

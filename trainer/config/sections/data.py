@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from trainer.config.sections.base import Section
+from trainer.config.sections.base import Section, Target
 
 
 class _Source(Section):
@@ -46,7 +46,7 @@ class CustomSource(_Source):
     """A class of the user's own package (see docs/add-a-thing.md), admitted by run.trust."""
 
     kind: Literal["custom"]
-    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    target: Target
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -59,7 +59,7 @@ class TrainedTokenizer(Section):
     """A byte-level BPE trained on a sample of the sources."""
 
     kind: Literal["train_bpe"]
-    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)]
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000, examples=[4096])]
     sample_bytes: Annotated[int, Field(ge=1_000)]  # text used for training, spread over all sources
 
 

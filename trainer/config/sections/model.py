@@ -11,7 +11,6 @@ from trainer.config.sections.base import Section
 Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
 Count = Annotated[int, Field(ge=1)]
 # Beyond any model there is, as in trainer/capacity/folder.py, which reads folders by anybody.
-Heads = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class _Model(Section):
@@ -29,21 +28,22 @@ class ShapeModel(_Model):
     kind: Literal["shape"]
     family: Family
     # 0: the tokenizer's, rounded up to a multiple of 64
-    vocab_size: Annotated[int, Field(ge=0, le=1 << 27)]
-    hidden_size: Annotated[int, Field(ge=1, le=1 << 20)]
+    vocab_size: Annotated[int, Field(ge=0, le=1 << 27, examples=[0])]
+    hidden_size: Annotated[int, Field(ge=1, le=1 << 20, examples=[768])]
     intermediate_size: Annotated[int, Field(ge=1, le=1 << 22)]
     num_hidden_layers: Annotated[int, Field(ge=1, le=4096)]
-    num_attention_heads: Heads
-    num_key_value_heads: Heads
-    head_dim: Heads
-    max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 30)]
+    num_attention_heads: Annotated[int, Field(ge=1, le=1 << 16, examples=[8])]
+    num_key_value_heads: Annotated[int, Field(ge=1, le=1 << 16, examples=[1])]
+    head_dim: Annotated[int, Field(ge=1, le=1 << 16, examples=[64])]
+    max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 30, examples=[2048])]
     tie_word_embeddings: bool
     initializer_range: Annotated[float, Field(gt=0)]
     norm_eps: Annotated[float, Field(gt=0)]
     rope_theta: Annotated[float, Field(gt=0)] | None = None
     rope_scaling: dict[str, Any] | None = None
-    rotary_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # gpt_neox
-    sliding_window: Count | None = None  # mistral
+    # gpt_neox
+    rotary_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, examples=[None])
+    sliding_window: Count | None = Field(None, examples=[None])  # mistral
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

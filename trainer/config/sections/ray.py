@@ -20,9 +20,12 @@ ResourceName = Annotated[str, Field(pattern=RESOURCE_PATTERN)]
 class RayLaunch(Section):
     kind: Literal["ray"]
     grace_s: Annotated[float, Field(gt=0)]  # from "save and stop" to SIGKILL
-    address: Annotated[str, Field(pattern=ADDRESS_PATTERN)]
+    address: Annotated[str, Field(pattern=ADDRESS_PATTERN, examples=["auto", "head:6379"])]
     submit: Literal["driver", "job"]  # where the driver runs: on this machine | on the head node
-    dashboard: Annotated[str, Field(pattern=DASHBOARD_PATTERN)] | None  # for submit=job
+    # for submit=job
+    dashboard: Annotated[str, Field(pattern=DASHBOARD_PATTERN)] | None = Field(
+        examples=["http://127.0.0.1:8265"]
+    )
     auth: Literal["token", "disabled"]
     token_file: str | None  # null: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token
     cpus_per_rank: Amount

@@ -24,9 +24,11 @@ class ResourcesSection(Section):
     min_nodes: Annotated[int, Field(ge=0, examples=[0])]
     ranks_per_node: Annotated[int, Field(ge=1, le=1_000_000, examples=[1])]
     device: Literal["auto", "cpu", "cuda"]  # auto: cuda where the node has it
-    threads_per_rank: Annotated[int, Field(ge=0)]  # 0: cores of the node / ranks_per_node
+    threads_per_rank: Annotated[
+        int, Field(ge=0, examples=[0])
+    ]  # 0: cores of the node / ranks_per_node
     rendezvous_port: Annotated[int, Field(ge=0, lt=65536)]  # 0: a free one
-    collective_timeout_s: Annotated[float, Field(gt=0)]
+    collective_timeout_s: Annotated[float, Field(gt=0, examples=[1800])]
 
 
 class StepsSection(Section):
@@ -41,7 +43,8 @@ class StepsSection(Section):
 class BatchSection(Section):
     """Units: rows of `data.sequence_length` tokens."""
 
-    global_batch_size: Annotated[int, Field(ge=1)]  # rows of one optimizer step, whole world
+    # rows of one optimizer step, whole world
+    global_batch_size: Annotated[int, Field(ge=1, examples=[16])]
     # rows of one forward/backward on one rank
     micro_batch_size: Annotated[int, Field(ge=1, examples=[1])]
 

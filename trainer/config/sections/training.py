@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from trainer.config.sections.base import Section
+from trainer.config.sections.base import Section, Target
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -20,7 +20,7 @@ class CustomTask(Section):
     """A class of the user's own package (see docs/add-a-thing.md), admitted by run.trust."""
 
     kind: Literal["custom"]
-    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    target: Target
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -84,7 +84,7 @@ class Wsd(_Schedule):
     """Warm-up, stable, decay (linear to final_fraction over the last decay_fraction of steps)."""
 
     kind: Literal["wsd"]
-    decay_fraction: Fraction
+    decay_fraction: Annotated[float, Field(ge=0, le=1, examples=[0.2])]
     final_fraction: Fraction
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trainer.config.sections.base import Section
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, examples=[300])]
 
 
 class WatchSection(Section):
@@ -23,7 +23,7 @@ class WatchSection(Section):
     step_s: Seconds  # each phase of any other step
     save_s: Seconds
     eval_s: Seconds
-    grace_s: Annotated[float, Field(ge=0)]  # from the finding to SIGKILL
+    grace_s: Annotated[float, Field(ge=0, examples=[0])]  # from the finding to SIGKILL
 
     @property
     def floors(self) -> dict[str, float]:
