@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 from launch.choices import Folders
 from launch.compose import compose, why
-from trainer.config.explain import validate
 from trainer.errors import ConfigError, Problem, Refused
 
 
@@ -249,49 +247,6 @@ def test_composing_writes_no_folder_and_leaves_logging_alone(tmp_path: Path) -> 
         timeout=60,
     )  # fmt: skip
     assert not list(tmp_path.iterdir())
-
-
-# Each is refused; what is proposed then, typed in its place, must be accepted.
-HINTS = [
-    "run.name=\u00e9preuve",
-    "run.name=\u65e5\u672c",
-    "'run.name=a b\u00e9'",
-    "run.name=[a",
-    "run.root='a\"\u00e9'",
-    "run.root='it\\''s \u00e9\\\\'",
-    "steps.total=1\u00e90",
-    "model=llam\u00e9_125m",
-    "data=text_files 'data.sources.files.paths=[a \u00e9,b]'",
-    "data=text_files data.sources.files.paths=[a] data.sources.jsonl.paths=[b]",
-    "steps.total=99999999999999999999999",
-    "steps.save_every=99999999999999999999999",
-    "resources.nodes=99999999999999999999999",
-    "engine.kind=plian resources.ranks_per_node=1",
-    "engine.zero_stage=3",
-    "lr=0.1",
-    "precision=bf61",
-    "data.held_out_fraction=2",
-    "batch.global_batch_size=1 resources.ranks_per_node=3",
-    "resources.ranks_per_node=100000",
-]
-
-
-@pytest.mark.parametrize("typed", HINTS)
-def test_what_is_proposed_and_typed_is_not_refused_again(typed: str) -> None:
-    overrides = shlex.split(typed)
-    [problem] = _refusals(overrides)
-    proposed = shlex.split(problem.fix)
-    assert proposed
-    replaced = [o for o in overrides if not o.partition("=")[0].startswith(problem.where)]
-    assert not _refusals([*replaced, *proposed])
-
-
-def _refusals(overrides: list[str]) -> list[Problem]:
-    try:
-        validate(compose(overrides).values)
-    except ConfigError as e:
-        return list(e.problems)
-    return []
 
 
 def test_who_set_a_value_is_told_while_another_is_missing() -> None:
