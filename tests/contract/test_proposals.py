@@ -32,7 +32,7 @@ HINTS = [
     "steps.total=99999999999999999999999",
     "steps.save_every=99999999999999999999999",
     "resources.nodes=99999999999999999999999",
-    "engine.kind=plian resources.ranks_per_node=1",
+    "engine.kind=plainn resources.ranks_per_node=1",
     "engine.zero_stage=3",
     "lr=0.1",
     "precision=bf61",
