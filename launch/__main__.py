@@ -87,7 +87,7 @@ def _run(arguments: list[str]) -> int:
         print(f"longhaul {version('longhaul')}")
         return Exit.DONE
     if verb in ("--shell-completion", "-sc"):
-        from launch.completion import run as complete
+        from launch.settings.completion import run as complete
 
         return complete(rest)
     if verb not in VERBS:

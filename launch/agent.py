@@ -5,7 +5,7 @@
 
 Every rank gets five variables and a log of its own. When one dies the others get a moment to
 write their own errors, then they are ended: nothing of an attempt outlives its agent, however the
-agent goes (launch/guard.py covers SIGKILL). What follows is decided from what the ranks left
+agent goes (launch/node/guard.py covers SIGKILL). What follows is decided from what the ranks left
 (launch/outcome.py); if it is another attempt, its ranks start on this node at once. Of several
 nodes each has an agent, and a driver decides (launch/driver.py): then stdin brings its orders and
 ADDRESS is where this node can be reached. Standard library only.
@@ -25,32 +25,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.attempts import close_attempt, read_lines_of
-from launch.console import Console
-from launch.driven import LOOK_S, DriverLink, Meeting
-from launch.failure import failure_text
-from launch.guard import Guard, start_guard
-from launch.inbox import SignalInbox
-from launch.kept_states import give_back_if_over, goes_on
-from launch.lease import Lease
-from launch.liveness import own_mark, write_mark
 from launch.machine import LOOPBACK, check_devices, rendezvous_socket
-from launch.next_attempt import bring_back, next_attempt, superseded
-from launch.outcome import (
-    Ended,
-    Outcome,
-    decide,
-    ended_of,
-    observe,
-    write_ended,
-)
-from launch.processes import FAMILY
-from launch.ranks import Ranks, common_environment, reap_strays, start_ranks
-from launch.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec
-from launch.reactions import on_driver_gone, on_exit, on_hang, on_order, on_signal, say
-from launch.run_folder import locked, own
-from launch.warm import WarmStart
-from launch.watch import POLL_S, Watch
+from launch.node.console import Console
+from launch.node.driven import LOOK_S, DriverLink, Meeting
+from launch.node.failure import failure_text
+from launch.node.guard import Guard, start_guard
+from launch.node.inbox import SignalInbox
+from launch.node.processes import FAMILY
+from launch.node.ranks import Ranks, common_environment, reap_strays, start_ranks
+from launch.node.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec
+from launch.node.reactions import on_driver_gone, on_exit, on_hang, on_order, on_signal, say
+from launch.node.warm import WarmStart
+from launch.outcome import Outcome, decide, observe
+from launch.run.attempts import close_attempt, read_lines_of
+from launch.run.ended import Ended, ended_of, write_ended
+from launch.run.kept_states import give_back_if_over, goes_on
+from launch.run.lease import Lease
+from launch.run.liveness import own_mark, write_mark
+from launch.run.next_attempt import bring_back, next_attempt, superseded
+from launch.run.run_folder import locked, own
+from launch.watch.watching import POLL_S, Watch
 from trainer.errors import Exit, LonghaulError, RunFolderError
 from trainer.records.attempt import error_record, write_first
 from trainer.records.json_file import read_json

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from launch.budgets import RestartRules
-from launch.job_record import Job as Job
-from launch.job_record import JobState as JobState
-from launch.limits import WatchRules
-from launch.ranks_spec import WORKER, RanksSpec
+from launch.node.ranks_spec import WORKER, RanksSpec
+from launch.run.budgets import RestartRules
+from launch.run.job_record import Job as Job
+from launch.run.job_record import JobState as JobState
+from launch.watch.limits import WatchRules
 from trainer.config.watch_rules import LEAD_S
 from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.aliases import too_large
-from launch.choices import Folders
-from launch.provenance import Assignment, Layer, provenance
-from launch.typed import unreadable
+from launch.settings.aliases import too_large
+from launch.settings.choices import Folders
+from launch.settings.provenance import Assignment, Layer, provenance
+from launch.settings.typed import unreadable
 from trainer.config import explain
 from trainer.config.names import nearest, nearest_group, nearest_setting, or_list
 from trainer.errors import ConfigError, Problem, Refused

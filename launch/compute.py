@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch.processes import die_with_parent
-from launch.run_folder import DEFAULT_ROOT, find
+from launch.node.processes import die_with_parent
+from launch.run.run_folder import DEFAULT_ROOT, find
 from trainer.errors import Exit
 
 _FLAGS = ("--json", "-h", "--help")  # all other options have a value
@@ -56,7 +56,7 @@ def compute_on_a_run(module: str, arguments: Sequence[str]) -> int:
     words = with_targets(arguments, count=1)
     if not words or words[0].startswith("-"):
         return compute(module, words)  # its help, or what is missing
-    from launch.settings import defaults
+    from launch.settings.asked import defaults
 
     with config_file(defaults()) as file:
         return compute(module, [*words, "--defaults", str(file)])

@@ -25,16 +25,16 @@ from launch.driving.lookout import Lookout
 from launch.driving.nodes import Node, Nodes
 from launch.driving.team import Team, start_team
 from launch.driving.waiting import say_waiting, waits_no_more
-from launch.inbox import SignalInbox
-from launch.kept_states import goes_on
-from launch.lease import Lease
-from launch.liveness import own_mark, write_mark
-from launch.next_attempt import RESTART_FILE, superseded
+from launch.node.inbox import SignalInbox
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec
+from launch.node.reactions import say
 from launch.outcome import Outcome, newest_checkpoint
-from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
-from launch.reactions import say
-from launch.run_folder import locked, own
-from launch.watch import record_hang
+from launch.run.kept_states import goes_on
+from launch.run.lease import Lease
+from launch.run.liveness import own_mark, write_mark
+from launch.run.next_attempt import RESTART_FILE, superseded
+from launch.run.run_folder import locked, own
+from launch.watch.watching import record_hang
 from trainer.errors import LonghaulError, RunFolderError
 from trainer.records.attempt import Stop, StopCause, read_stop, write_record
 from trainer.records.owner import refuse_if_superseded

@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launch.attempts import read_lines_of
-from launch.failure import read_failure
-from launch.kept_states import goes_on
+from launch.node.failure import read_failure
 from launch.outcome import where_it_goes_on
-from launch.run_folder import DEFAULT_ROOT, attempts
-from launch.status import last_metrics
+from launch.run.attempts import read_lines_of
+from launch.run.kept_states import goes_on
+from launch.run.run_folder import DEFAULT_ROOT, attempts
+from launch.run.status import last_metrics
 from trainer.errors import DataError, Exit
 from trainer.records.attempt import read_done
 from trainer.records.json_file import read_json

@@ -11,10 +11,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from launch.arguments import add_settings, settings_parser
 from launch.compute import compute
-from launch.run_folder import attempts, create, read_record
-from launch.settings import from_overrides
+from launch.run.run_folder import attempts, create, read_record
+from launch.settings.arguments import add_settings, settings_parser
+from launch.settings.asked import from_overrides
 from launch.start import frozen_hash, plan_of, prepare, stand
 from trainer.errors import Exit, Refused
 from trainer.plan import write_plan

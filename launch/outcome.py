@@ -6,13 +6,12 @@ cancelled job), so neither is used: done.json, stop.json, error.json, ended.json
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from launch.budgets import (
+from launch.run.budgets import (
     HUNG,
     KILLED,
     LAUNCH_FAILED,
@@ -24,7 +23,7 @@ from launch.budgets import (
     idle,
     used,
 )
-from launch.ranks_spec import RANKS_FILE
+from launch.run.ended import Ended, how_it_ended
 from trainer.errors import Exit
 from trainer.records.attempt import (
     Done,
@@ -35,30 +34,13 @@ from trainer.records.attempt import (
     read_started,
     read_stop,
 )
-from trainer.records.json_file import read_json, write_json
-from trainer.records.run_files import AttemptFiles, RunFiles
+from trainer.records.run_files import RunFiles
 
 _T = TypeVar("_T")
 Action = Literal["done", "again", "give_up"]
 RULES = RestartRules()
 # For what an agent or a driver wrote itself.
 _HOW = {HUNG: "", KILLED: "was ", OUT_OF_MEMORY: "was ", NODE_LOST: ""}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """ended.json, written by the agent: how every rank of its node ended. Under a driver each agent
-    writes ended-K.json, and the driver puts them together.
-
-    A code below zero is minus the signal that ended the rank, as in `subprocess`.
-    """
-
-    time: float
-    codes: dict[str, int]  # by rank, as text: JSON has no other keys
-    killed_by_user: bool = False  # Ctrl-C twice
-    first_failed_rank: int | None = None
-    told_to_stop: bool = False  # on this node, not by its driver
-    lost: tuple[str, ...] = ()  # nodes of which nobody can say how their ranks ended
 
 
 @dataclass(frozen=True)
@@ -196,7 +178,7 @@ def observe(run: RunFiles, attempt: int) -> Observed:
         done=_or_none(read_done, files.done),
         stop=_or_none(read_stop, files.stop),
         error=_or_none(read_error, files.error),
-        ended=read_ended(files.ended) or together(files),
+        ended=how_it_ended(files),
     )
 
 
@@ -223,54 +205,6 @@ def complete_checkpoints(run: RunFiles) -> list[int]:
 def quarantined(run: RunFiles) -> list[str]:
     """The checkpoints that were set aside, damaged or whole: kept for a person to look at."""
     return sorted(p.name for p in (run.checkpoints / "quarantine").glob("step-*"))
-
-
-def write_ended(path: Path, ended: Ended) -> None:
-    write_json(path, asdict(ended))
-
-
-def read_ended(path: Path) -> Ended | None:
-    try:
-        values: dict[str, Any] = read_json(path)
-        return Ended(**values | {"lost": tuple(values.get("lost", ()))})
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def ended_of(files: AttemptFiles, node: int) -> Path:
-    """Where the agent of one node of several says how its ranks ended."""
-    return files.root / f"ended-{node}.json"
-
-
-def together(files: AttemptFiles, *, lost: Sequence[str] = ()) -> Ended | None:
-    """What the agents of all nodes wrote, as one; None if the driver died before they had.
-
-    `lost`: the nodes that will not say.
-    """
-    try:
-        nodes = int(read_json(files.root / RANKS_FILE)["nodes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    parts = [part for node in range(nodes) if (part := read_ended(ended_of(files, node)))]
-    if not parts or len(parts) + len(lost) < nodes:
-        return None if not lost else Ended(time.time(), _codes(parts), lost=tuple(lost))
-    first = min((p for p in parts if p.first_failed_rank is not None), key=_time, default=None)
-    return Ended(
-        time=max(part.time for part in parts),
-        codes=_codes(parts),
-        killed_by_user=any(part.killed_by_user for part in parts),
-        first_failed_rank=first.first_failed_rank if first else None,
-        lost=tuple(lost),
-    )
-
-
-def _codes(parts: Sequence[Ended]) -> dict[str, int]:
-    codes = {rank: code for part in parts for rank, code in part.codes.items()}
-    return dict(sorted(codes.items(), key=lambda item: int(item[0])))
-
-
-def _time(part: Ended) -> float:
-    return part.time
 
 
 def _or_none(read: Callable[[Path], _T | None], path: Path) -> _T | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from launch import compose as door
-from launch.choices import Folders
 from launch.nodes_of import cores_for, device_of
+from launch.settings.choices import Folders
 from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer

@@ -22,17 +22,16 @@ from typing import Any
 from launch.backends.table import backend_of
 from launch.base import Backend, Submission
 from launch.compute import compute, config_file
-from launch.copies import adopt
-from launch.differences import as_text, differences
 from launch.driving.orphans import wait_for_orphans
 from launch.dry_run import DryRun
 from launch.ending import say_ending, say_finished
-from launch.lineage import write_lineage
-from launch.liveness import ProcessMark, own_mark, write_mark
 from launch.nodes_of import cores_for, device_of
 from launch.outcome import newest_checkpoint, quarantined
-from launch.room import warn_of_little_room
-from launch.run_folder import (
+from launch.run.copies import adopt
+from launch.run.lineage import write_lineage
+from launch.run.liveness import ProcessMark, own_mark, write_mark
+from launch.run.room import warn_of_little_room
+from launch.run.run_folder import (
     attempts,
     create,
     existing,
@@ -41,9 +40,10 @@ from launch.run_folder import (
     read_record,
     refuse_if_running,
 )
-from launch.settings import stored_values
-from launch.standing import free_to_start
-from launch.status import close_old_attempts, finished_step
+from launch.run.standing import free_to_start
+from launch.run.status import close_old_attempts, finished_step
+from launch.settings.asked import stored_values
+from launch.settings.differences import as_text, differences
 from trainer.capacity.folder import vocab_size_of_tokenizer
 from trainer.changes import Change, class_of, refused
 from trainer.config.schema import Config

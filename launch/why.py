@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from launch.attempts import concluded, read_lines_of
-from launch.failure import failure_text, read_failure
-from launch.lease import BEAT_FILE
-from launch.liveness import read_mark
+from launch.node.failure import failure_text, read_failure
 from launch.outcome import newest_checkpoint
-from launch.run_folder import attempts
-from launch.standing import standing
-from launch.status import status_of
+from launch.run.attempts import concluded, read_lines_of
+from launch.run.lease import BEAT_FILE
+from launch.run.liveness import read_mark
+from launch.run.run_folder import attempts
+from launch.run.standing import standing
+from launch.run.status import status_of
 from trainer.errors import Exit
 from trainer.records.attempt import read_started
 from trainer.records.json_file import read_lines

@@ -16,8 +16,8 @@ from launch.cloud.names import job_name
 from launch.cloud.needs import refuse_what_lacks
 from launch.cloud.rayjob_status import job_of, stop_words
 from launch.cloud.tool import ask, refuse_without
-from launch.job_record import JobRecord, read_job
-from launch.ranks_spec import RANKS_FILE, spec_text
+from launch.node.ranks_spec import RANKS_FILE, spec_text
+from launch.run.job_record import JobRecord, read_job
 from trainer.config.sections.cloud import KubeRayLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.base import Job, JobState, Submission, spec_of
-from launch.liveness import is_alive, is_elsewhere, read_mark
 from launch.machine import check_devices, free_port
-from launch.processes import send
-from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.node.processes import send
+from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.run.liveness import is_alive, is_elsewhere, read_mark
 from trainer.errors import ConfigError, Problem, Refused
 from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles, RunFiles

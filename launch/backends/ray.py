@@ -12,11 +12,11 @@ from pathlib import Path
 from launch.base import Job, JobState, Submission, spec_of
 from launch.driving.detached import detach, driver_words, job_of, stay, stop_driver
 from launch.ending import typed_name
-from launch.job_record import JobRecord, read_job, write_job
-from launch.outcome import Ended, write_ended
-from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
 from launch.raying.jobs import JobsApi, job_command, open_environment
 from launch.raying.preflight import address_of, check
+from launch.run.ended import Ended, write_ended
+from launch.run.job_record import JobRecord, read_job, write_job
 from launch.ssh.words import selected
 from trainer.config.sections.ray import RayLaunch
 from trainer.errors import Exit, Refused

@@ -14,8 +14,8 @@ from launch.cloud.needs import refuse_what_lacks
 from launch.cloud.ray_cluster import CLUSTER, cluster_text, commands, job_words, on_head
 from launch.cloud.schemas import check_ray
 from launch.cloud.tool import ask, refuse_without
-from launch.job_record import JobRecord, read_job
-from launch.ranks_spec import RANKS_FILE, spec_text
+from launch.node.ranks_spec import RANKS_FILE, spec_text
+from launch.run.job_record import JobRecord, read_job
 from trainer.config.sections.cloud import RayUpLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan

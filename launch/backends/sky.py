@@ -16,8 +16,8 @@ from launch.cloud.schemas import check_sky
 from launch.cloud.sky_queue import TIMEOUT_S, Jobs, cluster_jobs, managed_jobs
 from launch.cloud.sky_task import TASK, commands, task_text
 from launch.cloud.tool import ask, refuse_without
-from launch.job_record import JobRecord, read_job
-from launch.ranks_spec import RANKS_FILE, spec_text
+from launch.node.ranks_spec import RANKS_FILE, spec_text
+from launch.run.job_record import JobRecord, read_job
 from trainer.config.sections.cloud import SkyLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan

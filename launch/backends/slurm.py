@@ -11,10 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from launch.base import Job, JobState, Submission, spec_of
-from launch.job_record import JobRecord, read_job, write_job
-from launch.lease import read_beat
-from launch.outcome import Ended, write_ended
-from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.run.ended import Ended, write_ended
+from launch.run.job_record import JobRecord, read_job, write_job
+from launch.run.lease import read_beat
 from launch.slurm.client import ask, plain_environment
 from launch.slurm.preflight import check, refuse_without_slurm
 from launch.slurm.queue import look_up, newest

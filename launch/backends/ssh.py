@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.base import Job, Submission, spec_of
 from launch.driving.detached import detach, driver_words, job_of, stay, stop_driver
-from launch.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
 from launch.ssh.hosts import hosts_of
 from launch.ssh.preflight import check
 from trainer.config.sections.ssh import SshLaunch

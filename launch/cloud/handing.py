@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from launch.cloud.tool import Answer, tell
-from launch.job_record import JobRecord, write_job
-from launch.outcome import Ended, write_ended
+from launch.run.ended import Ended, write_ended
+from launch.run.job_record import JobRecord, write_job
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles
 

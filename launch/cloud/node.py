@@ -14,13 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launch.attempts import concluded
 from launch.base import Backend
 from launch.cloud.carried import VARIABLE, Carried, read_carried
 from launch.cloud.peers import is_first, settings_of_peers
-from launch.copies import adopt
 from launch.outcome import decide, observe
-from launch.run_folder import attempts, create, existing, read_record
+from launch.run.attempts import concluded
+from launch.run.copies import adopt
+from launch.run.run_folder import attempts, create, existing, read_record
 from launch.start import frozen_hash, start
 from trainer.config.explain import validate
 from trainer.config.schema import Config

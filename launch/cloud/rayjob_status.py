@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from launch.job_record import Job, JobState
+from launch.run.job_record import Job, JobState
 
 _WAITING = ("", "Initializing", "Waiting", "Retrying", "Suspended")
 _RUNNING = ("Running", "Suspending")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.cloud.tool import ask
-from launch.job_record import Job, JobState
+from launch.run.job_record import Job, JobState
 
 TIMEOUT_S = 120.0  # its API server may have to start
 Jobs = Mapping[str, Job]  # under the number of the job, and under its name

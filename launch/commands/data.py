@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launch.compute import compute, config_file
-from launch.settings import resolved, split
+from launch.settings.asked import resolved, split
 from trainer.errors import Exit, Refused
 
 _VERBS = {

@@ -14,7 +14,7 @@ from launch.doctor.report import as_json, as_text, excluded, is_well
 from launch.doctor.settings import asked_for
 from launch.doctor.slurm import Asked, ask_site, judge_site
 from launch.machine import device_for, num_cores
-from launch.settings import split
+from launch.settings.asked import split
 from trainer.config.schema import Config
 from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import ConfigError, Exit, Refused

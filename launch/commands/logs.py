@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.failure import log_tail
-from launch.job_record import read_job
-from launch.run_folder import DEFAULT_ROOT, attempts, find, running
-from launch.standing import standing
+from launch.node.failure import log_tail
+from launch.run.job_record import read_job
+from launch.run.run_folder import DEFAULT_ROOT, attempts, find, running
+from launch.run.standing import standing
 from launch.why import why_text
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles, RunFiles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.arguments import add_cfg, add_settings, settings_parser, shows_settings
+from launch.settings.arguments import add_cfg, add_settings, settings_parser, shows_settings
 from trainer.errors import Exit
 
 _EPILOG = """\

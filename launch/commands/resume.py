@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.arguments import add_dry_run, add_settings, settings_parser, start_or_show
-from launch.run_folder import DEFAULT_ROOT, find
-from launch.settings import of_run
+from launch.run.run_folder import DEFAULT_ROOT, find
+from launch.settings.arguments import add_dry_run, add_settings, settings_parser, start_or_show
+from launch.settings.asked import of_run
 
 _EPILOG = """\
 examples

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.copies import look, restore
-from launch.housekeeping import disk_bytes, move, remove, rename, rubbish
-from launch.run_folder import DEFAULT_ROOT, find, list_runs, read_record
-from launch.standing import standings
-from launch.status import status_of
+from launch.run.copies import look, restore
+from launch.run.housekeeping import disk_bytes, move, remove, rename, rubbish
+from launch.run.run_folder import DEFAULT_ROOT, find, list_runs, read_record
+from launch.run.standing import standings
+from launch.run.status import status_of
 from launch.table import age_text, show
 from trainer.errors import Refused
 from trainer.records.run_files import RunFiles

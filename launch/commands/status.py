@@ -6,10 +6,10 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from launch.lineage import rows
-from launch.run_folder import DEFAULT_ROOT, find, list_runs
-from launch.standing import standings
-from launch.status import RunStatus, status_of
+from launch.run.lineage import rows
+from launch.run.run_folder import DEFAULT_ROOT, find, list_runs
+from launch.run.standing import standings
+from launch.run.status import RunStatus, status_of
 from launch.table import age_text, show
 from trainer.records.lineage import read_lineage
 from trainer.records.run_files import RunFiles

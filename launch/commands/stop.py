@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-from launch.attempts import read_lines_of
 from launch.backends.table import backend_of
-from launch.liveness import is_alive, is_elsewhere
-from launch.ranks_spec import RANKS_FILE, read_spec
-from launch.run_folder import DEFAULT_ROOT, find
-from launch.standing import Standing, standing
-from launch.status import status_of
+from launch.node.ranks_spec import RANKS_FILE, read_spec
+from launch.run.attempts import read_lines_of
+from launch.run.liveness import is_alive, is_elsewhere
+from launch.run.run_folder import DEFAULT_ROOT, find
+from launch.run.standing import Standing, standing
+from launch.run.status import status_of
 from trainer.errors import Exit, Refused
 from trainer.records.attempt import Stop, write_record
 from trainer.records.json_file import read_json

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.arguments import (
+from launch.settings.arguments import (
     add_cfg,
     add_dry_run,
     add_settings,
@@ -32,6 +32,6 @@ def main(argv: list[str]) -> int:
     given = parser.parse_intermixed_args(argv)
     if shows_settings(given):
         return Exit.DONE
-    from launch.settings import from_overrides
+    from launch.settings.asked import from_overrides
 
     return start_or_show(from_overrides(given.overrides, config_dirs=given.config_dir), given)

@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from launch.settings import resolved, split
+from launch.settings.asked import resolved, split
 from trainer.config.names import nearest
 from trainer.errors import Exit, Refused
 

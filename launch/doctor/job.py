@@ -20,8 +20,8 @@ from typing import Any
 from launch.backends.table import backend_of
 from launch.base import Backend, JobState
 from launch.doctor.settings import NAME, doctor_config
-from launch.failure import read_failure
-from launch.run_folder import create, new_attempt
+from launch.node.failure import read_failure
+from launch.run.run_folder import create, new_attempt
 from launch.start import Standing, frozen_hash, plan_of, write_attempt
 from trainer.config.schema import Config
 from trainer.errors import Refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launch.settings import defaults, from_overrides, resolved
+from launch.settings.asked import defaults, from_overrides, resolved
 from trainer.config.explain import validate
 from trainer.config.schema import Config
 from trainer.errors import ConfigError

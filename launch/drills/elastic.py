@@ -14,7 +14,7 @@ from launch.drills.oracle.ending import wrong_endings
 from launch.drills.oracle.samples import wrong_samples
 from launch.drills.reference import BATCH, STEPS
 from launch.drills.stops import SAVED
-from launch.settings import stored_values
+from launch.settings.asked import stored_values
 from trainer.changes import class_of, refusals
 from trainer.config.schema import Config
 from trainer.errors import Exit

@@ -8,7 +8,7 @@ from launch.drills.bench import Bench, Result
 from launch.drills.kills import DONE, KILLED, RECOVER_S, to_the_end
 from launch.drills.oracle.recovery import recoveries, slow_recoveries, steps_redone
 from launch.drills.reference import STEPS
-from launch.run_folder import read_record
+from launch.run.run_folder import read_record
 from trainer.faultpoints import Fault
 from trainer.records.lineage import read_lineage
 from trainer.records.memory_files import MemoryFiles

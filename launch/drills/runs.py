@@ -16,7 +16,7 @@ from typing import Any, Self
 from launch.drills.oracle.leftovers import Seen, left_over, look
 from launch.drills.oracle.samples import Consumed
 from launch.drills.reference import NAME, write_experiment
-from launch.ranks import PIDS_FILE
+from launch.node.ranks import PIDS_FILE
 from trainer.errors import LonghaulError
 from trainer.faultpoints import ENVIRONMENT, Fault, as_text
 from trainer.records.json_file import read_json, read_lines

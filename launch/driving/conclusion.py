@@ -7,25 +7,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from launch.attempts import close_attempt, read_lines_of
-from launch.budgets import LAUNCH_FAILED, NODE_LOST
 from launch.driving.team import Agent, Team
-from launch.failure import failure_text, read_failure
-from launch.job_record import read_job, write_job
-from launch.next_attempt import bring_back, next_attempt, superseded
-from launch.outcome import (
-    Ended,
-    Outcome,
-    decide,
-    ended_of,
-    observe,
-    read_ended,
-    together,
-    write_ended,
-)
-from launch.ranks_spec import RanksSpec
-from launch.reactions import say
-from launch.run_folder import locked
+from launch.node.failure import failure_text, read_failure
+from launch.node.ranks_spec import RanksSpec
+from launch.node.reactions import say
+from launch.outcome import Outcome, decide, observe
+from launch.run.attempts import close_attempt, read_lines_of
+from launch.run.budgets import LAUNCH_FAILED, NODE_LOST
+from launch.run.ended import Ended, ended_of, read_ended, together, write_ended
+from launch.run.job_record import read_job, write_job
+from launch.run.next_attempt import bring_back, next_attempt, superseded
+from launch.run.run_folder import locked
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, write_first, write_record
 from trainer.records.run_files import AttemptFiles, RunFiles

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launch.ending import say_ending, typed_name
-from launch.job_record import Job, JobState
-from launch.liveness import is_alive, is_elsewhere, read_mark
-from launch.processes import send
+from launch.node.processes import send
+from launch.run.job_record import Job, JobState
+from launch.run.liveness import is_alive, is_elsewhere, read_mark
 from trainer.errors import Exit
 from trainer.records.run_files import AttemptFiles, RunFiles
 

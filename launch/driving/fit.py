@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from launch.base import spec_of
-from launch.lineage import write_lineage
-from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from launch.run.lineage import write_lineage
 from trainer.changes import Change, class_of
 from trainer.plan import read_plan, write_plan
 from trainer.planning import replanned

@@ -6,7 +6,7 @@
                       {"do": "end"}                          the attempt is over: end your ranks
                       {"do": "beat"}                         the driver lives
     agent -> driver   {"meet": [H, P]}                       of the first node
-                      {"hang": {...}}                        a finding (launch/finding.py)
+                      {"hang": {...}}                        a finding (launch/watch/finding.py)
 
 An agent's messages stand between what rank 0 prints, each after a record separator. Standard
 library only.

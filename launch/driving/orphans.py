@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 
-from launch.lease import beat_of, read_beat
-from launch.outcome import ended_of
-from launch.ranks_spec import RANKS_FILE, read_spec
-from launch.run_folder import attempts
+from launch.node.ranks_spec import RANKS_FILE, read_spec
+from launch.run.ended import ended_of
+from launch.run.lease import beat_of, read_beat
+from launch.run.run_folder import attempts
 from trainer.records.run_files import RunFiles
 
 _MARGIN_S = 15.0  # an agent kills what does not save in time, then writes its files

@@ -10,9 +10,9 @@ from typing import Any
 
 from launch.driving.messages import Mixed, packed
 from launch.driving.nodes import Handle, Node, Nodes
-from launch.finding import Finding
-from launch.ranks_spec import RanksSpec
-from launch.reactions import LEAVE_S
+from launch.node.ranks_spec import RanksSpec
+from launch.node.reactions import LEAVE_S
+from launch.watch.finding import Finding
 from trainer.errors import Exit
 from trainer.records.run_files import AttemptFiles
 

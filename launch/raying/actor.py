@@ -2,7 +2,7 @@
 
 Plain Python, so that it needs no cluster to be tested. Ray calls each method in a thread of its
 own. The agent is no child of this process: Ray kills those at once when the driver goes, and the
-ranks are to save first. It ends because its stdin ends (launch/driven.py).
+ranks are to save first. It ends because its stdin ends (launch/node/driven.py).
 """
 
 from __future__ import annotations

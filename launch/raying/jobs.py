@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.job_record import Job, JobState
 from launch.raying.cluster import environment_for_ray
+from launch.run.job_record import Job, JobState
 from trainer.config.sections.ray import RayLaunch
 from trainer.errors import ConfigError, Problem, Refused
 from trainer.records.redact import is_secret_variable

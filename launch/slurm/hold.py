@@ -23,16 +23,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.budgets import LAUNCH_FAILED
-from launch.inbox import SignalInbox
-from launch.lease import BEAT_S, Lease
-from launch.liveness import own_mark, write_mark
-from launch.next_attempt import superseded
-from launch.processes import die_with_parent, send
-from launch.reactions import say
-from launch.run_folder import locked, own
+from launch.node.inbox import SignalInbox
+from launch.node.processes import die_with_parent, send
+from launch.node.reactions import say
+from launch.run.budgets import LAUNCH_FAILED
+from launch.run.lease import BEAT_S, Lease
+from launch.run.liveness import own_mark, write_mark
+from launch.run.next_attempt import superseded
+from launch.run.node_record import read_nodes
+from launch.run.run_folder import locked, own
 from launch.slurm.client import ask
-from launch.slurm.node_record import read_nodes
 from trainer.errors import Exit, LonghaulError
 from trainer.records.attempt import ErrorRecord, error_record, write_first
 from trainer.records.owner import refuse_if_superseded

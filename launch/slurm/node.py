@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.failure import record_death
-from launch.finding import Finding
-from launch.ranks_spec import RanksSpec
-from launch.slurm.node_record import NodeRecord, write_node
+from launch.node.failure import record_death
+from launch.node.ranks_spec import RanksSpec
+from launch.run.node_record import NodeRecord, write_node
 from launch.slurm.place import SlurmPlace
-from launch.watch import Watch
+from launch.watch.finding import Finding
+from launch.watch.watching import Watch
 from trainer.errors import Exit
 from trainer.records.run_files import AttemptFiles, RunFiles
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.job_record import Job, JobState
+from launch.run.job_record import Job, JobState
 from launch.slurm.client import Answer, ask
 from launch.slurm.reasons import why_pending
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch.job_record import JobRecord, read_job, write_job
-from launch.reactions import say
-from launch.run_folder import attempts, locked
+from launch.node.reactions import say
+from launch.run.job_record import JobRecord, read_job, write_job
+from launch.run.run_folder import attempts, locked
 from launch.slurm.client import Answer, ask
 from trainer.errors import Exit
 from trainer.records.json_file import read_json

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launch.attempts import read_lines_of
-from launch.budgets import window
-from launch.failure import read_failure
+from launch.node.failure import read_failure
 from launch.outcome import Outcome
-from launch.slurm.node_record import read_nodes, silent_hosts
+from launch.run.attempts import read_lines_of
+from launch.run.budgets import window
+from launch.run.node_record import read_nodes, silent_hosts
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 _OFTEN = 2  # failures in a row on one node

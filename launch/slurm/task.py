@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from launch.failure import record_death
-from launch.finding import Finding, record_hang
-from launch.inbox import SignalInbox
-from launch.oom import OomCounters
-from launch.processes import FAMILY, Family, send, start
-from launch.ranks import common_environment
-from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
-from launch.reactions import PEER_GRACE_S, say
+from launch.node.failure import record_death
+from launch.node.inbox import SignalInbox
+from launch.node.oom import OomCounters
+from launch.node.processes import FAMILY, Family, send, start
+from launch.node.ranks import common_environment
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec
+from launch.node.reactions import PEER_GRACE_S, say
 from launch.slurm.node import Link, Node, Unwatched, private_folder, remove_older
 from launch.slurm.place import SlurmPlace
+from launch.watch.finding import Finding, record_hang
 from trainer.errors import Exit, LonghaulError, RunFolderError, WorldError
 from trainer.records.attempt import Stop, StopCause, write_record
 from trainer.records.run_files import AttemptFiles, RunFiles

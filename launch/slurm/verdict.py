@@ -23,17 +23,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.attempts import close_attempt, concluded, read_lines_of
-from launch.budgets import LAUNCH_FAILED
-from launch.job_record import JobRecord, read_job, write_job
-from launch.lease import read_beat
-from launch.next_attempt import bring_back, next_attempt, superseded
-from launch.outcome import Observed, Outcome, decide, observe, write_ended
-from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec
-from launch.reactions import say
-from launch.run_folder import attempts, locked
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec
+from launch.node.reactions import say
+from launch.outcome import Observed, Outcome, decide, observe
+from launch.run.attempts import close_attempt, concluded, read_lines_of
+from launch.run.budgets import LAUNCH_FAILED
+from launch.run.ended import ended_of_records, write_ended
+from launch.run.job_record import JobRecord, read_job, write_job
+from launch.run.lease import read_beat
+from launch.run.next_attempt import bring_back, next_attempt, superseded
+from launch.run.node_record import read_nodes, silent_hosts
+from launch.run.run_folder import attempts, locked
 from launch.slurm.client import state_of
-from launch.slurm.node_record import ended_of, read_nodes, silent_hosts
 from launch.slurm.resubmit import script_of, would_take
 from launch.slurm.suspects import suspected
 from trainer.errors import Exit, LonghaulError
@@ -142,7 +143,7 @@ def _next(run: RunFiles, files: AttemptFiles, outcome: Outcome, job: JobFacts) -
 
 def _conclude(run: RunFiles, files: AttemptFiles, spec: RanksSpec) -> Outcome:
     records = read_nodes(files)
-    ended = ended_of(records)
+    ended = ended_of_records(records)
     if ended is not None and not files.ended.exists():
         write_ended(files.ended, ended)
     observed = _observed(run, files)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.driving.nodes import Node
 from launch.driving.pipes import PipeHandle
-from launch.processes import die_with_parent
+from launch.node.processes import die_with_parent
 from launch.ssh.sockets import Sockets
 from launch.ssh.survey import Asked, ask, python_of, workdir_of
 from launch.ssh.words import remote_command, ssh_words

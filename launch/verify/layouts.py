@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.backends.local import LocalBackend
 from launch.compute import compute
-from launch.run_folder import create, new_attempt
+from launch.run.run_folder import create, new_attempt
 from launch.start import Standing, frozen_hash, plan_of, prepare, write_attempt
 from launch.verify.shrink import shrunk
 from trainer.config.schema import Config

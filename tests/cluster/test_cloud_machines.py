@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from launch.cloud.carried import VARIABLE, carried_by, carried_text
-from launch.run_folder import attempts, read_record
+from launch.run.run_folder import attempts, read_record
 from tests.helpers.agent_process import wait_for
 from tests.helpers.cloud import RUN_ID, SKY, plan_for
 from tests.helpers.configs import config

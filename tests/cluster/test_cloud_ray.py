@@ -15,8 +15,8 @@ from launch.backends.ray_up import read_status
 from launch.cloud.carried import VARIABLE, carried_by, carried_text
 from launch.cloud.ray_cluster import commands, job_words
 from launch.cloud.sky_task import NODE
-from launch.job_record import JobState
-from launch.run_folder import read_record
+from launch.run.job_record import JobState
+from launch.run.run_folder import read_record
 from tests.helpers.agent_process import wait_for
 from tests.helpers.cloud import RAY_UP, RUN_ID, plan_for
 from tests.helpers.configs import config

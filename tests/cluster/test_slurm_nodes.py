@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.run_folder import owner
+from launch.run.run_folder import owner
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from tests.helpers.slurm_runs import RANKS, SlurmRun, slurm_run
 from trainer.records.json_file import read_json

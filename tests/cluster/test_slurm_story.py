@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.run_folder import read_record
+from launch.run.run_folder import read_record
 from tests.helpers.data import tiny_text_corpus
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from tests.helpers.slurm_runs import ends_of, pid_of

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from launch.choices import Folders
+from launch.settings.choices import Folders
 from tests.helpers.configs import config
 from trainer.capacity.memory import MicroBatch, activations
 from trainer.capacity.shape import (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.choices import Folders
 from launch.compose import compose
+from launch.settings.choices import Folders
 from trainer.config.explain import validate
 from trainer.planning import make_plan
 

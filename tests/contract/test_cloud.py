@@ -14,8 +14,8 @@ from launch.__main__ import main
 from launch.backends.table import backend_of
 from launch.cloud.carried import read_carried
 from launch.cloud.sky_task import TASK
-from launch.job_record import JobState, read_job
-from launch.run_folder import attempts, find
+from launch.run.job_record import JobState, read_job
+from launch.run.run_folder import attempts, find
 from tests.helpers.cloud import KUBERAY, RAY_UP, SKY, Tools, plan_for
 from tests.helpers.configs import config
 from tests.helpers.hostile_words import WORDS

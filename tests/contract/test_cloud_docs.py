@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.backends.table import backend_of
-from launch.settings import from_overrides
+from launch.settings.asked import from_overrides
 from tests.helpers.cloud import plan_for
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "cloud.md").read_text(encoding="utf-8")

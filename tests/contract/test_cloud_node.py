@@ -12,7 +12,7 @@ from launch.backends.local import LocalBackend
 from launch.cloud import node
 from launch.cloud.carried import VARIABLE, Carried, carried_by, carried_text
 from launch.cloud.peers import is_first, settings_of_peers
-from launch.run_folder import attempts, find, read_record
+from launch.run.run_folder import attempts, find, read_record
 from tests.helpers.cloud import RUN_ID, SKY, Tools, plan_for
 from tests.helpers.configs import config
 from tests.helpers.fake_ranks import blank_store

@@ -14,7 +14,7 @@ from launch.base import Submission
 from launch.cloud.carried import VARIABLE, carried_by, carried_text, read_carried
 from launch.cloud.names import cluster_name, job_name
 from launch.cloud.sky_task import TASK
-from launch.ranks_spec import RANKS_FILE
+from launch.node.ranks_spec import RANKS_FILE
 from tests.helpers.cloud import KUBERAY, RAY_UP, RUN_ID, SKY, plan_for
 from tests.helpers.configs import config, values
 from tests.helpers.hostile_words import WORDS

@@ -9,7 +9,7 @@ import pytest
 
 from launch.backends.table import backend_of
 from launch.cloud.schemas import SKY_PYTHON, check_ray, check_sky, sky_python
-from launch.ranks_spec import RANKS_FILE
+from launch.node.ranks_spec import RANKS_FILE
 from tests.golden.test_cloud_golden import CASES
 from tests.helpers.cloud import plan_for
 from tests.helpers.configs import config

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.room import warn_of_little_room
+from launch.run.room import warn_of_little_room
 from launch.start import Standing, plan_of
 from tests.helpers.configs import config
 from tests.helpers.reports import step_report

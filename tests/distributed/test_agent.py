@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.outcome import read_ended
+from launch.run.ended import read_ended
 from tests.helpers.agent_process import REPOSITORY, Attempt, still_alive, wait_for
 from trainer.records.attempt import Stop, read_error, read_stop, write_record
 from trainer.records.json_file import read_lines

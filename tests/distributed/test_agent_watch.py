@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.budgets import RestartRules
-from launch.limits import WatchRules
-from launch.ranks_spec import RANKS_FILE, read_spec, spec_text
+from launch.node.ranks_spec import RANKS_FILE, read_spec, spec_text
+from launch.run.budgets import RestartRules
+from launch.watch.limits import WatchRules
 from tests.helpers.agent_process import Attempt, still_alive, wait_for
 from tests.helpers.beating_worker import HANGS_AT, STEPS
 from trainer.records.account import account

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.compute import compute, config_file, with_targets
-from launch.run_folder import create
+from launch.run.run_folder import create
 from trainer.errors import Refused
 from trainer.records.json_file import read_json
 

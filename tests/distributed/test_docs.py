@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.settings import from_overrides
+from launch.settings.asked import from_overrides
 from trainer.records.json_file import read_lines
 
 _ROOT = Path(__file__).resolve().parents[2]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.budgets import RestartRules
 from launch.driver import drive
 from launch.driving.waiting import waiting_for
-from launch.limits import WatchRules
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
 from launch.outcome import Outcome
-from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from launch.run.budgets import RestartRules
+from launch.watch.limits import WatchRules
 from tests.helpers.agent_process import still_alive, wait_for
 from tests.helpers.process_nodes import ProcessNodes
 from trainer.errors import Exit, RunFolderError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launch.__main__ import main as longhaul
-from launch.settings import defaults
+from launch.settings.asked import defaults
 from tests.helpers.trained_run import trained_run
 from trainer.commands import evaluate, export, generate, replay
 from trainer.errors import Exit

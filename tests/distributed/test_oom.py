@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.budgets import RestartRules
-from launch.oom import LOOKS, OomCounters
+from launch.node.oom import LOOKS, OomCounters
+from launch.run.budgets import RestartRules
 from tests.helpers.agent_process import Attempt, wait_for
 from trainer.records.attempt import read_error
 from trainer.records.json_file import read_lines, write_json

@@ -11,9 +11,9 @@ import pytest
 
 from launch.base import spec_of
 from launch.driver import drive
+from launch.node.ranks_spec import RANKS_FILE, spec_text
 from launch.outcome import complete_checkpoints
-from launch.ranks_spec import RANKS_FILE, spec_text
-from launch.run_folder import new_attempt
+from launch.run.run_folder import new_attempt
 from tests.helpers.agent_process import wait_for
 from tests.helpers.process_nodes import ProcessNodes
 from tests.helpers.tiny_run import tiny_plan

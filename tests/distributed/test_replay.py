@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launch.settings import defaults
+from launch.settings.asked import defaults
 from tests.helpers.guard_ranks import Wanted, attempt_all
 from tests.helpers.ranks import RankPool
 from tests.helpers.tiny_run import tiny_run

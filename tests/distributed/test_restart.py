@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.budgets import RestartRules
-from launch.lease import read_beat
-from launch.liveness import read_mark
-from launch.run_folder import own, owner
+from launch.run.budgets import RestartRules
+from launch.run.lease import read_beat
+from launch.run.liveness import read_mark
+from launch.run.run_folder import own, owner
 from tests.helpers.agent_process import Attempt, still_alive, wait_for
 from trainer.records.attempt import Stop, read_error, write_record
 from trainer.records.json_file import read_json, read_lines, write_json

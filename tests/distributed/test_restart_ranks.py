@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from launch.base import spec_of
+from launch.node.ranks import PIDS_FILE
+from launch.node.ranks_spec import RANKS_FILE, spec_text
 from launch.outcome import complete_checkpoints
-from launch.ranks import PIDS_FILE
-from launch.ranks_spec import RANKS_FILE, spec_text
-from launch.run_folder import new_attempt
+from launch.run.run_folder import new_attempt
 from tests.helpers.agent_process import wait_for
 from tests.helpers.tiny_run import tiny_plan
 from trainer.plan import RunPlan, write_plan

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.processes import Family
-from launch.ranks import LISTENER
-from launch.warm import MODULE, Standby, WarmStart, adopt_orphans
+from launch.node.processes import Family
+from launch.node.ranks import LISTENER
+from launch.node.warm import MODULE, Standby, WarmStart, adopt_orphans
 from tests.helpers.agent_process import wait_for
 from tests.helpers.configs import config
 from trainer.standby import why_not_fork

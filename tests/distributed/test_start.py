@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from launch.run_folder import owner
+from launch.run.run_folder import owner
 from trainer.records.json_file import read_json, read_lines, write_json
 from trainer.records.run_files import RunFiles
 

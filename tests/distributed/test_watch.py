@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from launch.limits import WatchRules
-from launch.watch import POLL_S, Finding, Watch
+from launch.watch.limits import WatchRules
+from launch.watch.watching import POLL_S, Finding, Watch
 from tests.helpers.ranks import RankFailure, RankPool
 from tests.helpers.tiny_run import tiny_run
 from trainer import faultpoints

@@ -9,7 +9,7 @@ import pytest
 
 from launch.backends.table import backend_of
 from launch.base import Submission
-from launch.ranks_spec import RANKS_FILE
+from launch.node.ranks_spec import RANKS_FILE
 from tests.helpers.cloud import KUBERAY, RAY_UP, SKY, plan_for, without_settings
 from tests.helpers.configs import config
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from launch.choices import Folders
 from launch.plan_command import as_text as plan_text
-from launch.show_config import text
+from launch.settings.choices import Folders
+from launch.settings.show_config import text
 from tests.helpers.configs import config
 from trainer.config.schema import Config
 from trainer.plan import RunPlan

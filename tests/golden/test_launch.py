@@ -9,7 +9,7 @@ import pytest
 
 from launch.backends.local import LocalBackend
 from launch.dry_run import DryRun, as_json, as_text
-from launch.settings import from_overrides
+from launch.settings.asked import from_overrides
 from trainer.plan import RunPlan
 from trainer.planning import make_plan
 

@@ -13,7 +13,7 @@ from launch.backends.ray import RayBackend
 from launch.nodes_of import cores_for
 from launch.raying.cluster import bundle_of
 from launch.raying.jobs import job_command
-from launch.settings import from_overrides
+from launch.settings.asked import from_overrides
 from trainer.config.sections.ray import RayLaunch
 from trainer.planning import make_plan
 

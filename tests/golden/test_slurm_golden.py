@@ -10,7 +10,7 @@ import pytest
 
 from launch.backends.slurm import SCRIPT, SlurmBackend
 from launch.nodes_of import cores_for, device_of
-from launch.settings import from_overrides
+from launch.settings.asked import from_overrides
 from trainer.plan import RunPlan
 from trainer.planning import make_plan
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.budgets import RestartRules
-from launch.ranks_spec import RANKS_FILE, RanksSpec, spec_text
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, spec_text
+from launch.run.budgets import RestartRules
 from trainer.records.run_files import RunFiles
 
 REPOSITORY = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from launch.choices import Folders
 from launch.compose import compose
+from launch.settings.choices import Folders
 from trainer.config.explain import validate
 from trainer.config.schema import Config
 from trainer.config.sections.data import DataSection

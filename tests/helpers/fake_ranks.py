@@ -16,8 +16,8 @@ from launch.backends.ray import RayBackend
 from launch.backends.slurm import SlurmBackend
 from launch.backends.ssh import SshBackend
 from launch.base import Backend
-from launch.run_folder import find
-from launch.settings import from_overrides, of_run
+from launch.run.run_folder import find
+from launch.settings.asked import from_overrides, of_run
 from launch.start import start
 from trainer.config.schema import Config
 from trainer.errors import LonghaulError

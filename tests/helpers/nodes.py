@@ -30,7 +30,7 @@ from typing import Any
 
 import pytest
 
-from launch.processes import die_with_parent
+from launch.node.processes import die_with_parent
 
 REPOSITORY = Path(__file__).parents[2]
 UNPACKED = Path(sys.prefix) / "debian"  # where .ci/setup unpacks what is not installed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.driving.nodes import Node
 from launch.driving.pipes import PipeHandle
-from launch.processes import die_with_parent
+from launch.node.processes import die_with_parent
 
 REPOSITORY = Path(__file__).parents[2]
 _KILLED = -9

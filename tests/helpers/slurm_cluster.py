@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.processes import die_with_parent
+from launch.node.processes import die_with_parent
 from tests.helpers import slurm_accounts
 from tests.helpers.nodes import REPOSITORY, Lab, Machine, environment, machines, skip
 from tests.helpers.nodes import why_not as no_machines

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.liveness import read_mark
+from launch.run.liveness import read_mark
 from tests.helpers.agent_process import wait_for
 from tests.helpers.data import tiny_text_corpus
 from tests.helpers.nodes import Lab, Machine, environment

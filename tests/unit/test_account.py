@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.limits import WatchRules
-from launch.watch import POLL_S, Watch
+from launch.watch.limits import WatchRules
+from launch.watch.watching import POLL_S, Watch
 from trainer.dist.heartbeat import PagePulse
 from trainer.records.account import CATEGORIES, Account, account
 from trainer.records.ledger import read_ledger

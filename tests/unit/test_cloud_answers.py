@@ -14,7 +14,7 @@ from launch.cloud.manifest_rules import manifest_problems
 from launch.cloud.offers import read_offers, say_offers
 from launch.cloud.rayjob_status import job_of, stop_words
 from launch.cloud.sky_queue import read_clusters, read_managed
-from launch.job_record import JobState
+from launch.run.job_record import JobState
 from tests.helpers.cloud import KUBERAY, plan_for
 from tests.helpers.configs import config
 from trainer.config.sections.cloud import KubeRayLaunch

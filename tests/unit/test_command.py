@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import VERBS, main
-from launch.attempts import close_attempt
-from launch.liveness import ProcessMark, own_mark, write_mark
 from launch.outcome import Outcome
-from launch.run_folder import create, new_attempt
-from launch.settings import overlaid, split
+from launch.run.attempts import close_attempt
+from launch.run.liveness import ProcessMark, own_mark, write_mark
+from launch.run.run_folder import create, new_attempt
+from launch.settings.asked import overlaid, split
 from launch.start import stand
 from tests.helpers.configs import config
 from trainer.errors import ConfigError, Exit

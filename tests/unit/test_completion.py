@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.completion import candidates, run
+from launch.settings.completion import candidates, run
 from trainer.errors import Refused
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_bash_completes_what_is_typed(tmp_path: Path) -> None:
     program = tmp_path / "longhaul"
     program.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from launch.completion import run\nraise SystemExit(run(sys.argv[2:]))\n"
+        "from launch.settings.completion import run\nraise SystemExit(run(sys.argv[2:]))\n"
     )
     program.chmod(0o755)
     script = (
@@ -80,7 +80,7 @@ def test_bash_completes_what_is_typed(tmp_path: Path) -> None:
 
 def test_completion_loads_neither_hydra_nor_the_schema() -> None:
     program = (
-        "import sys\nfrom launch.completion import candidates\n"
+        "import sys\nfrom launch.settings.completion import candidates\n"
         "candidates(['train', 'optimizer.'], ['train'])\n"
         "loaded = {'hydra', 'omegaconf', 'pydantic', 'torch'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"

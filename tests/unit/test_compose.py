@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.choices import Folders
 from launch.compose import compose, why
+from launch.settings.choices import Folders
 from trainer.errors import ConfigError, Problem, Refused
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launch.run_folder import new_attempt, own, owner
+from launch.run.run_folder import new_attempt, own, owner
 from tests.helpers.slice_engine import SliceEngine
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.world import Alone

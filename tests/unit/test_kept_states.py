@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from launch.budgets import RestartRules
-from launch.housekeeping import remove, rubbish
-from launch.kept_states import give_back_if_over, goes_on
-from launch.next_attempt import next_attempt
 from launch.outcome import Observed, Outcome, decide
-from launch.run_folder import own
+from launch.run.budgets import RestartRules
+from launch.run.housekeeping import remove, rubbish
+from launch.run.kept_states import give_back_if_over, goes_on
+from launch.run.next_attempt import next_attempt
+from launch.run.run_folder import own
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, Started, write_record
 from trainer.records.json_file import write_json

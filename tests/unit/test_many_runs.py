@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from launch.job_record import JOB_FILE, JobRecord
+from launch.run.job_record import JOB_FILE, JobRecord
 from trainer.records.run_files import RunFiles
 
 _RUNS = 1000

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from launch.compute import compute
-from launch.next_attempt import next_attempt, park
+from launch.node.ranks_spec import RANKS_FILE
 from launch.outcome import Outcome
-from launch.ranks_spec import RANKS_FILE
-from launch.run_folder import create, existing, new_attempt
+from launch.run.next_attempt import next_attempt, park
+from launch.run.run_folder import create, existing, new_attempt
 from tests.helpers.configs import values
 from tests.helpers.slice_engine import SliceEngine
 from trainer.checkpoint.store import CheckpointStore

@@ -8,16 +8,9 @@ from typing import Any
 
 import pytest
 
-from launch.budgets import RestartRules
-from launch.outcome import (
-    Ended,
-    Observed,
-    Outcome,
-    decide,
-    observe,
-    where_it_goes_on,
-    write_ended,
-)
+from launch.outcome import Observed, Outcome, decide, observe, where_it_goes_on
+from launch.run.budgets import RestartRules
+from launch.run.ended import Ended, write_ended
 from trainer.errors import Exit
 from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
 from trainer.records.run_files import RunFiles

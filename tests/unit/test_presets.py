@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from launch.choices import Folders
+from launch.settings.choices import Folders
 
 CONF = Path(__file__).parents[2] / "conf"
 FOLDERS = Folders.find()

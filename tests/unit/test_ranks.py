@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.driven import Meeting
 from launch.machine import check_devices, device_for, free_port, num_gpus
-from launch.ranks import rank_environment
-from launch.ranks_spec import RanksSpec, read_spec, spec_text
+from launch.node.driven import Meeting
+from launch.node.ranks import rank_environment
+from launch.node.ranks_spec import RanksSpec, read_spec, spec_text
 from launch.table import age_text, text_of
 from trainer.errors import Refused
 

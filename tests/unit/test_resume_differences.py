@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from launch.__main__ import main
-from launch.attempts import close_attempt
-from launch.differences import as_text
-from launch.lineage import write_lineage
 from launch.outcome import Outcome
-from launch.run_folder import create, installed_versions, new_attempt
-from launch.settings import completed, stored_values
+from launch.run.attempts import close_attempt
+from launch.run.lineage import write_lineage
+from launch.run.run_folder import create, installed_versions, new_attempt
+from launch.settings.asked import completed, stored_values
+from launch.settings.differences import as_text
 from launch.start import dry_run, frozen_hash, stand, start
 from tests.helpers.configs import config, values
 from trainer.changes import Change, changes, version_changes

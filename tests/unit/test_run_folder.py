@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.housekeeping import move, remove, rename, rubbish
-from launch.liveness import is_alive, own_mark, read_mark, write_mark
-from launch.run_folder import (
+from launch.run.housekeeping import move, remove, rename, rubbish
+from launch.run.liveness import is_alive, own_mark, read_mark, write_mark
+from launch.run.run_folder import (
     attempts,
     create,
     existing,
@@ -23,7 +23,7 @@ from launch.run_folder import (
     refuse_if_running,
     running,
 )
-from launch.status import status_of
+from launch.run.status import status_of
 from trainer.errors import Refused, RunFolderError
 from trainer.records.attempt import Done, write_record
 from trainer.records.run_files import RunFiles
@@ -136,7 +136,7 @@ def test_a_running_agent_is_known_by_more_than_its_pid(tmp_path: Path) -> None:
 
 def test_a_process_that_ended_is_not_alive() -> None:
     code = (
-        "import json; from dataclasses import asdict; from launch.liveness import own_mark;"
+        "import json; from dataclasses import asdict; from launch.run.liveness import own_mark;"
         "print(json.dumps(asdict(own_mark())))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,11 +6,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from launch.budgets import KILLED, NODE_LOST, cause_of_error
 from launch.driving.fit import fitted
-from launch.failure import read_failure, record_death
-from launch.outcome import Ended, decide, ended_of, observe, together, write_ended
-from launch.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from launch.node.failure import read_failure, record_death
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from launch.outcome import decide, observe
+from launch.run.budgets import KILLED, NODE_LOST, cause_of_error
+from launch.run.ended import Ended, ended_of, together, write_ended
 from tests.helpers.configs import config
 from trainer.plan import RunPlan, read_plan, write_plan
 from trainer.planning import make_plan, replanned

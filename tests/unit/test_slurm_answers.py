@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.job_record import Job, JobState
+from launch.run.job_record import Job, JobState
 from launch.slurm.client import Answer
 from launch.slurm.place import SlurmPlace, first_host
 from launch.slurm.preflight import gpus_of, seconds_of, shapes_of

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from launch.backends.slurm import SlurmBackend
-from launch.budgets import LAUNCH_FAILED, RestartRules
-from launch.job_record import JobRecord, read_job, write_job
-from launch.lease import Lease
-from launch.ranks_spec import RANKS_FILE, RanksSpec, spec_text
-from launch.run_folder import new_attempt
-from launch.slurm.node_record import NodeRecord, write_node
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, spec_text
+from launch.run.budgets import LAUNCH_FAILED, RestartRules
+from launch.run.job_record import Job, JobRecord, JobState, read_job, write_job
+from launch.run.lease import Lease
+from launch.run.node_record import NodeRecord, write_node
+from launch.run.run_folder import new_attempt
+from launch.run.status import status_of
 from launch.slurm.verdict import JobFacts, after, begin
 from trainer.errors import Exit, Refused
 from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
@@ -92,6 +93,19 @@ def test_a_finished_run_is_left(world: World) -> None:
     world.ended(dict.fromkeys(range(4), 0))
     assert after(world.run, 1, JOB) == "leave 0"
     assert begin(world.run, 1, JOB) == "leave 0"
+
+
+def test_a_shell_that_is_killed_before_its_verdict_leaves_the_ranks_own_words(world: World) -> None:
+    """Slurm gives a cancelled job's script no longer than its ranks."""
+    write_record(world.files.stop, Stop("scheduler", time.time()))
+    world.ended(dict.fromkeys(range(4), 75))
+    seen = status_of(world.run, Job(JobState.ENDED, "job 12: cancelled"))
+    assert seen.state == "stopped"
+    assert "saved at step 0" in seen.why
+    world.ended({0: 75, 1: 75, 2: 75})
+    assert status_of(world.run, Job(JobState.ENDED, "job 12: cancelled")).state == "failed"
+    world.ended(dict.fromkeys(range(4), 75), silent=True)
+    assert status_of(world.run, Job(JobState.ENDED, "job 12: cancelled")).state == "failed"
 
 
 def test_ranks_that_failed_start_again_here(world: World) -> None:

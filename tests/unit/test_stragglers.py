@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from launch.stragglers import WINDOW, Stragglers
+from launch.watch.stragglers import WINDOW, Stragglers
 
 
 def healthy(seed: int, *, steps: int = 200, ranks: int = 4) -> list[dict[int, dict[int, float]]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from launch.next_attempt import bring_back, next_attempt
+from launch.node.ranks_spec import RANKS_FILE
 from launch.outcome import Outcome
-from launch.ranks_spec import RANKS_FILE
-from launch.run_folder import new_attempt
+from launch.run.next_attempt import bring_back, next_attempt
+from launch.run.run_folder import new_attempt
 from tests.helpers.copies import copies, resumed
 from tests.helpers.object_model import Objects, run_with
 from trainer.checkpoint.uploader import Uploader, UploadSettings

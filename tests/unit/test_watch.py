@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from launch.base import spec_of
-from launch.culprit import Standing, Witness, culprit, is_certain, overdue
-from launch.failure import failure_text
-from launch.limits import Limits, WatchRules, read_longest, write_longest
-from launch.liveness import own_mark, write_mark
-from launch.stacks import witness
-from launch.status import status_of
-from launch.watch import POLL_S, Finding, Watch, record_hang
+from launch.node.failure import failure_text
+from launch.run.liveness import own_mark, write_mark
+from launch.run.status import status_of
+from launch.watch.culprit import Standing, Witness, culprit, is_certain, overdue
+from launch.watch.limits import Limits, WatchRules, read_longest, write_longest
+from launch.watch.stacks import witness
+from launch.watch.watching import POLL_S, Finding, Watch, record_hang
 from tests.helpers.configs import config
 from trainer.dist.heartbeat import PagePulse
 from trainer.planning import make_plan

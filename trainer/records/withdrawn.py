@@ -1,8 +1,9 @@
 """withdrawn.json: checkpoints that the run has turned its back on, wherever copies of them lie.
 
-A run that goes back (trainer/remedy.py, launch/next_attempt.py) moves later steps aside on its own
-disk. Copies elsewhere may be out of reach at that moment; this list, which travels with them, keeps
-them from being taken for the newest ones. Lists are merged, never cut: one that is over says so.
+A run that goes back (trainer/remedy.py, launch/run/next_attempt.py) moves later steps aside on its
+own disk. Copies elsewhere may be out of reach at that moment; this list, which travels with them,
+keeps them from being taken for the newest ones. Lists are merged, never cut: one that is over says
+so.
 Standard library only.
 """
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from launch.outcome import newest_checkpoint, where_it_goes_on
-from launch.run_folder import installed_versions, read_record
+from launch.run.run_folder import installed_versions, read_record
 from trainer.changes import VERSIONS, Change, changes, version_changes
 from trainer.config.schema import Config
 from trainer.consequences import counted

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.attempts import close_attempt, concluded, read_lines_of
 from launch.driving.waiting import waiting_for
-from launch.job_record import Job, JobState
 from launch.outcome import decide, newest_checkpoint, observe
-from launch.run_folder import attempts, running
+from launch.run.attempts import close_attempt, concluded, read_lines_of
+from launch.run.job_record import Job, JobState
+from launch.run.run_folder import attempts, running
 from trainer.errors import Exit
 from trainer.records.account import account
 from trainer.records.json_file import read_json

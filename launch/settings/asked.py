@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.run_folder import DEFAULT_ROOT, attempts, find, read_record
+from launch.run.run_folder import DEFAULT_ROOT, attempts, find, read_record
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, Problem
 from trainer.records.json_file import read_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from launch.choices import Folders
+from launch.settings.choices import Folders
 from trainer.config.fields import example, is_name, takes_number
 from trainer.config.names import nearest
 from trainer.errors import Problem

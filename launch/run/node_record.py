@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launch.outcome import Ended
 from trainer.records.json_file import read_json, write_json
 from trainer.records.run_files import AttemptFiles
 
@@ -46,17 +45,6 @@ def read_nodes(files: AttemptFiles) -> list[NodeRecord]:
         except (OSError, ValueError, TypeError, KeyError):
             continue
     return found
-
-
-def ended_of(records: Sequence[NodeRecord], *, killed: bool = False) -> Ended | None:
-    """None if nobody said how the ranks ended."""
-    codes: dict[str, int] = {}
-    for record in records:
-        codes |= record.codes
-    if not codes:
-        return None
-    ordered = dict(sorted(codes.items(), key=lambda item: int(item[0])))
-    return Ended(time=time.time(), codes=ordered, killed_by_user=killed)
 
 
 def silent_hosts(records: Sequence[NodeRecord]) -> list[str]:

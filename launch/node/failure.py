@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from launch.budgets import HUNG, KILLED, LAUNCH_FAILED, NODE_LOST, OUT_OF_MEMORY
-from launch.status import last_metrics
+from launch.run.budgets import HUNG, KILLED, LAUNCH_FAILED, NODE_LOST, OUT_OF_MEMORY
+from launch.run.status import last_metrics
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, read_error, write_first, write_record
 from trainer.records.json_file import read_json

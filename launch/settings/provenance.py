@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.choices import Folders
+from launch.settings.choices import Folders
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from launch.stacks import Page
+from launch.watch.stacks import Page
 from trainer.records.pulse import PAGE_BYTES, Beat, read_beat, read_worked
 
 

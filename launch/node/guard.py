@@ -14,7 +14,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.processes import Family
+from launch.node.processes import Family
 
 _ALL_IS_WELL = b"end\n"
 

@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.budgets import HUNG
-from launch.culprit import Standing, Witness, culprit, is_certain
-from launch.failure import read_failure
+from launch.node.failure import read_failure
+from launch.run.budgets import HUNG
+from launch.watch.culprit import Standing, Witness, culprit, is_certain
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, write_record
 from trainer.records.pulse import LOOP

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.processes import start
-from launch.ranks import LISTENER, Child, FreshStart
+from launch.node.processes import start
+from launch.node.ranks import LISTENER, Child, FreshStart
 
 MODULE = "trainer.standby"
 READY_S = 120.0  # 5 s on a quiet machine; after this the ranks import for themselves

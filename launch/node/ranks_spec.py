@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.budgets import RestartRules
-from launch.limits import WatchRules
+from launch.run.budgets import RestartRules
+from launch.watch.limits import WatchRules
 from trainer.records.json_file import read_json
 
 RANKS_FILE = "submission/ranks.json"  # under the attempt's folder

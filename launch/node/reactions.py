@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from launch.failure import record_death
-from launch.next_attempt import RESTART_FILE
-from launch.processes import send
-from launch.ranks import Ranks
-from launch.watch import Finding, record_hang
+from launch.node.failure import record_death
+from launch.node.processes import send
+from launch.node.ranks import Ranks
+from launch.run.next_attempt import RESTART_FILE
+from launch.watch.watching import Finding, record_hang
 from trainer.errors import Exit
 from trainer.records.attempt import Stop, StopCause, read_stop, write_record
 from trainer.records.run_files import RunFiles

@@ -17,14 +17,14 @@ import os
 import time
 from collections.abc import Collection, Sequence
 
-from launch.culprit import Standing, Witness, overdue
-from launch.finding import Finding as Finding
-from launch.finding import finding_of, where
-from launch.finding import record_hang as record_hang
-from launch.limits import Limits, WatchRules, kind_of_row, read_longest, write_longest
-from launch.stacks import dump_stacks
-from launch.stragglers import Stragglers
-from launch.watched import Watched
+from launch.watch.culprit import Standing, Witness, overdue
+from launch.watch.finding import Finding as Finding
+from launch.watch.finding import finding_of, where
+from launch.watch.finding import record_hang as record_hang
+from launch.watch.limits import Limits, WatchRules, kind_of_row, read_longest, write_longest
+from launch.watch.stacks import dump_stacks
+from launch.watch.stragglers import Stragglers
+from launch.watch.watched import Watched
 from trainer.records.ledger import SPENT_EVERY_S, Ledger
 from trainer.records.pulse import ENVIRONMENT, LOOP, Beat
 from trainer.records.run_files import AttemptFiles, RunFiles

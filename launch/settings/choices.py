@@ -15,8 +15,9 @@ from trainer.errors import Refused
 
 def conf_folder() -> Path:
     """conf/ of the repository, or its copy in an installed package."""
-    installed = Path(__file__).parent / "_conf"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
+    package = Path(__file__).parents[1]
+    installed = package / "_conf"
+    return installed if installed.is_dir() else package.parent / "conf"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def shows_settings(given: argparse.Namespace) -> bool:
     """Do what `--cfg` asks for; False if it was not given. Raises: ConfigError, Refused."""
     if given.cfg is None:
         return False
-    from launch.show_config import run as show_config
+    from launch.settings.show_config import run as show_config
 
     show_config(given.overrides, given.config_dir, given.cfg)
     return True

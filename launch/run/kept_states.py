@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.outcome import Outcome, where_it_goes_on
-from launch.run_folder import attempts
+from launch.run.run_folder import attempts
 from trainer.errors import Exit
 from trainer.records.json_file import read_json
 from trainer.records.memory_files import MemoryFiles, give_back, is_held, memory_of

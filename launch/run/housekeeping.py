@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.kept_states import left_in_memory
 from launch.outcome import quarantined
-from launch.run_folder import attempts, list_runs, read_record
-from launch.standing import refuse_if_active, standings
-from launch.status import finished_step
+from launch.run.kept_states import left_in_memory
+from launch.run.run_folder import attempts, list_runs, read_record
+from launch.run.standing import refuse_if_active, standings
+from launch.run.status import finished_step
 from trainer.errors import Refused, RunFolderError
 from trainer.records.json_file import fsync_folder, read_json
 from trainer.records.run_files import RunFiles

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.compute import compute
-from launch.run_folder import existing, read_record
+from launch.run.run_folder import existing, read_record
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, Exit, Problem, Refused, RunFolderError
 from trainer.records.json_file import fsync_folder, read_json, write_json

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.culprit import STOPPED, Witness
-from launch.processes import send
+from launch.node.processes import send
+from launch.watch.culprit import STOPPED, Witness
 from trainer.records.pulse import PAGE_BYTES
 
 _PATIENCE_S = 1.0  # for a handler that takes milliseconds, on a machine that is busy

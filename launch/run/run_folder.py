@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launch.lease import is_silent
-from launch.liveness import ProcessMark, is_alive, is_elsewhere, own_mark, read_mark
+from launch.run.lease import is_silent
+from launch.run.liveness import ProcessMark, is_alive, is_elsewhere, own_mark, read_mark
 from trainer.config.names import nearest
 from trainer.errors import Refused, RunFolderError, Superseded
 from trainer.records.json_file import fsync_folder, read_json, write_json

@@ -10,12 +10,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.kept_states import kept_by
-from launch.lineage import write_lineage
-from launch.liveness import own_mark, write_mark
+from launch.node.ranks_spec import RANKS_FILE
 from launch.outcome import Outcome, newest_checkpoint, observe
-from launch.ranks_spec import RANKS_FILE
-from launch.run_folder import new_attempt
+from launch.run.kept_states import kept_by
+from launch.run.lineage import write_lineage
+from launch.run.liveness import own_mark, write_mark
+from launch.run.run_folder import new_attempt
 from trainer.errors import Superseded
 from trainer.records.json_file import fsync_folder, read_json, write_json
 from trainer.records.owner import refuse_if_superseded

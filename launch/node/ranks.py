@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from launch.console import Console, open_console
-from launch.driven import Meeting
 from launch.machine import interface_towards
-from launch.oom import OomCounters
-from launch.processes import FAMILY, Family, start
-from launch.ranks_spec import RanksSpec
-from launch.watch import Finding, Watch
+from launch.node.console import Console, open_console
+from launch.node.driven import Meeting
+from launch.node.oom import OomCounters
+from launch.node.processes import FAMILY, Family, start
+from launch.node.ranks_spec import RanksSpec
+from launch.watch.watching import Finding, Watch
 from trainer.records.json_file import write_json
 from trainer.records.run_files import AttemptFiles
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from launch.attempts import read_lines_of
-from launch.run_folder import attempts, installed_versions
+from launch.run.attempts import read_lines_of
+from launch.run.run_folder import attempts, installed_versions
 from trainer.records.lineage import Descent, read_lineage, write_descent
 from trainer.records.run_files import RunFiles
 

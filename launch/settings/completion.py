@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from launch.choices import Folders
-from launch.provenance import lines_of
+from launch.settings.choices import Folders
+from launch.settings.provenance import lines_of
 from trainer.errors import Exit, Refused
 
 SCRIPT = """\

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launch.backends.table import backend_of
-from launch.job_record import Job, JobRecord, JobState, read_job
-from launch.liveness import ProcessMark
-from launch.run_folder import attempts, refuse_if_running, running, silent_owner
+from launch.run.job_record import Job, JobRecord, JobState, read_job
+from launch.run.liveness import ProcessMark
+from launch.run.run_folder import attempts, refuse_if_running, running, silent_owner
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles, RunFiles
 

@@ -1,0 +1,1 @@
+"""The way in for settings: files, overrides and their spelling, and who set what."""
