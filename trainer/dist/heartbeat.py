@@ -1,7 +1,7 @@
 """A rank's sign of life: which phase of which step it is in, and since when.
 
 Written to a page of shared memory at phase boundaries (about a microsecond), read from outside
-the rank by a process that has no part in its collectives (launch/watch.py).
+the rank by a process that has no part in its collectives (launch/watch/watching.py).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class AttemptFiles:
 
     @property
     def agent(self) -> Path:
-        """Which process carries the attempt on this host; see launch/liveness.py."""
+        """Which process carries the attempt on this host; see launch/run/liveness.py."""
         return self.root / "agent.json"
 
     @property
@@ -68,7 +68,7 @@ class AttemptFiles:
 
     @property
     def stacks(self) -> Path:
-        """Stacks of all ranks, once one hung; see launch/stacks.py."""
+        """Stacks of all ranks, once one hung; see launch/watch/stacks.py."""
         return self.root / "stacks"
 
     @property
@@ -131,7 +131,7 @@ class RunFiles:
 
     @property
     def watch(self) -> Path:
-        """The longest phases so far, so that a restart knows them; see launch/limits.py."""
+        """The longest phases so far, so that a restart knows them; see launch/watch/limits.py."""
         return self.root / "watch.json"
 
     def ledger(self, node: int) -> Path:
