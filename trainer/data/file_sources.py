@@ -27,7 +27,7 @@ def file_documents(source: FilesSource, *, files: Sequence[Path], reject: Reject
     """
     for path in files:
         try:
-            with _opened(path) as stream:
+            with opened(path) as stream:
                 yield from _documents(source, path=path, stream=stream, reject=reject)
         except (OSError, EOFError, zlib.error) as e:
             raise DataError(f"{path} cannot be read: {e}") from e
@@ -62,7 +62,7 @@ def _whole(source: FilesSource, *, path: Path, stream: IO[bytes], reject: Reject
             "(document=paragraph splits it at blank lines)"
         )
         return
-    text = _text(raw, path=path, offset=0, reject=reject)
+    text = utf8(raw, path=path, offset=0, reject=reject)
     if text:
         yield text
 
@@ -72,7 +72,7 @@ def _paragraphs(
 ) -> Iterator[str]:
     held: list[bytes] = []
     begin = size = 0
-    for number, offset, line in _lines(stream, limit=source.max_document_bytes):
+    for number, offset, line in byte_lines(stream, limit=source.max_document_bytes):
         if line is not None and line.strip():
             begin = begin if held else offset
             held.append(line)
@@ -82,12 +82,12 @@ def _paragraphs(
             reject(f"{path} line {number}: the paragraph is {what}")
             held, size = [], 0
         elif held and not line.strip():
-            text = _text(b"".join(held), path=path, offset=begin, reject=reject)
+            text = utf8(b"".join(held), path=path, offset=begin, reject=reject)
             held, size = [], 0
             if text:
                 yield text
     if held:
-        text = _text(b"".join(held), path=path, offset=begin, reject=reject)
+        text = utf8(b"".join(held), path=path, offset=begin, reject=reject)
         if text:
             yield text
 
@@ -96,14 +96,14 @@ def _json_lines(
     source: FilesSource, *, path: Path, stream: IO[bytes], reject: Reject
 ) -> Iterator[str]:
     key = source.text_key
-    for number, offset, line in _lines(stream, limit=source.max_document_bytes):
+    for number, offset, line in byte_lines(stream, limit=source.max_document_bytes):
         where = f"{path} line {number}"
         if line is None:
             reject(f"{where} is longer than max_document_bytes={source.max_document_bytes:,}")
             continue
         if not line.strip():
             continue
-        content = _text(line, path=path, offset=offset, reject=reject)
+        content = utf8(line, path=path, offset=offset, reject=reject)
         if not content:
             continue
         try:
@@ -116,13 +116,13 @@ def _json_lines(
             reject(f"{where} has no field '{key}' (it has: {known}; set text_key)")
         elif not isinstance(row[key], str):
             reject(f"{where}: the field '{key}' is {type(row[key]).__name__}, not text")
-        elif not _encodable(row[key]):
+        elif not is_text(row[key]):
             reject(f"{where}: the field '{key}' holds half a surrogate pair, which is no text")
         elif row[key]:
             yield row[key]
 
 
-def _lines(stream: IO[bytes], *, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
+def byte_lines(stream: IO[bytes], *, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
     """(number from 1, byte offset, line); None for a line of more than `limit` bytes."""
     number = offset = 0
     while line := stream.readline(limit + 2):
@@ -135,7 +135,7 @@ def _lines(stream: IO[bytes], *, limit: int) -> Iterator[tuple[int, int, bytes |
         offset += length
 
 
-def _text(raw: bytes, *, path: Path, offset: int, reject: Reject) -> str | None:
+def utf8(raw: bytes, *, path: Path, offset: int, reject: Reject) -> str | None:
     try:
         return (raw.removeprefix(BOM) if offset == 0 else raw).decode("utf-8")
     except UnicodeDecodeError as e:
@@ -144,7 +144,7 @@ def _text(raw: bytes, *, path: Path, offset: int, reject: Reject) -> str | None:
         return None
 
 
-def _encodable(text: str) -> bool:
+def is_text(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -152,7 +152,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
     return path.open("rb", buffering=1 << 20)

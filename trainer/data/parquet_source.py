@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer.config.sections.data import FilesSource
 from trainer.errors import DataError
@@ -51,3 +52,19 @@ def _good(text: object, source: FilesSource, *, where: str, reject: Callable[[st
         reject(f"{where} is longer than max_document_bytes={limit:,}")
         return False
     return bool(text)
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Every row as named Python values, read in batches so that memory stays bounded.
+
+    Raises: DataError if the file is not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path} cannot be read as Parquet: {e}") from e

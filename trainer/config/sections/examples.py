@@ -1,0 +1,52 @@
+"""Where labelled examples come from: files people have, and which of their columns mean what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.config.sections.base import Section
+
+# What a column can mean. A task takes some of these; trainer/data/encodings/ says which.
+FieldName = Literal[
+    "id", "group", "weight",
+    "text", "text_pair", "label", "labels",
+    "tokens", "tags",
+    "head", "tail",
+    "question", "context", "answers",
+    "source", "target", "references",
+    "messages", "tools", "prompt", "chosen", "rejected",
+]  # fmt: skip
+FormatName = Literal[
+    "auto", "jsonl", "json", "csv", "tsv", "parquet", "datasets", "conll", "squad", "parallel"
+]
+ChatName = Literal["auto", "messages", "sharegpt", "alpaca", "turns"]
+Columns = str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class RecordsSource(Section):
+    """Files or globs, a folder saved by `datasets`, or a hub name: one example a row.
+
+    `columns`: {our name: the file's}. A dotted name looks inside ("translation.en"); several
+    names make a list of a field that is one (references, labels), else a text joined by spaces.
+    """
+
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    format: FormatName = "auto"  # auto: by the file's name and beginning
+    columns: dict[FieldName, Columns] = Field(default_factory=dict)
+    on_bad_line: Literal["stop", "skip"] = "stop"
+    max_row_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
+    target_paths: tuple[str, ...] = ()  # parallel: the other language, line by line
+    # csv, tsv
+    header: bool = True  # false: `columns` numbers them from 1
+    delimiter: Annotated[str, Field(max_length=1)] = ""  # "": the one the first line holds
+    quotes: bool | None = None  # whether "..." quotes a cell; null: in csv, not in tsv
+    # conll: columns are numbered from 1, negative ones from the end
+    comment: str = "#"  # a line between sentences that starts so is left out; "": none
+    # chats: what a row looks like; auto: by its keys
+    chat: ChatName = "auto"
+    # datasets
+    config_name: str | None = None
+    split: str = "train"
+    streaming: bool = True
