@@ -15,7 +15,8 @@ from launch.compute import compute
 from launch.run.run_folder import attempts, create, read_record
 from launch.settings.arguments import add_settings, settings_parser
 from launch.settings.asked import from_overrides
-from launch.start import frozen_hash, plan_of, prepare, stand
+from launch.stand import frozen_hash, plan_of, stand
+from launch.start import prepare
 from trainer.errors import Exit, Refused
 from trainer.plan import write_plan
 from trainer.records.run_files import RunFiles

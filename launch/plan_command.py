@@ -57,7 +57,7 @@ def run(
 
 
 def _show_differences(config: Config) -> None:
-    from launch.start import differences_text  # which needs this module
+    from launch.stand import differences_text  # which needs this module
 
     text = differences_text(config)
     if text:

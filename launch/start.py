@@ -8,16 +8,11 @@ prepared (a child process) and the run folder made.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from launch.backends.table import backend_of
 from launch.base import Backend, Submission
@@ -25,62 +20,48 @@ from launch.compute import compute, config_file
 from launch.driving.orphans import wait_for_orphans
 from launch.dry_run import DryRun
 from launch.ending import say_ending, say_finished
-from launch.nodes_of import cores_for, device_of
-from launch.outcome import newest_checkpoint, quarantined
 from launch.run.copies import adopt
 from launch.run.lineage import write_lineage
-from launch.run.liveness import ProcessMark, own_mark, write_mark
+from launch.run.liveness import own_mark, write_mark
 from launch.run.room import warn_of_little_room
 from launch.run.run_folder import (
     attempts,
     create,
-    existing,
     locked,
     new_attempt,
     read_record,
     refuse_if_running,
 )
-from launch.run.standing import free_to_start
-from launch.run.status import close_old_attempts, finished_step
-from launch.settings.asked import stored_values
-from launch.settings.differences import as_text, differences
-from trainer.capacity.folder import vocab_size_of_tokenizer
-from trainer.changes import Change, class_of, refused
-from trainer.config.schema import Config
-from trainer.config.sections.cloud import CloudLaunch
-from trainer.config.sections.data import PretrainedTokenizer
-from trainer.config.sections.slurm import SlurmLaunch
-from trainer.config.sections.training import DeepSpeedEngine
-from trainer.errors import (
-    ConfigError,
-    DataError,
-    Exit,
-    LonghaulError,
-    Problem,
-    Refused,
-    RunFolderError,
+from launch.run.status import close_old_attempts
+from launch.settings.differences import as_text
+from launch.stand import (
+    NOTHING_LEFT,
+    Standing,
+    finished_at,
+    frozen_hash,
+    nothing_is_left,
+    plan_of,
+    prepares_elsewhere,
+    refuse_other_tokens,
+    stand,
+    stores_of,
 )
-from trainer.faultpoints import planned
+from trainer.config.schema import Config
+from trainer.config.sections.slurm import SlurmLaunch
+from trainer.errors import Exit, Refused
 from trainer.plan import RunPlan, StorePlan, write_plan
-from trainer.planning import make_plan
-from trainer.records.built_ops import needs_async_io
 from trainer.records.json_file import read_json
 from trainer.records.run_files import AttemptFiles, RunFiles
-from trainer.records.store_lookup import find_stores
-from trainer.records.token_store import read_manifest
-
-_NOTHING_LEFT = "none of its checkpoints is left, to use or to go on from"
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What is known before anything is done. `run` None: a new one."""
+class Made:
+    """An attempt that is written down, and not yet handed over."""
 
-    config: Config
-    run: RunFiles | None
-    stores: tuple[StorePlan, ...] | None  # None: to be prepared
-    silent: ProcessMark | None = None  # the run's agent, of which nothing more is to be expected
-    differences: tuple[Change, ...] = ()  # from the run's newest attempt
+    run: RunFiles
+    files: AttemptFiles
+    plan: RunPlan
+    submission: Submission
 
 
 def start(config: Config, *, backend: Backend | None = None) -> int:
@@ -90,31 +71,65 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
 
     Raises: ConfigError, Refused, RunFolderError, DataError.
     """
-    adopt(config, frozen_hash=frozen_hash(config))
-    standing = stand(config)
-    config = standing.config
-    if standing.run is not None and (done := _finished(standing)):
-        if _nothing_is_left(standing.run, config):
-            print(f"{config.run.name} is finished at step {done}; {_NOTHING_LEFT}")
-        else:
-            say_finished(standing.run, done)
+    standing = asked(config)
+    if standing is None:
         return Exit.DONE
     backend = backend or backend_of(config.launch.kind)
     first = plan_of(standing, attempt=1, run_id="")
     backend.preflight(first)
     if isinstance(config.launch, SlurmLaunch) and config.launch.test_only:
         return Exit.DONE  # it was said what Slurm thinks of it
-    _refuse_unwritable(Path(config.run.root), standing.run)
-    if little := warn_of_little_room(first, standing.run):
+    look_at_the_place(standing, first)
+    ready = with_stores(standing)
+    if isinstance(ready, int):
+        return ready
+    made = make_attempt(ready, backend)
+    code = backend.submit(made.submission, made.run.root, attempt=made.files.number)
+    if backend.in_foreground:
+        say_ending(made.run, made.files, code)
+    return code
+
+
+def asked(config: Config) -> Standing | None:
+    """What is known before anything is done; None, and said, if the run is finished.
+
+    Raises: as `stand`.
+    """
+    adopt(config, frozen_hash=frozen_hash(config))
+    standing = stand(config)
+    if standing.run is None or not (done := finished_at(standing)):
+        return standing
+    if nothing_is_left(standing.run, standing.config):
+        print(f"{config.run.name} is finished at step {done}; {NOTHING_LEFT}")
+    else:
+        say_finished(standing.run, done)
+    return None
+
+
+def look_at_the_place(standing: Standing, plan: RunPlan) -> None:
+    """Raises: Refused if no run folder can be written there."""
+    refuse_unwritable(Path(standing.config.run.root), standing.run)
+    if little := warn_of_little_room(plan, standing.run):
         print(f"warning: {little}", file=sys.stderr, flush=True)
-    if standing.stores is None and not _prepares_elsewhere(config):
-        code = prepare(standing.config)
-        if isinstance(code, int):
-            return code
-        standing = replace(standing, stores=code)
-        _refuse_other_tokens(standing)
-        plan_of(standing, attempt=1, run_id="")  # what the data makes impossible, before the folder
-    run = standing.run or _create(config)
+
+
+def with_stores(standing: Standing) -> Standing | int:
+    """With all token stores; the exit code of a preparation that failed."""
+    config = standing.config
+    if standing.stores is not None or prepares_elsewhere(config):
+        return standing
+    stores = stores_of(config) or prepare(config)
+    if isinstance(stores, int):
+        return stores
+    standing = replace(standing, stores=stores)
+    refuse_other_tokens(standing)
+    plan_of(standing, attempt=1, run_id="")  # what the data makes impossible, before the folder
+    return standing
+
+
+def make_attempt(standing: Standing, backend: Backend) -> Made:
+    """The run's folder, if it is new, and its next attempt in it."""
+    run = standing.run or _create(standing.config)
     wait_for_orphans(run)
     with locked(run):
         refuse_if_running(run, silent=standing.silent)
@@ -127,20 +142,14 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     write_lineage(run, files.number, world_size=plan.world_size, found=standing.differences)
     if standing.differences:
         print(as_text(run, standing.differences), file=sys.stderr, flush=True)
-    code = backend.submit(submission, run.root, attempt=files.number)
-    if backend.in_foreground:
-        say_ending(run, files, code)
-    return code
+    return Made(run, files, plan, submission)
 
 
 def dry_run(config: Config) -> DryRun:
     """What `start` would write and run. Raises: as `start`."""
     standing = stand(config)
     backend = backend_of(config.launch.kind)
-    known = attempts(standing.run) if standing.run is not None else []
-    attempt = known[-1].number + 1 if known else 1
-    run_id = read_record(standing.run).run_id if standing.run is not None else "(new)"
-    plan = plan_of(standing, attempt=attempt, run_id=run_id)
+    plan = next_plan(standing)
     backend.preflight(plan)
     folder = Path(config.run.root) / config.run.name
     return DryRun(
@@ -148,186 +157,22 @@ def dry_run(config: Config) -> DryRun:
         submission=backend.render(plan, run_folder=str(folder)),
         run_folder=str(folder),
         is_new=standing.run is None,
-        finished_at=_finished(standing),
-        needs_prepare=standing.stores is None and not _prepares_elsewhere(config),
+        finished_at=finished_at(standing),
+        needs_prepare=standing.stores is None and not prepares_elsewhere(config),
         differences=standing.differences,
         differences_text=as_text(standing.run, standing.differences) if standing.run else "",
     )
 
 
-def stand(config: Config) -> Standing:
-    """Raises: ConfigError, Refused or RunFolderError if the run cannot be started like this."""
-    planned(os.environ, enabled=config.drills.enabled)
-    _refuse_without_async_io(config)
-    run = existing(Path(config.run.root), config.run.name)
-    mode, takeover = config.resume.mode, config.resume.takeover
-    # Of this command alone: stored, it would take the run over again at every later start.
-    resume = config.resume.model_copy(update={"takeover": False})
-    config = config.model_copy(update={"resume": resume})
-    silent, found = None, list[Change]()
-    if run is None and mode == "must":
-        folder = Path(config.run.root) / config.run.name
-        raise Refused(f"resume=must, but there is no run {folder}; start it with resume=auto")
-    if run is not None:
-        if mode == "never":
-            raise Refused(f"resume=never, but the run {run.root} exists; {_besides(run, config)}")
-        silent = free_to_start(run, lease_s=config.restart.lease_s, takeover=takeover)
-        refuse_if_running(run, silent=silent)
-        found = _differences(run, config)
-        _refuse_a_shell(run, config, found)
-        _refuse_another_run(run, config, found)
-    try:
-        elsewhere = _prepares_elsewhere(config)
-        ready = None if elsewhere else find_stores(config.data.model_dump(mode="json"))
-    except DataError as e:  # a corpus file that is not there: nothing has been written yet
-        raise Refused(str(e)) from e
-    stores = None if ready is None else tuple(StorePlan(**asdict(one)) for one in ready)
-    standing = Standing(config, run, stores, silent, tuple(found))
-    _refuse_other_tokens(standing)
-    return standing
+def next_plan(standing: Standing) -> RunPlan:
+    """The plan that the next attempt would have."""
+    known = attempts(standing.run) if standing.run is not None else []
+    attempt = known[-1].number + 1 if known else 1
+    run_id = read_record(standing.run).run_id if standing.run is not None else "(new)"
+    return plan_of(standing, attempt=attempt, run_id=run_id)
 
 
-def _prepares_elsewhere(config: Config) -> bool:
-    """A rented machine has its own disk: it makes its own token stores."""
-    return isinstance(config.launch, CloudLaunch)
-
-
-def differences_text(config: Config) -> str:
-    """How a run of that name differs, if there is one; for people."""
-    with suppress(LonghaulError):  # `plan` answers all the same; `train` will say it
-        run = existing(Path(config.run.root), config.run.name)
-        if run is not None:
-            return as_text(run, _differences(run, config))
-    return ""
-
-
-def plan_of(standing: Standing, *, attempt: int, run_id: str) -> RunPlan:
-    """Raises: ConfigError for what this machine or the tokenizer makes impossible."""
-    config, stores = standing.config, standing.stores
-    if stores is not None:
-        tokens: int | None = read_manifest(Path(stores[0].path)).vocab_size
-    elif isinstance(config.data.tokenizer, PretrainedTokenizer):
-        tokens = vocab_size_of_tokenizer(Path(config.data.tokenizer.path))
-    else:
-        tokens = None
-    return make_plan(
-        config,
-        attempt=attempt,
-        run_id=run_id,
-        stores=stores or (),
-        device=device_of(config),
-        cores=cores_for(config),
-        vocab_size_of_tokenizer=tokens,
-    )
-
-
-def frozen_hash(config: Config) -> str:
-    """Over the settings that no attempt of the run may change; trainer/changes.py says which."""
-    frozen = {k: v for k, v in _leaves(config.model_dump(mode="json")) if _is_frozen(k)}
-    return hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
-
-
-def _is_frozen(key: str) -> bool:
-    return class_of(key)[0] == "frozen"
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        inner = isinstance(value, dict)
-        found += _leaves(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
-    return found
-
-
-def _create(config: Config) -> RunFiles:
-    values = config.model_dump(mode="json")
-    return create(Path(config.run.root), config=values, frozen_hash=frozen_hash(config))
-
-
-def _stored(run: RunFiles) -> Config:
-    try:
-        return Config.model_validate(stored_values(run))
-    except ValueError as e:
-        raise RunFolderError(
-            f"{run.root} was written by another version of Longhaul: "
-            f"its settings cannot be read here ({str(e).splitlines()[0]})"
-        ) from e
-
-
-def _refuse_without_async_io(config: Config) -> None:
-    """Raises: ConfigError if the settings swap state to a disk and this machine cannot."""
-    engine = config.engine
-    if _prepares_elsewhere(config):
-        return  # whether that one can is seen there
-    if isinstance(engine, DeepSpeedEngine) and "nvme" in (
-        engine.offload_optimizer,
-        engine.offload_parameters,
-    ):
-        needs_async_io(device_of(config))
-        if not Path(str(engine.nvme_path)).is_dir():
-            what = f"there is no folder {engine.nvme_path} to swap to"
-            raise ConfigError(
-                [Problem("engine.nvme_path", what, "engine.nvme_path=/local/scratch")]
-            )
-
-
-def _differences(run: RunFiles, config: Config) -> list[Change]:
-    stores = tuple(StorePlan.model_validate(one) for one in _last_stores(run))
-
-    def planned_with(settings: Config) -> RunPlan:
-        return plan_of(Standing(settings, run, stores or None), attempt=1, run_id="")
-
-    return differences(run, _stored(run), config, plan_of=planned_with)
-
-
-def _refuse_a_shell(run: RunFiles, config: Config, found: list[Change]) -> None:
-    """Raises: Refused if more is asked of a finished run than there is to go on from."""
-    done = finished_step(run)
-    asks_more = done and (config.steps.total > done or refused(found, config.resume.allow))
-    if asks_more and _nothing_is_left(run, config):
-        raise Refused(
-            f"{run.root} finished at step {done}; {_NOTHING_LEFT}: begin another run "
-            f"(another run.name), or move {run.root} out of the way"
-        )
-
-
-def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> None:
-    """Raises: ConfigError if these settings are not those of the run, in what may not change."""
-    problems = refused(found, config.resume.allow)
-    if not problems:
-        return
-    if _is_worthless(run, config):
-        others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        what = f"{run.root} is a run with another {problems[0].where}{others}, and saved nothing"
-        fix = f"another run.name, or longhaul runs gc {run.root} --failed --yes, which frees this"
-        if not attempts(run):
-            fix = f"another run.name, or remove the folder {run.root}: nothing was started in it"
-        raise ConfigError([Problem("run.name", what, fix)])
-    what = f"{run.root} is a run with other settings; it cannot go on with these"
-    first = Problem("run.name", what, "another run.name, or what is said below")
-    raise ConfigError([first, *problems])
-
-
-def _is_worthless(run: RunFiles, config: Config) -> bool:
-    """Whether nothing is lost with it: no checkpoint anywhere, not in quarantine; not finished."""
-    return not finished_step(run) and not quarantined(run) and _nothing_is_left(run, config)
-
-
-def _nothing_is_left(run: RunFiles, config: Config) -> bool:
-    """No checkpoint here and none elsewhere."""
-    elsewhere = config.checkpoint.remote.url or _stored(run).checkpoint.remote.url
-    return not newest_checkpoint(run) and not elsewhere
-
-
-def _besides(run: RunFiles, config: Config) -> str:
-    """What can be done about a run that is there and is not to be gone on with."""
-    anew = f"choose another run.name, or move {run.root} out of the way"
-    if _nothing_is_left(run, config) and quarantined(run):
-        return f"{anew}: all its checkpoints are in quarantine, so it cannot go on"
-    return f"{anew}, or go on with it: resume=auto"
-
-
-def _refuse_unwritable(root: Path, run: RunFiles | None) -> None:
+def refuse_unwritable(root: Path, run: RunFiles | None) -> None:
     """Before stores are made for hours. Raises: Refused if nothing can be written there."""
     place = run.root if run is not None else root
     while not os.path.lexists(place) and place != place.parent:
@@ -339,41 +184,6 @@ def _refuse_unwritable(root: Path, run: RunFiles | None) -> None:
             f"run.root={root}: nothing can be written in {place} ({e.strerror}); "
             "choose another run.root, or make that place writable"
         ) from e
-
-
-def _finished(standing: Standing) -> int:
-    """The step at which the run is finished for what is asked; 0: there is something to do."""
-    if standing.run is None:
-        return 0
-    done = finished_step(standing.run)
-    return done if done >= standing.config.steps.total else 0
-
-
-def _refuse_other_tokens(standing: Standing) -> None:
-    """Raises: ConfigError if a store differs from the one the run was trained on so far."""
-    if standing.run is None or standing.stores is None:
-        return
-    before = {s["source"]: s["manifest_digest"] for s in _last_stores(standing.run)}
-    problems = []
-    for store in standing.stores:
-        known = before.get(store.source)
-        where = f"data.sources.{store.source}"
-        if known in (None, store.manifest_digest) or where in standing.config.resume.allow:
-            continue
-        what = "its text or its tokenizer has changed since the run was started"
-        fix = f"another run.name, or resume.allow=[{where}]"
-        problems.append(Problem(where, what, fix))
-    if problems:
-        raise ConfigError(problems)
-
-
-def _last_stores(run: RunFiles) -> list[Mapping[str, Any]]:
-    """As plain values: the plan around them may be one of an older version."""
-    for files in reversed(attempts(run)):
-        with suppress(FileNotFoundError, ValueError, KeyError):  # ended before it, or damaged
-            stores: list[Mapping[str, Any]] = read_json(files.plan)["stores"]
-            return stores
-    return []
 
 
 def prepare(config: Config) -> tuple[StorePlan, ...] | int:
@@ -398,3 +208,8 @@ def write_attempt(files: AttemptFiles, plan: RunPlan, submission: Submission) ->
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)  # it may hold settings that are nobody else's business
         path.write_text(text, encoding="utf-8")
+
+
+def _create(config: Config) -> RunFiles:
+    values = config.model_dump(mode="json")
+    return create(Path(config.run.root), config=values, frozen_hash=frozen_hash(config))

@@ -21,7 +21,8 @@ from launch.outcome import decide, observe
 from launch.run.attempts import concluded
 from launch.run.copies import adopt
 from launch.run.run_folder import attempts, create, existing, read_record
-from launch.start import frozen_hash, start
+from launch.stand import frozen_hash
+from launch.start import start
 from trainer.config.explain import validate
 from trainer.config.schema import Config
 from trainer.errors import Exit, LonghaulError, Refused

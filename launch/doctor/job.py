@@ -22,7 +22,8 @@ from launch.base import Backend, JobState
 from launch.doctor.settings import NAME, doctor_config
 from launch.node.failure import read_failure
 from launch.run.run_folder import create, new_attempt
-from launch.start import Standing, frozen_hash, plan_of, write_attempt
+from launch.stand import Standing, frozen_hash, plan_of
+from launch.start import write_attempt
 from trainer.config.schema import Config
 from trainer.errors import Refused
 from trainer.health.finding import Finding

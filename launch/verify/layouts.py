@@ -14,7 +14,8 @@ from typing import Any
 from launch.backends.local import LocalBackend
 from launch.compute import compute
 from launch.run.run_folder import create, new_attempt
-from launch.start import Standing, frozen_hash, plan_of, prepare, write_attempt
+from launch.stand import Standing, frozen_hash, plan_of
+from launch.start import prepare, write_attempt
 from launch.verify.shrink import shrunk
 from trainer.config.schema import Config
 from trainer.config.sections.training import CanonicalEngine, PlainEngine

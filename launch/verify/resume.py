@@ -21,7 +21,8 @@ from typing import Any
 
 from launch.backends.local import LocalBackend
 from launch.run.run_folder import create, new_attempt
-from launch.start import Standing, frozen_hash, plan_of, prepare, write_attempt
+from launch.stand import Standing, frozen_hash, plan_of
+from launch.start import prepare, write_attempt
 from launch.verify.resumed import Verdict, as_text, evidence, verdict_on
 from launch.verify.shrink import shrunk
 from trainer.config.schema import Config

@@ -12,7 +12,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.run.room import warn_of_little_room
-from launch.start import Standing, plan_of
+from launch.stand import Standing, plan_of
 from tests.helpers.configs import config
 from tests.helpers.reports import step_report
 from tests.helpers.slice_engine import SliceEngine

@@ -17,7 +17,7 @@ from launch.run.attempts import close_attempt
 from launch.run.liveness import ProcessMark, own_mark, write_mark
 from launch.run.run_folder import create, new_attempt
 from launch.settings.asked import overlaid, split
-from launch.start import stand
+from launch.stand import stand
 from tests.helpers.configs import config
 from trainer.errors import ConfigError, Exit
 from trainer.records.attempt import Done, ErrorRecord, Started, write_record

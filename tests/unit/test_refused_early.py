@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.start import Standing, plan_of
+from launch.stand import Standing, plan_of
 from tests.helpers.configs import config
 from tests.helpers.stores import make_store
 from trainer.errors import ConfigError, Exit

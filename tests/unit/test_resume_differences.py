@@ -16,7 +16,8 @@ from launch.run.lineage import write_lineage
 from launch.run.run_folder import create, installed_versions, new_attempt
 from launch.settings.asked import completed, stored_values
 from launch.settings.differences import as_text
-from launch.start import dry_run, frozen_hash, stand, start
+from launch.stand import frozen_hash, stand
+from launch.start import dry_run, start
 from tests.helpers.configs import config, values
 from trainer.changes import Change, changes, version_changes
 from trainer.config.schema import Config
