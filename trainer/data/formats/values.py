@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.data.file_sources import is_text
+from trainer.data.formats.answers import with_answers
+from trainer.data.formats.preference import with_pair
 from trainer.data.formats.rows import Row
 from trainer.errors import DataError
 
-TEXTS = ("text", "text_pair", "question", "context", "source", "target", "prompt")
+TEXTS = ("text", "text_pair", "question", "context", "source", "target")
 
 
 def checked(fields: dict[str, Any], row: Row) -> dict[str, Any]:
@@ -27,6 +29,10 @@ def checked(fields: dict[str, Any], row: Row) -> dict[str, Any]:
         ]
     if "tokens" in fields:
         _tokens(fields, row)
+    if "context" in fields and "answers" in fields:
+        fields = with_answers(fields, row)
+    if "chosen" in fields and "rejected" in fields:
+        fields = with_pair(fields, row)
     return fields
 
 
