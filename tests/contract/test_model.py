@@ -17,7 +17,8 @@ from tests.helpers.models import (
     wide_model,
 )
 from trainer.batch import IGNORED, TokenBatch
-from trainer.models.build import build_model, hf_config
+from trainer.models.build import build_model
+from trainer.models.hf_config import hf_config
 from trainer.models.init import InitialValues, initial_rules
 from trainer.models.language_model import compile_model
 from trainer.tasks.causal_lm import CausalLm

@@ -23,7 +23,8 @@ from tests.helpers.models import (
 from trainer.config.sections.model import FolderModel
 from trainer.errors import ConfigError, ModelError
 from trainer.models.attention import check_packing, packing_leak, refuse_leak
-from trainer.models.build import build_model, hf_config
+from trainer.models.build import build_model
+from trainer.models.hf_config import hf_config
 from trainer.models.weights import SafetensorsFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -133,7 +134,10 @@ def _config_only(path: Path, **values: Any) -> FolderModel:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"model_type": "bert", "vocab_size": VOCAB}, "'bert' is not a known family .*test_model"),
+        (
+            {"model_type": "xlnet", "vocab_size": VOCAB},
+            "'xlnet' is not a known family .*test_model",
+        ),
         ({}, "model_type '' is not a known family"),
         (
             {"model_type": "mixtral", "num_local_experts": 8},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -47,7 +47,10 @@ def tiny_shape(family: str, **changes: Any) -> ShapeModel:
     return ShapeModel(**(values | changes))
 
 
-def filled(model: LanguageModel, source: FragmentSource) -> LanguageModel:
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+def filled(model: M, source: FragmentSource) -> M:
     """The model on the CPU with the source's values: what an engine does on one rank."""
     settle(model, dtype=next(model.parameters()).dtype, device=torch.device("cpu"))
     for name, parameter in model.named_parameters():

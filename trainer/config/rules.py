@@ -19,7 +19,7 @@ from trainer.config.peer_rules import peer_problems
 from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
-from trainer.config.sections.model import FolderModel, ShapeModel
+from trainer.config.sections.model import FolderModel, Model, ShapeModel
 from trainer.config.sections.training import CanonicalEngine, CustomTask, Wsd
 from trainer.config.slurm_rules import slurm_problems
 from trainer.config.watch_rules import watch_problems
@@ -59,14 +59,20 @@ def num_micro_batches(config: Config) -> int:
 
 def _model_problems(config: Config) -> Iterator[Problem]:
     model = config.model
-    if not isinstance(model, ShapeModel):
+    if isinstance(model, FolderModel):
         yield from _folder_problems(Path(model.path))
         return
-    heads, grouped = model.num_attention_heads, model.num_key_value_heads
+    heads = model.num_attention_heads
     if model.hidden_size % heads:
         width = -(-model.hidden_size // heads) * heads
         what = f"{model.hidden_size} is not a multiple of num_attention_heads ({heads})"
         yield Problem("model.hidden_size", what, f"model.hidden_size={width}")
+    if isinstance(model, ShapeModel):
+        yield from _causal_problems(model)
+
+
+def _causal_problems(model: ShapeModel) -> Iterator[Problem]:
+    heads, grouped = model.num_attention_heads, model.num_key_value_heads
     if heads % grouped:
         what = f"{grouped} does not divide num_attention_heads ({heads})"
         yield Problem("model.num_key_value_heads", what, f"model.num_key_value_heads={heads}")
@@ -195,9 +201,7 @@ def _data_problems(config: Config) -> Iterator[Problem]:
         yield Problem("data.held_out_fraction", what, "data.held_out_fraction=0.01 or evals=none")
 
 
-def _own_tokenizer_problems(
-    model: ShapeModel | FolderModel, tokenizer: TrainedTokenizer
-) -> Iterator[Problem]:
+def _own_tokenizer_problems(model: Model, tokenizer: TrainedTokenizer) -> Iterator[Problem]:
     if isinstance(model, FolderModel) and model.weights == "pretrained":
         what = "a new tokenizer, but the model's weights know another vocabulary"
         fix = f"data/tokenizer=pretrained data.tokenizer.path={model.path}"

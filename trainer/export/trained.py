@@ -12,7 +12,7 @@ import torch
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.ranges import StoredTensors
 from trainer.checkpoint.reader import CheckpointReader
-from trainer.config.sections.model import FolderModel, ShapeModel
+from trainer.config.sections.model import FolderModel, Model
 from trainer.engine.base import FragmentSource
 from trainer.engine.model_setup import settle
 from trainer.errors import Refused
@@ -36,7 +36,7 @@ class Trained:
     plan: RunPlan
     step: int
     loss: float | None
-    model: ShapeModel | FolderModel
+    model: Model
     source: FragmentSource
     names: tuple[tuple[str, tuple[int, ...]], ...]
     close: Callable[[], None]

@@ -1,7 +1,8 @@
 """Do documents packed into one row stay strangers? A probe, because it depends on the family.
 
 Positions that restart at 0 are enough for the causal families here, and silently not enough for
-others (BERT-like encoders attend across the restart: 2.7e-3 in the logits).
+encoders, which attend across the restart (2.7e-3 in the logits of BERT): those get a mask of
+blocks, and the probe shows that it keeps them apart.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from collections.abc import Callable
 
 import torch
 
-from trainer.config.sections.model import FolderModel, ShapeModel
+from trainer.config.sections.model import FolderModel, Model
 from trainer.errors import ModelError
 from trainer.models.build import SMALL_VOCAB, small_model
+from trainer.models.encoder import EncoderModel
+from trainer.models.encoder_families import FAMILIES as ENCODERS
+from trainer.models.heads import HeadSpec
+from trainer.models.hf_config import family_of
 
 _LENGTHS = (7, 3, 12)  # longer and shorter than the probe's sliding window of 4
 _SEED = 20
@@ -20,19 +25,36 @@ _SEED = 20
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def check_packing(section: ShapeModel | FolderModel, *, device: torch.device) -> None:
+def check_packing(section: Model, *, device: torch.device) -> None:
     """Refuse to pack rows for a model whose documents would see each other.
 
     Call it only when `data.packing` is on. Draws nothing from torch's global random state.
     Raises: ModelError.
     """
-    model = small_model(section, device=device)
+    is_encoder = family_of(section) in ENCODERS
+    model = small_model(section, device=device, head=HeadSpec("mlm") if is_encoder else None)
     _fill(model)
     flash = device.type == "cuda" and section.attention == "flash_attention_2"
     if flash:
         model.to(torch.bfloat16)
-    name = section.family if isinstance(section, ShapeModel) else section.path
-    refuse_leak(model.logits, name=name, device=device, tolerance=0.05 if flash else 1e-4)
+    name = section.path if isinstance(section, FolderModel) else section.family
+    logits = encoder_logits(model) if isinstance(model, EncoderModel) else model.logits
+    refuse_leak(logits, name=name, device=device, tolerance=0.05 if flash else 1e-4)
+
+
+def encoder_logits(model: EncoderModel) -> Logits:
+    """As the probe asks: the documents are those that restart, as they are in a packed row."""
+
+    def logits(inputs_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+        fields = {
+            "inputs_RT": inputs_RT,
+            "positions_RT": positions_RT,
+            "documents_RT": (positions_RT == 0).cumsum(-1),
+        }
+        found: torch.Tensor = model(fields, want="mlm_logits")
+        return found
+
+    return logits
 
 
 def refuse_leak(

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from trainer.config.sections.model import FolderModel, ShapeModel
+from trainer.config.sections.model import Model
 from trainer.errors import ModelError
-from trainer.models.build import hf_config
+from trainer.models.hf_config import hf_config
 
 
 def save_config(
-    section: ShapeModel | FolderModel,
+    section: Model,
     folder: Path,
     *,
     vocab_size: int,
@@ -32,7 +32,7 @@ def save_config(
     transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
 
 
-def causal_lm(section: ShapeModel | FolderModel, *, vocab_size: int) -> Any:
+def causal_lm(section: Model, *, vocab_size: int) -> Any:
     """transformers' own model of that shape, fp32 on the CPU, with values nobody chose yet."""
     transformers = importlib.import_module("transformers")
     return transformers.AutoModelForCausalLM.from_config(

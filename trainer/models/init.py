@@ -11,14 +11,14 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from trainer.errors import ModelError
-from trainer.models.language_model import LanguageModel
+from trainer.models.build import AnyModel
 from trainer.records.fragment import MASTER, Fragment
 
 # Elements made together. Blocks start at multiples of it, so that how a range is cut never changes
@@ -29,10 +29,14 @@ _UNIT = 2.0**-32
 
 @dataclass(frozen=True)
 class Rule:
-    """How a tensor starts: normal(0, std), ones or zeros."""
+    """How a tensor starts: normal(0, std), ones or zeros.
+
+    `cut`: no value lies further from 0 than so many `std`; 0: any may.
+    """
 
     kind: Literal["normal", "ones", "zeros"]
     std: float = 0.0
+    cut: float = 0.0
 
 
 class InitialValues:
@@ -55,7 +59,8 @@ class InitialValues:
             return
         filled = 0
         for piece in standard_normal(self._seed, fragment.name, fragment.start, fragment.stop):
-            out[filled : filled + len(piece)].copy_(piece.mul_(rule.std))
+            drawn = _cut(piece, rule.cut) if rule.cut else piece
+            out[filled : filled + len(piece)].copy_(drawn.mul_(rule.std))
             filled += len(piece)
 
 
@@ -81,17 +86,31 @@ def standard_normal(seed: int, name: str, start: int, stop: int) -> Iterator[tor
         yield values[max(start - offset, 0) : stop - offset]
 
 
-def initial_rules(model: LanguageModel) -> dict[str, Rule]:
+def _cut(normal: torch.Tensor, cut: float) -> torch.Tensor:
+    """normal(0, 1) -> the same distribution within +-cut, element by element.
+
+    By its quantile function, so that an element stays a function of its own number alone: drawing
+    again until one fits would not.
+    """
+    within = math.erf(cut / math.sqrt(2.0))
+    quantile = torch.erf(normal.double() / math.sqrt(2.0)) * within
+    return (torch.erfinv(quantile) * math.sqrt(2.0)).float()
+
+
+def initial_rules(model: AnyModel) -> dict[str, Rule]:
     """Hugging Face's conventions, by kind of module; a meta model will do.
 
     normal(0, initializer_range) for linear layers and embeddings, ones for norm weights, zeros for
-    biases; GPT-2 scales its residual projections by 1/sqrt(2 x layers).
-    Source: transformers 5.23, PreTrainedModel._init_weights; GPT2PreTrainedModel._init_weights.
+    biases; GPT-2 scales its residual projections by 1/sqrt(2 x layers), ModernBERT draws from
+    normals cut off, of three widths.
+    Source: transformers 5.23, PreTrainedModel._init_weights and those of the families.
     Raises: ModelError for a parameter that none of this covers.
     """
     config = model.hf.config
-    std = float(config.initializer_range)
-    residual = std / math.sqrt(2 * config.num_hidden_layers) if config.model_type == "gpt2" else std
+    if getattr(config, "sinusoidal_pos_embds", False):
+        raise ModelError(
+            "no initial values for sinusoidal positions: take model.weights=pretrained"
+        )
     rules: dict[str, Rule] = {}
     for path, module in model.named_modules():
         for leaf, _ in module.named_parameters(recurse=False):
@@ -101,8 +120,21 @@ def initial_rules(model: LanguageModel) -> dict[str, Rule]:
             elif "Norm" in type(module).__name__:
                 rules[name] = Rule("ones")
             elif leaf == "weight" and not isinstance(module, nn.modules.conv._ConvNd):
-                rules[name] = Rule("normal", residual if path.endswith("c_proj") else std)
+                rules[name] = _matrix_rule(config, path)
             else:
                 raise ModelError(f"no rule for initial values of {name} ({type(module).__name__})")
     logical = {name for name, _ in model.named_parameters()}
     return {name: rule for name, rule in rules.items() if name in logical}
+
+
+def _matrix_rule(config: Any, path: str) -> Rule:
+    std = float(config.initializer_range)
+    residual = std / math.sqrt(2 * config.num_hidden_layers)
+    leaf = path.rpartition(".")[2]
+    if config.model_type == "gpt2":
+        return Rule("normal", residual if leaf == "c_proj" else std)
+    if config.model_type == "modernbert":
+        cut = float(config.initializer_cutoff_factor or 3.0)
+        widths = {"Wo": residual, "dense": residual, "classifier": config.hidden_size**-0.5}
+        return Rule("normal", widths.get(leaf, std), cut)
+    return Rule("normal", std)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from trainer.models.buffers import exact_buffers, restore_buffers
 from trainer.models.head import Head
 
 
@@ -31,8 +32,8 @@ class LanguageModel(nn.Module):
         for name, child in hf.named_children():
             self.add_module(name, child)
         self.__dict__["hf"] = hf
-        self._exact_buffers = self._compute_buffers()
-        self.restore_buffers()
+        self._exact_buffers = exact_buffers(self, hf)
+        restore_buffers(self, self._exact_buffers)
 
     def forward(
         self,
@@ -71,35 +72,9 @@ class LanguageModel(nn.Module):
         lists = [m for m in self.hf.base_model.children() if isinstance(m, nn.ModuleList)]
         return list(lists[0])
 
-    def restore_buffers(self) -> None:
-        """Give every rotary buffer its exact fp32 value again, on the device it is on.
-
-        `module.bfloat16()`, which DeepSpeed calls, would leave rotary frequencies in bf16: angles
-        wrong by radians at far positions, without a word. So casting this model never casts them.
-        """
-        for name, value in self._exact_buffers.items():
-            owner, _, leaf = name.rpartition(".")
-            module = self.get_submodule(owner)
-            held = module.get_buffer(leaf)
-            device = value.device if held.is_meta else held.device
-            module._buffers[leaf] = value.to(device, copy=True)
-
-    def _compute_buffers(self) -> dict[str, torch.Tensor]:
-        """By Hugging Face's own rule, on the CPU, for every buffer (none of theirs is trained)."""
-        found: dict[str, torch.Tensor] = {}
-        for path, module in self.named_modules():
-            kept = dict(module.named_buffers(recurse=False))
-            for leaf, buffer in kept.items():
-                empty = torch.empty(buffer.shape, dtype=torch.float32, device="cpu")
-                module._buffers[leaf] = found[f"{path}.{leaf}"] = empty
-            if kept:
-                self.hf._init_weights(module)
-                module._buffers.update(kept)
-        return found
-
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LanguageModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.restore_buffers()
+        restore_buffers(self, self._exact_buffers)
         return self
 
 

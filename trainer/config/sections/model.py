@@ -9,6 +9,7 @@ from pydantic import Field
 from trainer.config.sections.base import Section
 
 Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
+EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
 Count = Annotated[int, Field(ge=1)]
 # Beyond any model there is, as in trainer/capacity/folder.py, which reads folders by anybody.
 
@@ -47,6 +48,28 @@ class ShapeModel(_Model):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class EncoderShape(_Model):
+    """An encoder. Names are those of Hugging Face's config.json, BERT's where families differ."""
+
+    kind: Literal["encoder"]
+    family: EncoderFamily
+    # 0: the tokenizer's, rounded up to a multiple of 64
+    vocab_size: Annotated[int, Field(ge=0, le=1 << 27, examples=[0])]
+    hidden_size: Annotated[int, Field(ge=1, le=1 << 20, examples=[768])]
+    intermediate_size: Annotated[int, Field(ge=1, le=1 << 22)]
+    num_hidden_layers: Annotated[int, Field(ge=1, le=4096)]
+    num_attention_heads: Annotated[int, Field(ge=1, le=1 << 16, examples=[8])]
+    max_position_embeddings: Annotated[int, Field(ge=3, le=1 << 30, examples=[512])]
+    pad_token_id: Annotated[int, Field(ge=0, examples=[0])]
+    initializer_range: Annotated[float, Field(gt=0)]
+    norm_eps: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    type_vocab_size: Count = Field(1, examples=[2])  # bert, roberta
+    # modernbert
+    local_attention: Annotated[int, Field(ge=2)] = Field(128, examples=[128])
+    global_attention_every: Count = Field(3, examples=[3])
+
+
 class FolderModel(_Model):
     """A Hugging Face folder: config.json, and safetensors when weights are wanted."""
 
@@ -55,4 +78,4 @@ class FolderModel(_Model):
     weights: Literal["pretrained", "fresh"]
 
 
-Model = Annotated[ShapeModel | FolderModel, Field(discriminator="kind")]
+Model = Annotated[ShapeModel | EncoderShape | FolderModel, Field(discriminator="kind")]
