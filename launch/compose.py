@@ -181,10 +181,15 @@ def _compose(
     from hydra.errors import ConfigCompositionException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
+    from launch.settings.conf_source import NOT_HYDRAS_OWN, read_conf_quickly
+
     if large := too_large(folders.extra):
         return None, large
     search = ",".join(f"'file://{_quoted(folder)}'" for folder in folders.extra)
-    overrides = [*request.hydra_overrides, *([f"hydra.searchpath=[{search}]"] if search else [])]
+    overrides = [*request.hydra_overrides, *NOT_HYDRAS_OWN]
+    if search:
+        overrides.append(f"hydra.searchpath=[{search}]")
+    read_conf_quickly()
     try:
         with initialize_config_dir(str(folders.main), version_base="1.3"):
             config = hydra_compose(config_name, overrides=overrides)

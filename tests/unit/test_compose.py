@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
 from launch.compose import compose, why
-from launch.settings.choices import Folders
+from launch.settings.choices import Folders, conf_folder
+from launch.settings.conf_source import ConfSource
 from trainer.errors import ConfigError, Problem, Refused
 
 
@@ -227,6 +229,15 @@ def test_every_setting_has_a_source() -> None:
 def test_why_of_an_unknown_setting_names_the_nearest() -> None:
     with pytest.raises(Refused, match=r"no setting 'optimizer.lr_rate'.* did you mean optimizer"):
         why(compose([], trace=True), "optimizer.lr_rate")
+
+
+def test_conf_reads_as_hydra_would_read_it() -> None:
+    folder = conf_folder()
+    ours, hydras = ConfSource("main", f"conf://{folder}"), FileConfigSource("main", str(folder))
+    for path in sorted(folder.rglob("*.yaml")):
+        name = path.relative_to(folder).as_posix()
+        one, other = ours.load_config(name), hydras.load_config(name)
+        assert (one.config, one.header) == (other.config, other.header), name
 
 
 def test_composing_writes_no_folder_and_leaves_logging_alone(tmp_path: Path) -> None:
