@@ -57,7 +57,7 @@ class ConfSource(FileConfigSource):
             raise ConfigLoadError(f"Config not found : {path}")
         text = path.read_text(encoding="utf-8")
         return ConfigResult(
-            config=OmegaConf.create(yaml.load(text, Loader=_loader()) or {}),
+            config=OmegaConf.create(_loader()(text).get_single_data() or {}),
             path=f"conf://{self.path}",
             provider=self.provider,
             header=ConfigSource._get_header_dict(text[:512]),
