@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,39 @@ def compose(
         raise ConfigError([_hidden(p, redactor) for p in problems])
     assert composed is not None
     return composed
+
+
+def combinations(overrides: Sequence[str]) -> list[list[tuple[str, bool]]]:
+    """Every run that these overrides ask for: its own overrides, each with whether it is one of
+    several values. Hydra's grammar: a=1,2, choice(...), range(...); the last one varies fastest.
+
+    Raises: ConfigError for what cannot be counted up. What cannot be read is left to `compose`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    rows: list[list[tuple[str, bool]]] = []
+    problems: list[Problem] = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            rows.append([(text, False)])
+            continue
+        if not override.is_sweep_override():
+            rows.append([(text, False)])
+        elif not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+            key, _, value = text.partition("=")
+            what = f"{value} does not say which values; several runs need each by name"
+            problems.append(Problem(key, what, f"{key}=1,2 or {key}=range(1,4)"))
+        else:
+            key = text.partition("=")[0]
+            rows.append([(f"{key}={value}", True) for value in override.sweep_string_iterator()])
+    if problems:
+        raise ConfigError(problems)
+    return [list(one) for one in product(*rows)]
 
 
 def _secrets(values: dict[str, Any], redactor: Redactor) -> list[Problem]:
@@ -128,7 +162,7 @@ def _misuse(text: str, override: Any, folders: Folders) -> Problem | None:
         return Problem(key, "Hydra only composes the configuration here and has no settings", "")
     if override.is_sweep_override():
         value = text.split("=", 1)[1]
-        what = f"{value} asks for several runs; one run takes one value"
+        what = f"{value} asks for several runs; one run takes one value (train -m starts several)"
         return Problem(key, what, _one_of(text))
     if override.is_delete():
         return None

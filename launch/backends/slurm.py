@@ -15,16 +15,20 @@ from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
 from launch.run.ended import Ended, write_ended
 from launch.run.job_record import JobRecord, read_job, write_job
 from launch.run.lease import read_beat
+from launch.run.liveness import own_mark, read_mark
+from launch.slurm.array import link
+from launch.slurm.array import render as render_array
 from launch.slurm.client import ask, plain_environment
 from launch.slurm.preflight import check, refuse_without_slurm
 from launch.slurm.queue import look_up, newest
-from launch.slurm.script import OUTPUT, render
+from launch.slurm.script import OUTPUT, render, section_of
 from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 SCRIPT = "submission/job.sbatch"  # under the attempt's folder
+ARRAY = "submission/array.sbatch"  # of the first run of an array
 _ALWAYS = ("PATH", "HOME", "USER", "SLURM_CONF", "SLURM_CLUSTERS")  # sbatch itself needs them
 
 
@@ -37,7 +41,7 @@ class SlurmBackend:
     in_foreground: bool = False
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
-        launch = _section(plan)
+        launch = section_of(plan)
         script = f"{run_folder}/attempts/{plan.attempt:04d}/{SCRIPT}"
         argv = ["sbatch", "--parsable", "--export=ALL", script, "python"]
         spec = spec_of(plan, module=self.module)
@@ -48,13 +52,7 @@ class SlurmBackend:
     def preflight(self, plan: RunPlan) -> None:
         """Raises: Refused if Slurm is not here or would not take the job; ConfigError for what the
         partition cannot give."""
-        refuse_without_slurm()
-        launch = _section(plan)
-        folder = str(Path(plan.config.run.root) / plan.config.run.name)
-        script = render(plan, run_folder=folder)
-        said = check(plan, launch, script=script, env=_environment(launch))
-        if launch.test_only:
-            print(f"{said or 'Slurm takes the job'}\nnothing was written or queued")
+        self.preflight_all([plan], name=plan.config.run.name)
 
     def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
         """Raises: Refused if Slurm does not take it."""
@@ -73,9 +71,52 @@ class SlurmBackend:
             job, _, cluster = answer.out.strip().partition(";")
             ids.append(job)
             write_job(files, JobRecord(self.name, ids[0], cluster, tuple(ids[1:])))
-        files.agent.unlink(missing_ok=True)  # this process; the job names its own
+        forget_own_mark(files)
         print(submitted_text(run, ids))
         return 0
+
+    def preflight_all(self, plans: Sequence[RunPlan], *, name: str) -> None:
+        """As `preflight`, with one question to Slurm for runs that go into one array.
+
+        Raises: as `preflight`.
+        """
+        refuse_without_slurm()
+        launch = section_of(plans[0])
+        script = self.render_all(plans, name=name)
+        said = check(plans, launch, script=script, env=_environment(launch))
+        if launch.test_only:
+            of = f"{len(plans)} runs: " if len(plans) > 1 else ""
+            print(f"{of}{said or 'Slurm takes the job'}\nnothing was written or queued")
+
+    def render_all(self, plans: Sequence[RunPlan], *, name: str) -> str:
+        """The array of runs that go together; of a single one, its own job. Pure."""
+        if len(plans) == 1:
+            return render(plans[0], run_folder=_folder(plans[0]))
+        scripts = [f"{_folder(plan)}/attempts/{plan.attempt:04d}/{SCRIPT}" for plan in plans]
+        return render_array(plans, scripts=scripts, name=name)
+
+    def submit_all(self, plans: Sequence[RunPlan], runs: Sequence[RunFiles], *, name: str) -> None:
+        """One array; what each run would submit lies in its attempt's folder already.
+
+        Raises: Refused if Slurm does not take it.
+        """
+        files = [run.attempt(plan.attempt) for run, plan in zip(runs, plans, strict=True)]
+        path = files[0].root / ARRAY
+        path.write_text(self.render_all(plans, name=name), encoding="utf-8")
+        link(plans)
+        argv = ["sbatch", "--parsable", "--export=ALL", str(path), sys.executable]
+        answer = ask(argv, env=_environment(section_of(plans[0])))
+        if answer.code != 0:
+            for each in files:
+                write_ended(each.ended, Ended(time=time.time(), codes={}))
+            raise Refused(f"sbatch did not take the array of {len(files)} runs: {answer.why}")
+        job, _, cluster = answer.out.strip().partition(";")
+        for number, each in enumerate(files):
+            write_job(each, JobRecord(self.name, f"{job}_{number}", cluster))
+            forget_own_mark(each)
+        print(f"{len(files)} runs are queued as job {job}, one task each:")
+        for number, run in enumerate(runs):
+            print(f"  {job}_{number}  {run.root}")
 
     def jobs(self, attempts: Sequence[AttemptFiles]) -> list[Job]:
         records = [read_job(files) for files in attempts]
@@ -127,10 +168,14 @@ def _environment(launch: SlurmLaunch) -> dict[str, str]:
     return chosen(os.environ, dict.fromkeys(launch.environment, ""))
 
 
-def _section(plan: RunPlan) -> SlurmLaunch:
-    launch = plan.config.launch
-    assert isinstance(launch, SlurmLaunch)
-    return launch
+def _folder(plan: RunPlan) -> str:
+    return str(Path(plan.config.run.root) / plan.config.run.name)
+
+
+def forget_own_mark(files: AttemptFiles) -> None:
+    """Of this process: the job names its own, and may have done so by now."""
+    if read_mark(files.agent) == own_mark():
+        files.agent.unlink(missing_ok=True)
 
 
 def _chain(files: AttemptFiles) -> int:

@@ -33,6 +33,7 @@ from launch.run.next_attempt import superseded
 from launch.run.node_record import read_nodes
 from launch.run.run_folder import locked, own
 from launch.slurm.client import ask
+from launch.slurm.place import job_of
 from trainer.errors import Exit, LonghaulError
 from trainer.records.attempt import ErrorRecord, error_record, write_first
 from trainer.records.owner import refuse_if_superseded
@@ -58,7 +59,7 @@ def carry(run: RunFiles, attempt: int, argv: Sequence[str]) -> int:
     Raises: Superseded, RunFolderError if this attempt is not for us to carry.
     """
     files = run.attempt(attempt)
-    hold = Hold(run, files, os.environ.get("SLURM_JOB_ID", ""))
+    hold = Hold(run, files, job_of(os.environ))
     with locked(run):
         refuse_if_superseded(run.owner, attempt)
         lease = Lease.take(files)

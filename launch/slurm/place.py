@@ -46,6 +46,13 @@ class SlurmPlace:
         return first_host(self.nodes), _FIRST_PORT + (number * 7 + attempt) % _PORTS
 
 
+def job_of(env: Mapping[str, str]) -> str:
+    """The job as people write it and as it was written down: 123, or 123_4 of an array, where
+    SLURM_JOB_ID is a number of its own."""
+    array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else env.get("SLURM_JOB_ID", "")
+
+
 def first_host(nodes: str) -> str:
     """The first of Slurm's list of nodes: rack[01-03,7]-n[1,2],x -> rack01-n1."""
     name, depth = "", 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.slurm.client import ask
@@ -58,12 +58,16 @@ def refuse_without_slurm() -> None:
         )
 
 
-def check(plan: RunPlan, launch: SlurmLaunch, *, script: str, env: Mapping[str, str]) -> str:
-    """What Slurm says of when it would start; empty if it says nothing.
+def check(
+    plans: Sequence[RunPlan], launch: SlurmLaunch, *, script: str, env: Mapping[str, str]
+) -> str:
+    """What Slurm says of when it would start; empty if it says nothing. `plans`: of one script,
+    so that they differ in the size of a checkpoint alone.
 
     Raises: ConfigError with everything that can be told from what the partition has; Refused for
     what Slurm itself refuses.
     """
+    plan = max(plans, key=lambda one: one.checkpoint_bytes)
     problems = [*_time_problems(plan, launch), *_partition_problems(plan, launch)]
     if problems:
         raise ConfigError(problems)

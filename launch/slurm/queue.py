@@ -14,7 +14,7 @@ from launch.slurm.client import Answer, ask
 from launch.slurm.reasons import why_pending
 
 _SQUEUE = "%i|%T|%r|%S|%L|%N"  # id, state, reason, start, time left, nodes
-_SACCT = "JobIDRaw,State,ExitCode,NodeList"
+_SACCT = "JobID,State,ExitCode,NodeList"  # 123_4 of an array, whose raw id is another number
 _BATCH = 2000  # ids of one command: a command line has its limits
 
 _PENDING = {
@@ -55,9 +55,8 @@ def _look_up(ids: Sequence[str]) -> dict[str, Job]:
     if not ids:
         return {}
     listed = ",".join(ids)
-    answer = ask(
-        ["squeue", "--noheader", "--states=all", f"--jobs={listed}", f"--format={_SQUEUE}"]
-    )
+    argv = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={listed}"]
+    answer = ask([*argv, f"--format={_SQUEUE}"])
     if not is_answer(answer):
         return dict.fromkeys(ids, Job(JobState.UNKNOWN, f"squeue: {answer.why}"))
     rows = {row.job: row for row in rows_of_squeue(answer.out)}

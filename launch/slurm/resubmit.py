@@ -17,6 +17,7 @@ from launch.node.reactions import say
 from launch.run.job_record import JobRecord, read_job, write_job
 from launch.run.run_folder import attempts, locked
 from launch.slurm.client import Answer, ask
+from launch.slurm.place import job_of
 from trainer.errors import Exit
 from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
@@ -38,7 +39,7 @@ def would_take(run: RunFiles, nodes: Sequence[str]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     folder, *rest = sys.argv[1:] if argv is None else argv
-    run, job = RunFiles(Path(folder)), os.environ["SLURM_JOB_ID"]
+    run, job = RunFiles(Path(folder)), job_of(os.environ)
     nodes = rest[0].split(",") if rest else []
     with locked(run):
         newest = attempts(run)[-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -29,8 +29,7 @@ OUTPUT = "slurm-%j.out"  # under the run folder
 
 def render(plan: RunPlan, *, run_folder: str) -> str:
     """Raises: Refused for a run folder whose name no script can hold."""
-    launch = plan.config.launch
-    assert isinstance(launch, SlurmLaunch)
+    launch = section_of(plan)
     if not is_printable(run_folder):
         raise Refused(f"run.root: {run_folder!r} holds a control character; choose another")
     values = {
@@ -43,14 +42,25 @@ def render(plan: RunPlan, *, run_folder: str) -> str:
         if launch.container.kind != "none"
         else '"$python"',
     }
-    return _MARK.sub(lambda mark: values[mark[1]], _template())
+    return filled("job.sbatch", values)
+
+
+def section_of(plan: RunPlan) -> SlurmLaunch:
+    launch = plan.config.launch
+    assert isinstance(launch, SlurmLaunch)
+    return launch
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """A file of slurm/ with its marks replaced."""
+    return _MARK.sub(lambda mark: values[mark[1]], _template(template))
 
 
 @cache
-def _template() -> str:
+def _template(name: str) -> str:
     installed = Path(__file__).parents[1] / "_slurm"
     folder = installed if installed.is_dir() else Path(__file__).parents[2] / "slurm"
-    return (folder / "job.sbatch").read_text(encoding="utf-8")
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def directives(plan: RunPlan, launch: SlurmLaunch, *, run_folder: str) -> list[str]:

@@ -35,6 +35,7 @@ from launch.run.next_attempt import bring_back, next_attempt, superseded
 from launch.run.node_record import read_nodes, silent_hosts
 from launch.run.run_folder import attempts, locked
 from launch.slurm.client import state_of
+from launch.slurm.place import job_of
 from launch.slurm.resubmit import script_of, would_take
 from launch.slurm.suspects import suspected
 from trainer.errors import Exit, LonghaulError
@@ -52,7 +53,7 @@ class JobFacts:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> JobFacts:
         return cls(
-            job=env.get("SLURM_JOB_ID", ""),
+            job=job_of(env),
             nodes=int(env.get("SLURM_JOB_NUM_NODES", "1")),
             restarts=int(env.get("SLURM_RESTART_COUNT", "0")),
         )

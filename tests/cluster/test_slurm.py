@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
-from tests.helpers.slurm_runs import RANKS, SlurmRun, pid_of, slurm_run
+from tests.helpers.slurm_runs import RANKS, SlurmRun, pid_of, several, slurm_run
 from trainer.records.attempt import read_error
 from trainer.records.json_file import read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 Maker = Callable[..., SlurmRun]
 
@@ -172,10 +172,42 @@ def test_preemption_without_time_to_save_is_no_failure(a_run: Maker, cluster: Cl
 def test_the_time_limit_saves_and_the_job_goes_on_after_it(a_run: Maker, cluster: Cluster) -> None:
     one = a_run(first("wait"), "launch.signal_lead_s=60").submit().until_up()
     cluster.run(["scontrol", "update", f"JobId={one.job}", "TimeLimit=1"])
-    cluster.wait(lambda: len(one.lines) >= 1, seconds=100)
+    cluster.wait(lambda: len(one.lines) >= 1)
     assert one.until_over() == "COMPLETED", one.words
     assert one.ends == [(1, "again", 75, "time_limit"), (2, "done", 0, None)]
     assert "stopped (time_limit) and saved at step 5" in one.lines[0]["why"]
+
+
+def test_several_runs_are_one_array_and_each_is_a_run_of_its_own(
+    a_run: Maker, cluster: Cluster
+) -> None:
+    """Two at once: the first is stopped by name, the second loses a rank, the third waits."""
+    asked = a_run(first("wait"), "resources.nodes=1", "launch.array_limit=2")
+    runs = several(asked, "run.seed=1,2,3")
+    assert [one.run.name for one in runs] == ["run-seed-1", "run-seed-2", "run-seed-3"]
+    master = runs[0].job.partition("_")[0]
+    assert [one.job for one in runs] == [f"{master}_{k}" for k in range(3)]
+    one, two, three = runs
+    one.until_up(ranks=range(2))
+    two.until_up(ranks=range(2))
+    assert [each.state for each in runs] == ["running", "running", "pending"]
+    assert "as many of the array run as it allows" in three.longhaul("status", str(three.run.root))
+    assert "waits already" in three.submit("resume", check=False).said
+    three.job = f"{master}_2"
+    one.longhaul("stop", str(one.run.root))
+    os.kill(pid_of(two.run, 1), signal.SIGKILL)
+    assert two.until_over() == "COMPLETED", two.words
+    assert one.until_over() == "COMPLETED", one.words
+    assert one.ends == [(1, "give_up", 75, "user")]
+    assert two.ends == [(1, "again", 76, "crash"), (2, "done", 0, None)]
+    assert two.job_of(2) == two.job
+    three.until_up(ranks=range(2))
+    urgent(cluster)
+    assert three.until_over() == "COMPLETED", three.words
+    assert three.ends == [(1, "again", 75, "preempt"), (2, "done", 0, None)]
+    assert [each.state for each in runs] == ["stopped", "finished", "finished"]
+    assert len({read_json(each.run.run_json)["run_id"] for each in runs}) == 3
+    assert all(len(list(each.run.root.glob(f"slurm-{each.job}.out"))) == 1 for each in runs)
 
 
 def test_where_there_are_no_namespaces_one_host_plays_all_nodes(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import yaml
 from launch.backends.table import backend_of
 from launch.base import Backend, Submission
 from launch.dry_run import DryRun, as_json, as_text
+from launch.many import start_many
+from launch.settings.several import Member
 from launch.start import start
 from tests.helpers.cloud import KUBERAY, RAY_UP, SKY, plan_for
 from tests.helpers.configs import config
@@ -122,6 +124,10 @@ def test_nothing_is_written_where_it_cannot_start(
         start(wanted)
     assert refused.value.exit_code == 2
     assert str(refused.value)
+    run = run.model_copy(update={"name": "another"})
+    several = [Member(wanted, ("a=1",)), Member(wanted.model_copy(update={"run": run}), ("a=2",))]
+    with pytest.raises(Refused):
+        start_many(several, name="both")
     assert not list(tmp_path.iterdir())
 
 

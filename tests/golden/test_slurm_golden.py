@@ -11,6 +11,8 @@ import pytest
 from launch.backends.slurm import SCRIPT, SlurmBackend
 from launch.nodes_of import cores_for, device_of
 from launch.settings.asked import from_overrides
+from launch.settings.several import members
+from trainer.config.schema import Config
 from trainer.plan import RunPlan
 from trainer.planning import make_plan
 
@@ -40,7 +42,10 @@ JOBS = {
 
 
 def planned(*overrides: str) -> RunPlan:
-    config = from_overrides(list(overrides))
+    return planned_with(from_overrides(list(overrides)))
+
+
+def planned_with(config: Config) -> RunPlan:
     return make_plan(
         config,
         attempt=1,
@@ -61,6 +66,17 @@ def test_the_job(name: str, golden: Callable[[str, str], None]) -> None:
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     golden(name, f"# $ {' '.join(submission.argv)}\n{text}")
+
+
+def test_the_array_of_several_runs(golden: Callable[[str, str], None]) -> None:
+    words = ["cluster=a100_gres", "resources.nodes=2", "batch.micro_batch_size=4", "launch.chain=1"]
+    asked = ["launch.array_limit=2", "optimizer.learning_rate=1e-3,3e-4,1e-4"]
+    found, name = members([*words, *asked])
+    plans = [planned_with(one.config) for one in found]
+    text = SlurmBackend().render_all(plans, name=name)
+    checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    golden("slurm_array.sbatch", text)
 
 
 def test_sixteen_thousand_ranks_are_rendered_in_less_than_a_second() -> None:

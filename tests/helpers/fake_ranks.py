@@ -16,8 +16,10 @@ from launch.backends.ray import RayBackend
 from launch.backends.slurm import SlurmBackend
 from launch.backends.ssh import SshBackend
 from launch.base import Backend
+from launch.many import start_many
 from launch.run.run_folder import find
 from launch.settings.asked import from_overrides, of_run
+from launch.settings.several import members
 from launch.start import start
 from trainer.config.schema import Config
 from trainer.errors import LonghaulError
@@ -30,6 +32,11 @@ _TOKENS = 10_000  # enough for a row
 def main(arguments: Sequence[str]) -> int:
     verb, *rest = arguments
     try:
+        if rest[:1] == ["-m"]:
+            found, name = members(rest[1:])
+            for one in found:
+                blank_store(one.config)
+            return start_many(found, name=name, backend=_backend(found[0].config.launch.kind))
         config = from_overrides(rest) if verb == "train" else of_run(find(rest[0]), rest[1:])
         blank_store(config)
         return start(config, backend=_backend(config.launch.kind))

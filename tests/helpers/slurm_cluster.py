@@ -29,7 +29,7 @@ from tests.helpers import slurm_accounts
 from tests.helpers.nodes import REPOSITORY, Lab, Machine, environment, machines, skip
 from tests.helpers.nodes import why_not as no_machines
 
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0  # of a slow machine: nobody waits for what is there
 _TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _CONF = """\
 ClusterName=lab
@@ -73,7 +73,7 @@ _NO_ACCOUNTS = """\
 PreemptType=preempt/partition_prio
 AccountingStorageType=accounting_storage/none
 """
-_SETTINGS = {"slurmd_timeout": 10, "kill_wait": 5, "min_job_age": 3600}
+_SETTINGS = {"slurmd_timeout": 10, "kill_wait": 10, "min_job_age": 3600}
 
 
 class Here(Machine):

@@ -6,11 +6,11 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.slurm_cluster import Cluster
+from tests.helpers.slurm_cluster import PATIENCE_S, Cluster
 from trainer.records.json_file import read_json, read_lines
 from trainer.records.run_files import RunFiles
 
@@ -46,7 +46,7 @@ class SlurmRun:
         self.cluster.wait(lambda: all((folder / f"up-{rank}").exists() for rank in ranks))
         return self
 
-    def until_over(self, *states: str, seconds: float = 60.0) -> str:
+    def until_over(self, *states: str, seconds: float = PATIENCE_S) -> str:
         over = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         return self.cluster.until_state(self.job, *over, seconds=seconds)
 
@@ -97,6 +97,14 @@ def slurm_run(
         f"run.name={name}",
     ]
     return SlurmRun(cluster, RunFiles(folder / "runs" / name), env, [*shared, *settings])
+
+
+def several(one: SlurmRun, *settings: str) -> list[SlurmRun]:
+    """The runs that `train -m` hands over with one run's settings and these, in their order."""
+    words = [sys.executable, "-m", "tests.helpers.fake_ranks", "train", "-m"]
+    said = one.cluster.login.run([*words, *one.settings, *settings], env=one.env)
+    rows = re.findall(r"^  (\d+_\d+)  (.+)$", said, re.M)
+    return [replace(one, run=RunFiles(Path(root)), job=job, said=said) for job, root in rows]
 
 
 def ends_of(run: RunFiles) -> list[tuple[int, str, int, str | None]]:

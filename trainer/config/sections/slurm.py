@@ -46,5 +46,6 @@ class SlurmLaunch(Section):
     signal_lead_s: Annotated[int, Field(ge=60, le=65535)]
     requeue: bool
     chain: Annotated[int, Field(ge=1)]
+    array_limit: Annotated[int, Field(ge=0)]  # of the runs of one command; 0: all at once
     extra: tuple[str, ...]  # further options of sbatch: --switches=1
     test_only: bool
