@@ -14,6 +14,8 @@ from launch.settings.choices import Folders, conf_folder
 from launch.settings.conf_source import ConfSource
 from trainer.errors import ConfigError, Problem, Refused
 
+MODELS = Folders.find().choices("model")
+
 
 def problems(*overrides: str, config_dirs: tuple[str, ...] = ()) -> list[Problem]:
     with pytest.raises(ConfigError) as caught:
@@ -44,7 +46,7 @@ def test_the_command_line_wins_over_an_experiment() -> None:
 def test_a_wrong_choice_names_the_nearest() -> None:
     [problem] = problems("model=llama_debgu")
     assert problem.where == "model"
-    assert "there is no choice 'llama_debgu'; there is gpt2," in problem.what
+    assert problem.what.startswith(f"there is no choice 'llama_debgu'; there is {MODELS[0]}, ")
     assert problem.fix == "model=llama_debug"
 
 
@@ -93,7 +95,7 @@ REFUSED = {
     ),
     "run.name=[a": ("run.name", "cannot read the value", "run.name=a"),
     "hydra.run.dir=/tmp/x": ("hydra.run.dir", "Hydra only composes the configuration here", ""),
-    "model=_shared": ("model", "there is no choice '_shared'", "model=gpt2"),
+    "model=_shared": ("model", "there is no choice '_shared'", f"model={MODELS[0]}"),
     "optimizer={learning_rate: 1}": (
         "optimizer", "takes the name of a choice, not {'learning_rate': 1}", "optimizer=adamw",
     ),
