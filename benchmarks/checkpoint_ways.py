@@ -92,7 +92,9 @@ class Way(Protocol):
 
 
 class Ours:
-    """`background`: ranks poll as steps do, every 2 ms. `into`: the share to load.
+    """`background`: ranks ask each other as steps do, every 10 ms. `into`: the share to load.
+
+    The clock of a save in the background is the writers' own: it ends when the step is published.
 
     Buffers and writers are there before the clock starts, as they are before a run's first step.
     """
@@ -116,7 +118,7 @@ class Ours:
         reports = store.begin(self._world, self._shard, step=1, training={})  # type: ignore[arg-type]
         stall_s = time.perf_counter() - begun
         while not reports:
-            time.sleep(0.002)
+            time.sleep(0.01)
             if self._world.sum([float(store.written())])[0] == self._world.place.world_size:
                 reports = store.finish(self._world)
         (report,) = reports

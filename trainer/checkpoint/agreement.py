@@ -36,11 +36,31 @@ def agree(world: World, part: Callable[[], Any], decide: Callable[[Sequence[Any]
     """
     said = _attempt(part)
     texts = world.gather(json.dumps(said.answer))
-    verdict = world.lead(lambda: _decided(texts, decide))
+    return _value(world.lead(lambda: _decided(texts, decide)), said.error)
+
+
+def hear(world: World, decide: Callable[[], Any]) -> Any:
+    """What rank 0 decides alone, which may fail: `agree` where nobody else has a part. Collective.
+
+    Raises: as `agree`.
+    """
+    return _value(world.lead(lambda: _attempt(decide).answer), None)
+
+
+def nowhere(world: World, look: Callable[[], bool]) -> bool:
+    """Whether `look` says no on every rank and fails on none. One sum; collective.
+
+    Most questions of a save have this answer; who asked tells the others apart with `agree`.
+    """
+    said = _attempt(look).answer
+    return world.sum([float(bool(said.get("value", True)))])[0] == 0.0
+
+
+def _value(verdict: dict[str, Any], own: Exception | None) -> Any:
     if verdict.get("kind") == Superseded.__name__:
-        raise Superseded(verdict["error"]) from said.error
+        raise Superseded(verdict["error"]) from own
     if "error" in verdict:
-        raise Disagreed(verdict["kind"], verdict["error"]) from said.error
+        raise Disagreed(verdict["kind"], verdict["error"]) from own
     return verdict["value"]
 
 

@@ -10,18 +10,19 @@ is called when all have. Whatever goes wrong on any rank is a failed save on all
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.checkpoint.agreement import Disagreed, agree
+from trainer.checkpoint.agreement import Disagreed, agree, hear
 from trainer.checkpoint.contents import Contents, agree_on_contents
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.link import Link
 from trainer.checkpoint.orders import Discard, WriteFile
-from trainer.checkpoint.saving import SaveSettings, already_whole, encoded, nothing
+from trainer.checkpoint.saving import SaveSettings, already_whole, encoded
 from trainer.checkpoint.staging import NUM_BUFFERS, NoRoom, Staging
 from trainer.dist.world import World
 from trainer.engine.base import Engine
@@ -81,13 +82,15 @@ class BackgroundSaves:
         self._is_ending = False
         self.skipped = 0
 
-    def prepare(self, engine: Engine) -> None:
-        """Make the buffers and start the writer before the first step. Local.
+    def prepare(self, world: World, engine: Engine) -> None:
+        """Before the first step: make the buffers, start the writer, agree on what is written.
 
-        Raises: OSError, CheckpointError.
+        Collective. What fails here fails the first save.
         """
-        self._staging.reserve(engine)
-        self._link.ready(self._staging)
+        with contextlib.suppress(Disagreed):
+            self._contents = agree_on_contents(
+                world, engine, known=None, held=lambda: self._make_room(engine)
+            )
 
     def begin(
         self,
@@ -206,15 +209,21 @@ class BackgroundSaves:
     ) -> tuple[tuple[Fragment, ...], tuple[int, ...] | None]:
         known = self._contents.mine if self._contents else None
         if not self._staging.descriptors:
-            self.prepare(engine)
+            self._make_room(engine)
         try:
             return self._staging.copy(engine, buffer, known=known)
         except NoRoom as e:
             if self._under_way:
                 said = "the engine holds more than before; the next save has room"
                 raise CheckpointError(said) from e
-            self.prepare(engine)
+            self._make_room(engine)
             return self._staging.copy(engine, buffer, known=known)
+
+    def _make_room(self, engine: Engine) -> tuple[Fragment, ...]:
+        """The buffers, and a writer that has them. Raises: OSError, CheckpointError."""
+        plan = self._staging.reserve(engine)
+        self._link.ready(self._staging)
+        return plan
 
     def _give(self, world: World, save: _Save) -> None:
         order = WriteFile(
@@ -250,7 +259,7 @@ class BackgroundSaves:
 
     def _published(self, world: World, save: _Save) -> SaveReport:
         started = time.monotonic()
-        said = agree(world, nothing, lambda _: self._publication())
+        said = hear(world, lambda: self._publication(save))
         self.parent = save.step
         return self._report(
             save.step,
@@ -259,13 +268,14 @@ class BackgroundSaves:
             problem=str(said["problem"]),
             stall_s=save.stall_s + time.monotonic() - started,
             waited_s=save.waited_s,
-            # Rank 0's clock, and the machine's: other ranks say what they heard.
-            write_s=(said["durable"] if self._rank == 0 else time.monotonic()) - save.began,
+            write_s=said["write_s"],
         )
 
-    def _publication(self) -> dict[str, Any]:
+    def _publication(self, save: _Save) -> dict[str, Any]:
+        """Rank 0's: its writer's clock is its own, that of the machine."""
         try:
-            return self._link.result()
+            said = self._link.result()
+            return {"problem": said["problem"], "write_s": said["durable"] - save.began}
         except SaveFailed as e:
             raise SaveFailed(f"rank 0, publishing: {e}") from e
 

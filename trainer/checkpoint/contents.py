@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.checkpoint.agreement import Disagreed, agree
+from trainer.checkpoint.agreement import Disagreed, agree, nowhere
 from trainer.checkpoint.layout import Span, is_even, positions, spans
 from trainer.dist.world import World
 from trainer.engine.base import Engine
@@ -36,17 +36,25 @@ def agree_on_contents(
 
     Raises: Disagreed if the ranks together do not hold every element once.
     """
-    plans: list[tuple[Fragment, ...]] = []
-
-    def look() -> bool:
+    plan: tuple[Fragment, ...] = ()
+    error: Exception | None = None
+    try:
         plan = held()
-        plans.append(plan)
-        return known is not None and known.mine == plan
+    except Exception as e:  # raised on every rank below
+        error = e
 
-    is_known = agree(world, look, all)
-    if is_known and known is not None:
+    def is_new() -> bool:
+        return error is not None or known is None or known.mine != plan
+
+    if nowhere(world, is_new) and known is not None:
         return known
-    return _agree_anew(world, engine, plans[0])
+
+    def mine() -> None:
+        if error is not None:
+            raise error
+
+    agree(world, mine, len)
+    return _agree_anew(world, engine, plan)
 
 
 def _agree_anew(world: World, engine: Engine, mine: tuple[Fragment, ...]) -> Contents:

@@ -69,9 +69,16 @@ _ORDERS: dict[str, type[Order]] = {"write": WriteFile, "publish": Publish, "disc
 
 
 def write_file(
-    folders: StepFolders, order: WriteFile, fragments: Sequence[Fragment], blocks: Iterator[Bytes]
+    folders: StepFolders,
+    order: WriteFile,
+    fragments: Sequence[Fragment],
+    blocks: Iterator[Bytes],
+    *,
+    threads: int = 0,
 ) -> dict[str, Any]:
     """What the manifest will say of the file: {"size", "digest"}. Raises: OSError, CheckpointError.
+
+    `threads`: see write_rank_file.
 
     The incoming folder is this attempt's, so a file of that name is a leftover of a save of the
     same step that failed. Rank 0 removes what other saves left; every rank its own file.
@@ -91,6 +98,7 @@ def write_file(
             blocks,
             chunk_bytes=order.chunk_bytes,
             expected=order.checksums,
+            threads=threads,
         )
     return {"size": written.size, "digest": written.digest}
 

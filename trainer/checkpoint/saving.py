@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.checkpoint.agreement import Disagreed, agree
+from trainer.checkpoint.agreement import Disagreed, agree, hear, nowhere
 from trainer.checkpoint.contents import Contents, agree_on_contents
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.held import live_blocks, plan_fragments
@@ -159,9 +159,13 @@ def already_whole(world: World, folders: StepFolders, step: int) -> int | None:
 
     A damaged one is moved to quarantine. Collective. Raises: Disagreed.
     """
-    if not agree(world, nothing, lambda _: folders.storage.exists(folders.step(step))):
-        return None
     rank, size = world.place.rank, world.place.world_size
+
+    def is_there() -> bool:
+        return folders.storage.exists(folders.step(step))
+
+    if nowhere(world, lambda: rank == 0 and is_there()) or not hear(world, is_there):
+        return None
 
     def check() -> int:
         manifest, _ = folders.manifest(step)
@@ -181,7 +185,3 @@ def already_whole(world: World, folders: StepFolders, step: int) -> int | None:
 def encoded(training: Mapping[str, Any]) -> str:
     """By value, now. Raises: ValueError if it is not plain JSON with finite numbers."""
     return json.dumps(training, allow_nan=False)
-
-
-def nothing() -> None:
-    return None

@@ -51,19 +51,20 @@ class Staging:
         """Of all buffers together."""
         return sum(b.elements for b in self._buffers) * ELEMENT_BYTES
 
-    def reserve(self, engine: Engine) -> bool:
-        """Make room for what the engine holds now. True if the buffers are other ones now.
+    def reserve(self, engine: Engine) -> tuple[Fragment, ...]:
+        """Make room for what the engine holds now, which is returned.
 
         Raises: OSError (ENOMEM), CheckpointError.
         """
-        needed = sum(f.length for f in plan_fragments(engine))
+        plan = plan_fragments(engine)
+        needed = sum(f.length for f in plan)
         if self._buffers and self._buffers[0].elements >= needed:
-            return False
+            return plan
         started = time.perf_counter()
         self.close()
         self._buffers = [_Buffer(needed, pin=self._pin) for _ in range(NUM_BUFFERS)]
         self.seconds += time.perf_counter() - started
-        return True
+        return plan
 
     def copy(
         self, engine: Engine, into: int, *, known: Sequence[Fragment] | None

@@ -6,7 +6,6 @@ goes: loading.py. What is on the disk: folder.py. Here: which of them, and what 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import time
@@ -32,7 +31,7 @@ from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.uploads import Remote, Uploads
 from trainer.dist.world import World
 from trainer.engine.base import Engine
-from trainer.errors import CheckpointError, TooManyFailedSaves
+from trainer.errors import TooManyFailedSaves
 from trainer.records.run_files import RunFiles
 from trainer.reports import SaveReport, UploadReport
 from trainer.storage.local import LocalStorage, Storage
@@ -112,9 +111,7 @@ class CheckpointStore:
     def prepare(self, world: World, engine: Engine) -> None:
         """What the first save would otherwise stand still for: buffers, processes. Collective."""
         if self._asynchronous:
-            # What fails here fails the first save, on all ranks.
-            with contextlib.suppress(OSError, CheckpointError):
-                self._saves(world).prepare(engine)
+            self._saves(world).prepare(world, engine)
         if self._memory is not None:
             self._memory.prepare(world, engine, parent=self._parent)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +66,14 @@ def write_rank_file(
     chunk_bytes: int = CHUNK_BYTES,
     algorithm: str = DEFAULT,
     expected: Sequence[int] | None = None,
+    threads: int = 0,
 ) -> Written:
     """Stream `blocks`, the fragments' bytes in order, into this rank's file; durable on return.
 
     The file's size is known from the table, so the disk's room is claimed before the first byte.
     `expected`: the chunks' checksums as they were at the source, where somebody took them.
+    `threads`: so many blocks are written at once, while the next one's checksum is taken; 0: each
+    is written before the next is asked for, so that blocks may share their memory.
     Raises: OSError; CheckpointError if the blocks are not as many bytes as the fragments, or not
     those that the checksums were taken of.
     """
@@ -87,7 +92,7 @@ def write_rank_file(
     path = folder / rank_file_name(identity.rank)
     with storage.create(path, size=start + total) as file:
         checksums = ChunkChecksums(chunk_bytes, algorithm)
-        end = _stream(file, blocks, start=start, checksums=checksums)
+        end = _stream(file, blocks, start=start, checksums=checksums, threads=threads)
         if end != start + total:
             raise CheckpointError(f"{end - start} bytes of values for fragments of {total}")
         found = checksums.all()
@@ -105,12 +110,24 @@ def write_rank_file(
 
 
 def _stream(
-    file: NewFile, blocks: Iterator[Bytes], *, start: int, checksums: ChunkChecksums
+    file: NewFile, blocks: Iterator[Bytes], *, start: int, checksums: ChunkChecksums, threads: int
 ) -> int:
-    """Write the blocks one after the other; returns where they end."""
+    """Write the blocks one after the other; returns where they end, with all of them written."""
     offset = start
-    for block in blocks:
-        checksums.add(block)
-        file.write(offset, block)
-        offset += len(block)
+    if not threads:
+        for block in blocks:
+            checksums.add(block)
+            file.write(offset, block)
+            offset += len(block)
+        return offset
+    under_way: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(threads) as pool:  # waits for all, also where one failed
+        for block in blocks:
+            checksums.add(block)
+            if len(under_way) > threads:
+                under_way.popleft().result()
+            under_way.append(pool.submit(file.write, offset, block))
+            offset += len(block)
+        for write in under_way:
+            write.result()
     return offset

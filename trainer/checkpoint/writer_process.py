@@ -42,6 +42,7 @@ from trainer.storage.local import Bytes, LocalStorage, NewFile, StoredFile
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BLOCK_BYTES = 4 << 20  # read for the checksum, then written while it is in the cache
+_THREADS = 4  # that wait for the disk; with one, 0.6 to 0.7 of its rate was reached
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arm_from(os.environ if given.drills else {}, enabled=given.drills, rank=given.rank)
     counter = np.frombuffer(mmap.mmap(given.counter, mmap.PAGESIZE), np.uint64)
     folders = StepFolders(CountingStorage(counter), given.root)
-    writer = Writer(folders, [_mapped(descriptor) for descriptor in given.buffers])
+    writer = Writer(folders, [_mapped(fd) for fd in given.buffers], threads=_THREADS)
     counter[0] += np.uint64(1)  # from here on a counter that stands still means something
     with socket.socket(fileno=given.socket) as link, contextlib.suppress(ConnectionError):
         while (order := receive(link)) is not None:
@@ -74,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 class Writer:
     """Does orders on buffers. Raises: OSError, CheckpointError."""
 
-    def __init__(self, folders: StepFolders, buffers: Sequence[Bytes]) -> None:
+    def __init__(self, folders: StepFolders, buffers: Sequence[Bytes], *, threads: int = 0) -> None:
         self._folders = folders
         self._buffers = buffers
+        self._threads = threads
         self._table: tuple[Fragment, ...] = ()
 
     def do(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +90,8 @@ class Writer:
         match order:
             case WriteFile():
                 data = self._buffers[order.buffer][: data_bytes_of(self._table)]
-                return write_file(self._folders, order, self._table, _blocks(data))
+                blocks = _blocks(data)
+                return write_file(self._folders, order, self._table, blocks, threads=self._threads)
             case Publish():
                 return publish(self._folders, order)
             case Discard():
