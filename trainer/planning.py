@@ -21,7 +21,7 @@ from trainer.config.explain import validate
 from trainer.config.rules import world_size
 from trainer.config.schema import Config
 from trainer.config.sections.data import TrainedTokenizer
-from trainer.config.sections.model import FolderModel
+from trainer.config.sections.model import EncoderShape, FolderModel
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
@@ -214,8 +214,20 @@ def _checked_shape(
     else:
         padded = -(-(tokens or 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         fields = model.model_dump(include=set(Shape.__dataclass_fields__))
+        if isinstance(model, EncoderShape):
+            fields |= _of_an_encoder(model)
         shape = Shape(**fields | {"vocab_size": model.vocab_size or padded})
     return shape, _misfits(config, shape, tokens)
+
+
+def _of_an_encoder(model: EncoderShape) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": model.num_attention_heads,
+        "head_dim": model.hidden_size // model.num_attention_heads,
+        "tie_word_embeddings": True,
+        "head": "hidden",
+        "type_vocab_size": model.type_vocab_size or 0,
+    }
 
 
 def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
@@ -229,7 +241,7 @@ def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
             found.append(Problem("data.tokenizer", what, _fitting_tokenizer(config, shape)))
         else:
             found.append(Problem("model.vocab_size", what, "model.vocab_size=0"))
-    row, limit = config.data.sequence_length, shape.max_position_embeddings
+    row, limit = config.data.sequence_length, shape.max_row_tokens
     if row > limit:
         what = f"rows of {row:,} tokens, but the model has {limit:,} positions"
         found.append(Problem("data.sequence_length", what, f"data.sequence_length={limit}"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.capacity.folder import shape_of_folder
 from trainer.config.schema import Config
-from trainer.config.sections.model import FolderModel
+from trainer.config.sections.model import EncoderShape, FolderModel
 from trainer.config.sections.training import DeepSpeedEngine
 
 ROWS = 24  # of a step: cut into 1, 2 or 4 micro-steps on 1, 2 or 3 ranks
@@ -67,6 +67,8 @@ def _small_optimizer(values: dict[str, Any], steps: int) -> None:
 
 def _small_model(config: Config, dropout: float) -> dict[str, Any]:
     model = config.model
+    if isinstance(model, EncoderShape):
+        return _small_encoder(model, dropout)
     if isinstance(model, FolderModel):
         shape = shape_of_folder(Path(model.path), needs_weights=False)
         family, tied = shape.family, shape.tie_word_embeddings
@@ -98,6 +100,21 @@ def _small_model(config: Config, dropout: float) -> dict[str, Any]:
         "sliding_window": ROW_TOKENS // 2 if family == "mistral" else None,
         "dropout": dropout,
     } | ({} if gpt else {"rope_scaling": None})
+
+
+def _small_encoder(model: EncoderShape, dropout: float) -> dict[str, Any]:
+    return model.model_dump(mode="json") | {
+        "compile": False,
+        "loss_chunk_tokens": 16 if model.loss_chunk_tokens else 0,
+        "vocab_size": 0,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "num_hidden_layers": _LAYERS,
+        "num_attention_heads": _HEADS,
+        "max_position_embeddings": 2 * ROW_TOKENS + model.pad_token_id + 1,
+        "local_attention": model.local_attention and ROW_TOKENS // 2,
+        "dropout": dropout,
+    }
 
 
 def _small_data(config: Config, folder: Path) -> dict[str, Any]:

@@ -22,7 +22,12 @@ from trainer.capacity.shape import (
 )
 from trainer.planning import shape_of
 
-PRESETS = [name for name in Folders.find().choices("model") if name != "hf_folder"]
+# Encoders have tests of their own, in tests/unit/test_encoder_capacity.py.
+PRESETS = [
+    name
+    for name in Folders.find().choices("model")
+    if name != "hf_folder" and config(f"model={name}").model.kind == "shape"
+]
 
 
 def preset(name: str) -> Shape:

@@ -37,12 +37,13 @@ def tiny_encoder(family: str, **changes: Any) -> EncoderShape:
         "max_position_embeddings": 66,
         "pad_token_id": PAD,
         "initializer_range": 0.02,
-        "norm_eps": 1e-5,
+        "norm_eps": 1e-12 if family == "distilbert" else 1e-5,
         "dropout": 0.0,
-        "type_vocab_size": 2,
-        "local_attention": 8,
-        "global_attention_every": 2,
     }
+    if family in ("bert", "roberta"):
+        values["type_vocab_size"] = 2
+    if family == "modernbert":
+        values |= {"local_attention": 8, "global_attention_every": 2}
     return EncoderShape(**(values | changes))
 
 

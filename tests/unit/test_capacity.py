@@ -211,8 +211,9 @@ def test_an_old_gpt2_config_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "files", "text"),
     [
-        (LLAMA | {"model_type": "bert"}, (), "of the family bert, which is not known here; known "
-         "are llama, mistral, qwen3, gpt2, gpt_neox. Needed are its tensors"),
+        (LLAMA | {"model_type": "xlnet"}, (), "of the family xlnet, which is not known here; known "
+         "are llama, mistral, qwen3, gpt2, gpt_neox, bert, roberta, distilbert, modernbert. Needed "
+         "are its tensors"),
         (LLAMA | {"model_type": "mixtral", "num_local_experts": 8}, (),
          "is a mixture-of-experts model (mixtral), which is not supported: needed are"),
         (LLAMA | {"quantization_config": {}}, (), "holds quantised weights"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainer.capacity.encoder import ENCODERS, EncoderFamily
 from trainer.capacity.shape import FAMILIES, GATED, Family, Shape
 from trainer.errors import ModelError
 
@@ -39,13 +40,22 @@ def shape_of_folder(folder: Path, *, needs_weights: bool) -> Shape:
     if needs_weights:
         _check_weights(folder)
     try:
-        shape = _gated(family, config) if family in GATED else _plain(family, config)
+        shape = _shape(family, config)
     except KeyError as e:
         raise ModelError(f"{folder}/config.json has no {e.args[0]}") from None
     except (TypeError, ValueError, ArithmeticError) as e:
         raise ModelError(f"{folder}/config.json has a number that is none: {e}") from None
     _check_sizes(shape, folder)
     return shape
+
+
+def _shape(family: str, config: dict[str, Any]) -> Shape:
+    for encoder in ENCODERS:
+        if family == encoder:
+            return _encoder(encoder, config)
+    causal: Family = next(f for f in FAMILIES if f == family)
+    make = _gated if causal in GATED else _plain
+    return make(causal, config)
 
 
 def _check_sizes(shape: Shape, folder: Path) -> None:
@@ -80,18 +90,18 @@ def _json(path: Path, *, limit_bytes: int) -> Any:
         raise ValueError("its brackets are nested too deep") from None
 
 
-def _family(folder: Path, config: dict[str, Any]) -> Family:
+def _family(folder: Path, config: dict[str, Any]) -> str:
     name = str(config["model_type"])
     if any(config.get(key) for key in EXPERTS):
         raise ModelError(
             f"{folder} is a mixture-of-experts model ({name}), which is not supported: needed are "
             "the routing loss and experts in the parameter counts"
         )
-    if name not in FAMILIES:
+    if name not in FAMILIES and name not in ENCODERS:
+        known = ", ".join((*FAMILIES, *ENCODERS))
         raise ModelError(
-            f"{folder} is of the family {name}, which is not known here; known are "
-            f"{', '.join(FAMILIES)}. Needed are its tensors in trainer/capacity and its "
-            "initial weights in trainer/models"
+            f"{folder} is of the family {name}, which is not known here; known are {known}. "
+            "Needed are its tensors in trainer/capacity and its initial weights in trainer/models"
         )
     return name
 
@@ -147,6 +157,43 @@ def _plain(family: Family, config: dict[str, Any]) -> Shape:
         tie_word_embeddings=bool(config.get("tie_word_embeddings", old)),
         dropout=float(config.get("resid_pdrop" if old else "hidden_dropout") or 0.0),
     )
+
+
+def _encoder(family: EncoderFamily, config: dict[str, Any]) -> Shape:
+    """Of the trunk; whoever plans says which head stands on it."""
+    old = family == "distilbert"  # its names are its own
+    width = int(config["dim" if old else "hidden_size"])
+    heads = int(config["n_heads" if old else "num_attention_heads"])
+    modern = family == "modernbert"
+    return Shape(
+        family=family,
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=width,
+        intermediate_size=int(config["hidden_dim" if old else "intermediate_size"]),
+        num_hidden_layers=int(config["n_layers" if old else "num_hidden_layers"]),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        max_position_embeddings=int(config["max_position_embeddings"]),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", True)),
+        attention_bias=bool(config.get("attention_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        dropout=_dropout(family, config),
+        head="hidden",
+        type_vocab_size=int(config.get("type_vocab_size", 2)),
+        pad_token_id=int(config.get("pad_token_id", 1 if family == "roberta" else 0) or 0),
+        norm_bias=bool(config.get("norm_bias", not modern)),
+        classifier_bias=bool(config.get("classifier_bias", not modern)),
+        decoder_bias=bool(config.get("decoder_bias", True)),
+    )
+
+
+def _dropout(family: EncoderFamily, config: dict[str, Any]) -> float:
+    name, default = {
+        "distilbert": ("dropout", 0.1),
+        "modernbert": ("mlp_dropout", 0.0),
+    }.get(family, ("hidden_dropout_prob", 0.1))
+    return float(config.get(name, default) or 0.0)
 
 
 def vocab_size_of_tokenizer(path: Path) -> int | None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from trainer.capacity import encoder
+from trainer.capacity.encoder import ENCODERS, EncoderFamily
+
 Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen3", "gpt2", "gpt_neox")
 GATED: tuple[Family, ...] = ("llama", "mistral", "qwen3")  # rotary, RMSNorm, gated feed-forward
@@ -16,7 +19,7 @@ GATED: tuple[Family, ...] = ("llama", "mistral", "qwen3")  # rotary, RMSNorm, ga
 class Shape:
     """Names are those of Hugging Face's config.json."""
 
-    family: Family
+    family: Family | EncoderFamily
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -29,6 +32,24 @@ class Shape:
     attention_bias: bool = False  # llama, qwen3
     mlp_bias: bool = False  # llama
     dropout: float = 0.0
+    # What stands on it, as HeadSpec.kind of trainer/models says; next_token for causal models.
+    head: str = "next_token"
+    num_labels: int = 0
+    # encoders
+    type_vocab_size: int = 0  # bert, roberta
+    pad_token_id: int = 0
+    norm_bias: bool = False  # modernbert, as the next two
+    classifier_bias: bool = False
+    decoder_bias: bool = True
+
+    @property
+    def is_encoder(self) -> bool:
+        return self.family in ENCODERS
+
+    @property
+    def max_row_tokens(self) -> int:
+        """The longest row that has a position for each of its tokens."""
+        return self.max_position_embeddings - encoder.first_position(self.family, self.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,8 @@ def tensors(shape: Shape) -> tuple[TensorGroup, ...]:
 
     Source: modeling_{llama,mistral,qwen3,gpt2,gpt_neox}.py of transformers 5.23.
     """
+    if shape.is_encoder:
+        return tuple(_encoder(shape))
     layers = shape.num_hidden_layers
     of_layer = _gated_layer(shape) if shape.family in GATED else _plain_layer(shape)
     inside = (TensorGroup(name, dims, layers) for name, dims in of_layer)
@@ -65,8 +88,16 @@ def num_parameters(shape: Shape) -> int:
 
 def num_matrix_parameters(shape: Shape) -> int:
     """Parameters in matrix products: the layers' matrices and the head, not the embeddings."""
-    inside = sum(g.elements for g in tensors(shape) if len(g.dims) == 2 and not _is_outside(g))
-    return inside + shape.vocab_size * shape.hidden_size
+    inside = num_layer_matrix_elements(shape)
+    if not shape.is_encoder:
+        return inside + shape.vocab_size * shape.hidden_size
+    head = sum(g.elements for g in tensors(shape) if len(g.dims) == 2 and g.name.startswith("head"))
+    return inside + head + (shape.vocab_size * shape.hidden_size if has_vocabulary(shape) else 0)
+
+
+def has_vocabulary(shape: Shape) -> bool:
+    """Does the head give one logit for each entry of the vocabulary?"""
+    return shape.head in ("next_token", "mlm", "nsp")
 
 
 def num_layer_matrix_elements(shape: Shape) -> int:
@@ -78,12 +109,22 @@ def flops_per_token(shape: Shape, row_tokens: int) -> float:
     """Forward and backward of one token in a row of `row_tokens`: 6 N + 12 L d T.
 
     N counts parameters in matrix products (embedding look-ups cost none), d is heads x head_dim,
-    and attention counts in full, not its causal half. Recomputation does not count.
+    and attention counts in full, not its causal half. Recomputation does not count. Of a masked
+    LM's head, the share of tokens that goes through it; heads on an example's first token: none.
     Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     width = shape.num_attention_heads * shape.head_dim
     attention = 12 * shape.num_hidden_layers * width * row_tokens
-    return float(6 * num_matrix_parameters(shape) + attention)
+    layers, whole = num_layer_matrix_elements(shape), num_matrix_parameters(shape)
+    share = _head_share(shape)
+    return float(6 * (layers + share * (whole - layers)) + attention)
+
+
+def _head_share(shape: Shape) -> float:
+    """Of all tokens, how many go through the head."""
+    if shape.head in ("mlm", "nsp"):
+        return encoder.LABELLED_SHARE
+    return 0.0 if shape.head == "sequence" else 1.0
 
 
 def _is_outside(group: TensorGroup) -> bool:
@@ -140,3 +181,33 @@ def _plain_layer(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield f"{name}.weight", (width,)
         yield f"{name}.bias", (width,)
+
+
+def _encoder(shape: Shape) -> Iterator[TensorGroup]:
+    width, inner, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    said = {"vocab": shape.vocab_size, "width": width, "labels": shape.num_labels}
+    if shape.family == "modernbert":
+        yield TensorGroup("embedding.weight", (shape.vocab_size, width), 1)
+        for name in ("embedding_norm", "final_norm", "attention_norm"):
+            copies = layers - 1 if name == "attention_norm" else 1
+            for full, dims in encoder.norm(name, width, bias=shape.norm_bias):
+                yield TensorGroup(full, dims, copies)
+        of_layer = encoder.modernbert_layer(
+            width, inner, attention_bias=shape.attention_bias, mlp_bias=shape.mlp_bias,
+            norm_bias=shape.norm_bias,
+        )  # fmt: skip
+        biases = (shape.classifier_bias, shape.norm_bias, shape.decoder_bias)
+        head = encoder.modernbert_head(shape.head, **said, biases=biases)
+    else:
+        segments = 0 if shape.family == "distilbert" else shape.type_vocab_size
+        positions = shape.max_position_embeddings
+        for full, dims in encoder.bert_embeddings(
+            shape.vocab_size, width, positions=positions, segments=segments
+        ):
+            yield TensorGroup(full, dims, 1)
+        of_layer = encoder.bert_layer(width, inner)
+        head = encoder.bert_head(shape.family, shape.head, **said)
+    for full, dims in of_layer:
+        yield TensorGroup(full, dims, layers)
+    for full, dims in head:
+        yield TensorGroup(full, dims, 1)

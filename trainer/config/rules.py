@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.config.cloud_rules import cloud_problems
+from trainer.config.encoder_rules import encoder_problems
 from trainer.config.engine_rules import engine_problems
 from trainer.config.names import nearest_setting
 from trainer.config.nodes_rules import nodes_problems
@@ -19,7 +20,7 @@ from trainer.config.peer_rules import peer_problems
 from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
-from trainer.config.sections.model import FolderModel, Model, ShapeModel
+from trainer.config.sections.model import EncoderShape, FolderModel, Model, ShapeModel
 from trainer.config.sections.training import CanonicalEngine, CustomTask, Wsd
 from trainer.config.slurm_rules import slurm_problems
 from trainer.config.watch_rules import watch_problems
@@ -67,7 +68,9 @@ def _model_problems(config: Config) -> Iterator[Problem]:
         width = -(-model.hidden_size // heads) * heads
         what = f"{model.hidden_size} is not a multiple of num_attention_heads ({heads})"
         yield Problem("model.hidden_size", what, f"model.hidden_size={width}")
-    if isinstance(model, ShapeModel):
+    if isinstance(model, EncoderShape):
+        yield from encoder_problems(model)
+    else:
         yield from _causal_problems(model)
 
 

@@ -10,8 +10,8 @@ import torch
 
 Named = tuple[str, torch.nn.Parameter]
 
-# Decoder layers, as Hugging Face names them: model.layers.3., transformer.h.3., ...
-_IN_A_LAYER = re.compile(r"\.(layers|h)\.\d+\.")
+# Layers, as Hugging Face names them: model.layers.3., transformer.h.3., bert.encoder.layer.3., ...
+_IN_A_LAYER = re.compile(r"\.(layers|layer|h)\.\d+\.")
 
 
 @dataclass(frozen=True)

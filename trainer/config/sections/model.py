@@ -64,10 +64,10 @@ class EncoderShape(_Model):
     initializer_range: Annotated[float, Field(gt=0)]
     norm_eps: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    type_vocab_size: Count = Field(1, examples=[2])  # bert, roberta
+    type_vocab_size: Count | None = Field(None, examples=[None])  # bert, roberta
     # modernbert
-    local_attention: Annotated[int, Field(ge=2)] = Field(128, examples=[128])
-    global_attention_every: Count = Field(3, examples=[3])
+    local_attention: Annotated[int, Field(ge=2)] | None = Field(None, examples=[None])
+    global_attention_every: Count | None = Field(None, examples=[None])
 
 
 class FolderModel(_Model):
