@@ -13,12 +13,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers.lost_machine import KEY, SECRET, command, lose_the_machine
+from tests.helpers.nodes import skip
 from trainer.storage.remote import open_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -29,7 +31,8 @@ _START_S = 60.0
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'longhaul[s3]'")
+    if find_spec("s3fs") is None:
+        skip("s3fs is not installed: pip install 'longhaul[s3]'")
     python = _environment()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -105,7 +108,7 @@ def _environment() -> str:
         if made.returncode == 0:
             made = subprocess.run(pip, capture_output=True, text=True, check=False)
         if made.returncode != 0:
-            pytest.skip(f"pip cannot install {_PINNED}: {made.stderr.strip()[-200:]}")
+            skip(f"pip cannot install {_PINNED}: {made.stderr.strip()[-200:]}")
         partial.rename(folder)
     return str(python)
 
