@@ -93,6 +93,7 @@ def carry(run: RunFiles, attempt: int, place: SlurmPlace) -> int:
         task = Task(files, place, spec, child.pid)
         _wait(task, inbox, watcher, node)
         code = child.wait()
+        _hear_late(task, inbox, code)
         Family(tag=tag, sessions=frozenset({child.pid})).end(patience_s=2.0)
         _judge(task, code)
         watcher.ended(rank, code)
@@ -179,13 +180,25 @@ def _on_signal(task: Task, number: int) -> None:
     """Slurm signals tasks, and (with cgroups) all that they started: twice is no harm."""
     time_is_up = number == signal.SIGUSR1
     if not task.told:
-        task.told = True
-        if task.place.rank == 0 and not task.files.stop.exists() and not task.files.error.exists():
-            cause: StopCause = "time_limit" if time_is_up else "scheduler"
-            detail = f"{signal.Signals(number).name} from Slurm"
-            write_record(task.files.stop, Stop(cause=cause, time=time.time(), detail=detail))
+        cause: StopCause = "time_limit" if time_is_up else "scheduler"
+        _on_stop(task, cause, f"{signal.Signals(number).name} from Slurm")
         task.sooner(task.spec.grace_s)
     send(task.pid, signal.SIGUSR1 if time_is_up else signal.SIGTERM)
+
+
+def _on_stop(task: Task, cause: StopCause, detail: str) -> None:
+    task.told = True
+    if task.place.rank == 0 and not task.files.stop.exists() and not task.files.error.exists():
+        write_record(task.files.stop, Stop(cause=cause, time=time.time(), detail=detail))
+
+
+def _hear_late(task: Task, inbox: SignalInbox, code: int) -> None:
+    """Slurm signals parent and rank alike, and the rank may have saved and left before its parent
+    had read that: without a word about why, it would be a failure."""
+    for number in inbox.read():
+        _on_signal(task, number)
+    if code == Exit.SAVED and not task.told:
+        _on_stop(task, "scheduler", "a signal that its parent has not seen")
 
 
 def _on_time(task: Task, watcher: Watcher, node: Node | None) -> None:
