@@ -91,7 +91,8 @@ def save_folder(model: LanguageModel, path: Path, **kwargs: Any) -> Path:
     return path
 
 
-def folder_model(path: Path, weights: str = "pretrained") -> FolderModel:
+def folder_model(path: Path, weights: str = "pretrained", vocab_size: int = 0) -> FolderModel:
     shared = tiny_shape("llama").model_dump()
     keep = {k: shared[k] for k in FolderModel.model_fields if k in shared}
-    return FolderModel(**(keep | {"kind": "folder", "path": str(path), "weights": weights}))
+    said = {"kind": "folder", "path": str(path), "weights": weights, "vocab_size": vocab_size}
+    return FolderModel(**(keep | said))

@@ -129,6 +129,7 @@ def _exported(path: Path, defaults: Mapping[str, Any]) -> Trained:
         kind="folder",
         path=str(path),
         weights="pretrained",
+        vocab_size=0,
         attention=trained.attention,
         activation_checkpointing=False,
         compile=False,

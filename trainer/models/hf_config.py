@@ -101,6 +101,8 @@ def _folder_config(section: FolderModel, vocab_size: int, more: dict[str, Any]) 
         config = load_class(family, config_class(family)).from_dict(values | more)
     except Exception as e:
         raise refused(section, e) from e
+    if section.vocab_size and config.vocab_size <= section.vocab_size == vocab_size:
+        config.vocab_size = vocab_size
     if config.vocab_size != vocab_size:
         raise ModelError(
             f"{path}: its embedding has {config.vocab_size} entries, the plan says {vocab_size}; "

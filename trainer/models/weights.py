@@ -34,8 +34,11 @@ _NOT_WEIGHTS = (
     ".attention.bias",
     ".attention.masked_bias",
     ".rotary_emb.inv_freq",
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
 )
 _OLD_NAMES = {"lm_head.weight": "embed_out.weight"}
+_OLD_NORMS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,44 @@ class _Tensor:
     offset: int  # bytes from the start of the file
 
 
-class SafetensorsFolder:
-    """A FragmentSource: weights from the folder as fp32, moments 0."""
+@dataclass(frozen=True)
+class Leniency:
+    """What of a model need not be in a folder.
 
-    def __init__(self, path: Path, layout: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    `trunk`: the prefix of what must be there all the same; what stands on it (a head, a pooler)
+    may be missing, of another shape, or another model's. None: all must be there, and no more.
+    `grown`: tensors that may have more rows than the folder's; each new one is the mean of those.
+    """
+
+    trunk: str | None = None
+    grown: frozenset[str] = frozenset()
+
+
+class SafetensorsFolder:
+    """A FragmentSource: weights from the folder as fp32, moments 0.
+
+    `new`: tensors that the folder does not have and `leniency` allows to lack.
+    """
+
+    new: tuple[str, ...]
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Iterable[tuple[str, tuple[int, ...]]],
+        *,
+        leniency: Leniency | None = None,
+    ) -> None:
         """`layout`: names and whole shapes of the model's tensors (`Engine.layout()`).
 
         Raises: ModelError if the folder holds no safetensors, if a file is broken, or if tensors
         are missing, have another shape, or are ones that the model has not.
         """
         self._path = path
-        found = _tensors(path)
-        self._tensors = _matched(path, found, list(layout))
+        names = list(layout)
+        self._tensors = _matched(path, _tensors(path), names, leniency or Leniency())
+        self.new = tuple(name for name, _ in names if name not in self._tensors)
+        self._means: dict[str, torch.Tensor] = {}
 
     def read(self, fragment: Fragment, out: torch.Tensor) -> None:
         """Raises: ModelError if the tensor is not of the layout, or the file cannot be read."""
@@ -69,9 +98,27 @@ class SafetensorsFolder:
         tensor = self._tensors.get(fragment.name)
         if tensor is None:
             raise ModelError(f"{self._path}: no tensor {fragment.name}")
-        for start in range(fragment.start, fragment.stop, _PIECE_ELEMENTS):
-            stop = min(start + _PIECE_ELEMENTS, fragment.stop)
+        stored = max(fragment.start, min(math.prod(tensor.shape), fragment.stop))
+        for start in range(fragment.start, stored, _PIECE_ELEMENTS):
+            stop = min(start + _PIECE_ELEMENTS, stored)
             out[start - fragment.start : stop - fragment.start].copy_(_piece(tensor, start, stop))
+        if stored < fragment.stop:
+            mean = self._mean_row(fragment.name, tensor)
+            places = torch.arange(stored, fragment.stop) % len(mean)
+            out[stored - fragment.start :].copy_(mean[places])
+
+    def _mean_row(self, name: str, tensor: _Tensor) -> torch.Tensor:
+        """The same to the bit on every rank: rows are added up in the file's order, in fp64."""
+        if name not in self._means:
+            rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
+            at_a_time = max(1, _PIECE_ELEMENTS // width)
+            total = torch.zeros(width, dtype=torch.float64)
+            for row in range(0, rows, at_a_time):
+                last = min(row + at_a_time, rows)
+                piece = _piece(tensor, row * width, last * width)
+                total += piece.double().view(-1, width).sum(0)
+            self._means[name] = (total / rows).float()
+        return self._means[name]
 
 
 def _piece(tensor: _Tensor, start: int, stop: int) -> torch.Tensor:
@@ -146,8 +193,12 @@ def _header(file: Path) -> dict[str, _Tensor]:
         raise ModelError(f"{file} is no safetensors file: {e}") from e
     if not isinstance(entries, dict):
         raise ModelError(f"{file} is no safetensors file: its header is not a table")
-    entries.pop("__metadata__", None)
-    return {n: _entry(file, n, e, data=8 + length, size=size) for n, e in entries.items()}
+    weights = {n: e for n, e in entries.items() if n != "__metadata__"}
+    return {
+        name: _entry(file, name, entry, data=8 + length, size=size)
+        for name, entry in weights.items()
+        if not name.endswith(_NOT_WEIGHTS)
+    }
 
 
 def _entry(file: Path, name: str, entry: Any, *, data: int, size: int) -> _Tensor:
@@ -171,7 +222,10 @@ def _entry(file: Path, name: str, entry: Any, *, data: int, size: int) -> _Tenso
 
 
 def _matched(
-    path: Path, found: Mapping[str, _Tensor], layout: list[tuple[str, tuple[int, ...]]]
+    path: Path,
+    found: Mapping[str, _Tensor],
+    layout: list[tuple[str, tuple[int, ...]]],
+    leniency: Leniency,
 ) -> dict[str, _Tensor]:
     matched: dict[str, _Tensor] = {}
     used: set[str] = set()
@@ -179,14 +233,24 @@ def _matched(
     missing: list[str] = []
     for name, shape in layout:
         stored = next((n for n in _stored_names(name) if n in found), None)
+        may_be_new = not _in_trunk(name, leniency)
         if stored is None:
-            missing.append(name)
+            missing += [] if may_be_new else [name]
             continue
         used.add(stored)
+        if not _fits(found[stored].shape, tuple(shape), may_grow=name in leniency.grown):
+            what = f"{name} is {_size(found[stored].shape)}, not {_size(shape)}"
+            wrong += [] if may_be_new else [what]
+            continue
         matched[name] = found[stored]
-        if found[stored].shape != tuple(shape):
-            wrong.append(f"{name} is {_size(found[stored].shape)}, not {_size(shape)}")
-    extra = [n for n in found if n not in used and not _known_extra(n, matched)]
+    roots = {_root(name, leniency) for name, _ in layout if _in_trunk(name, leniency)}
+    extra = [
+        n
+        for n in found
+        if n not in used
+        and not _known_extra(n, matched)
+        and (leniency.trunk is None or _root(n, leniency) in roots)
+    ]
     said = [_said("lacks", missing), _said("has tensors of another shape:", wrong)]
     said.append(_said("has tensors that the model has not:", extra))
     if any(said):
@@ -195,14 +259,31 @@ def _matched(
 
 
 def _stored_names(name: str) -> tuple[str, ...]:
-    """A model's own name, an older one, and the one of a folder saved without its head."""
-    return (name, _OLD_NAMES.get(name, name), name.partition(".")[2])
+    """A model's own name, older ones, and those of a folder saved without its head."""
+    bare = name.partition(".")[2]
+    old = next((name[: -len(n)] + o for n, o in _OLD_NORMS.items() if name.endswith(n)), name)
+    return (name, _OLD_NAMES.get(name, name), bare, old, old.partition(".")[2])
+
+
+def _in_trunk(name: str, leniency: Leniency) -> bool:
+    if leniency.trunk is None:
+        return True
+    return name.startswith(leniency.trunk) and not name.startswith(f"{leniency.trunk}pooler.")
+
+
+def _root(name: str, leniency: Leniency) -> str:
+    """The part of a trunk, or of what stands on it, that a tensor is in."""
+    return name.removeprefix(leniency.trunk or "").partition(".")[0]
+
+
+def _fits(stored: tuple[int, ...], wanted: tuple[int, ...], *, may_grow: bool) -> bool:
+    if may_grow and len(stored) == len(wanted) and stored:
+        return stored[1:] == wanted[1:] and 0 < stored[0] <= wanted[0]
+    return stored == wanted
 
 
 def _known_extra(name: str, matched: Mapping[str, _Tensor]) -> bool:
-    """Not a weight, or a second copy of a tied head."""
-    if name.endswith(_NOT_WEIGHTS):
-        return True
+    """A second copy of a tied head."""
     return name in ("lm_head.weight", *_OLD_NAMES.values()) and "lm_head.weight" not in matched
 
 

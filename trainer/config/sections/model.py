@@ -76,6 +76,8 @@ class FolderModel(_Model):
     kind: Literal["folder"]
     path: str
     weights: Literal["pretrained", "fresh"]
+    # 0: the folder's; more: entries for new tokens, which start as the mean of the others
+    vocab_size: Annotated[int, Field(ge=0, le=1 << 27, examples=[0])]
 
 
 Model = Annotated[ShapeModel | EncoderShape | FolderModel, Field(discriminator="kind")]
