@@ -19,8 +19,9 @@ import torch
 
 from benchmarks import corpus
 from benchmarks.rounds import interleaved, report, summary
+from trainer.data.row_shape import RowShape, StreamSource
 from trainer.data.store import TokenStore
-from trainer.data.stream import RowShape, Stream, StreamSource
+from trainer.data.stream import token_stream
 
 ROWS, LENGTH = 8, 512
 
@@ -56,7 +57,7 @@ def _ours(path: Path, step: int) -> Callable[[], float]:
         shape = RowShape(
             global_batch_size=ROWS, micro_batch_size=ROWS, sequence_length=LENGTH, packing=True
         )
-        stream = Stream(
+        stream = token_stream(
             [StreamSource("stdlib", TokenStore.open(path), 1.0)],
             shape=shape,
             seed=0,

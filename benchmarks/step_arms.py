@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from trainer.build import build_job, build_observers, open_sources, open_stream, starting_values
+from trainer.build import build_job, build_observers, starting_values
+from trainer.data.table import open_sources, open_stream
 from trainer.dist.startup import StartUp
 from trainer.dist.world import World
 from trainer.loop import steps

@@ -18,9 +18,8 @@ from trainer.errors import DataError, Exit, Refused
 from trainer.fit import fit as search
 from trainer.plan import RunPlan, StorePlan
 from trainer.planning import judged, make_plan
+from trainer.records.prepared import find_prepared, prepared_vocab_size
 from trainer.records.sizes import bytes_of, size_text
-from trainer.records.store_lookup import find_stores
-from trainer.records.token_store import read_manifest
 
 _FIT_CHOICES = ("zero1", "zero2", "zero3", "zero3_offload_cpu")
 
@@ -81,12 +80,13 @@ def plan_of(config: Config) -> RunPlan:
 def _stores(config: Config) -> tuple[list[StorePlan], int | None]:
     """Prepared stores, and the tokenizer's vocabulary where it is known."""
     try:
-        found = find_stores(config.data.model_dump(mode="json"))
+        found = find_prepared(config.model_dump(mode="json"))
     except DataError:  # `plan` answers without data; `train` will say what is missing
         found = None
     if found:
         stores = [StorePlan(**vars(store)) for store in found]
-        return stores, read_manifest(Path(found[0].path)).vocab_size
+        data = config.data.model_dump(mode="json")
+        return stores, prepared_vocab_size(Path(found[0].path), data=data)
     if isinstance(config.data.tokenizer, PretrainedTokenizer):
         return [], vocab_size_of_tokenizer(Path(config.data.tokenizer.path))
     return [], None

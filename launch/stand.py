@@ -34,9 +34,8 @@ from trainer.plan import RunPlan, StorePlan
 from trainer.planning import make_plan
 from trainer.records.built_ops import needs_async_io
 from trainer.records.json_file import read_json
+from trainer.records.prepared import find_prepared, prepared_vocab_size
 from trainer.records.run_files import RunFiles
-from trainer.records.store_lookup import find_stores
-from trainer.records.token_store import read_manifest
 
 NOTHING_LEFT = "none of its checkpoints is left, to use or to go on from"
 
@@ -82,7 +81,8 @@ def plan_of(standing: Standing, *, attempt: int, run_id: str) -> RunPlan:
     """Raises: ConfigError for what this machine or the tokenizer makes impossible."""
     config, stores = standing.config, standing.stores
     if stores is not None:
-        tokens: int | None = read_manifest(Path(stores[0].path)).vocab_size
+        data = config.data.model_dump(mode="json")
+        tokens: int | None = prepared_vocab_size(Path(stores[0].path), data=data)
     elif isinstance(config.data.tokenizer, PretrainedTokenizer):
         tokens = vocab_size_of_tokenizer(Path(config.data.tokenizer.path))
     else:
@@ -114,10 +114,10 @@ def differences_text(config: Config) -> str:
 
 
 def stores_of(config: Config) -> tuple[StorePlan, ...] | None:
-    """The token stores that are there; None: to be prepared. Raises: Refused without a corpus."""
+    """The stores that are there; None: to be prepared. Raises: Refused without a corpus."""
     try:
         elsewhere = prepares_elsewhere(config)
-        ready = None if elsewhere else find_stores(config.data.model_dump(mode="json"))
+        ready = None if elsewhere else find_prepared(config.model_dump(mode="json"))
     except DataError as e:  # a corpus file that is not there: nothing has been written yet
         raise Refused(str(e)) from e
     return None if ready is None else tuple(StorePlan(**asdict(one)) for one in ready)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,41 +12,35 @@ from trainer.checkpoint.peer import peers_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.uploads import Remote
 from trainer.config.rules import num_micro_batches
-from trainer.config.sections.model import FolderModel
-from trainer.config.sections.training import CanonicalEngine, CustomTask, PlainEngine
-from trainer.data.store import TokenStore
-from trainer.data.stream import RowShape, Stream, StreamSource
+from trainer.config.sections.training import CanonicalEngine, PlainEngine
+from trainer.data.table import open_sources, open_stream
 from trainer.dist.device import Peak, memory_meter, peak_of
 from trainer.dist.seeds import step_seeder
 from trainer.dist.startup import StartUp
 from trainer.dist.world import World
 from trainer.engine import canonical, plain
-from trainer.engine.base import Engine, FragmentSource
+from trainer.engine.base import Engine
 from trainer.engine.model_setup import weight_dtype
-from trainer.errors import DataError
 from trainer.evals.table import evals_of
 from trainer.faultpoints import faultpoint
 from trainer.guard.guard import Guard
 from trainer.guard.incident import Incidents
 from trainer.job import Every, Job, SaveTimes, StopFlag, TrainState, restored
 from trainer.meter import Meter
+from trainer.models import starting
 from trainer.models.attention import check_packing
-from trainer.models.build import build_model
-from trainer.models.init import InitialValues, initial_rules
-from trainer.models.language_model import LanguageModel, compile_model
-from trainer.models.weights import SafetensorsFolder
+from trainer.models.build import AnyModel, build_model
+from trainer.models.language_model import compile_model
+from trainer.models.starting import StartingValues
 from trainer.observers.base import Observer
 from trainer.observers.table import observers_of
 from trainer.optim.optimizers import make_optimizer
 from trainer.plan import RunPlan
 from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
-from trainer.records.token_store import MANIFEST
 from trainer.schedules import learning_rate
 from trainer.storage.remote import joined
-from trainer.tasks.base import Task
-from trainer.tasks.causal_lm import CausalLm
-from trainer.tasks.custom import load_task
+from trainer.tasks.table import head_of, task_of
 
 # What matrix products compute in, where it is not bf16: the peak that MFU is a fraction of.
 _COMPUTE = {"fp32": torch.float32, "fp16": torch.float16}
@@ -77,7 +68,7 @@ def build_job(
     faultpoint("start.loaded")
     cursor = saved.get("cursor")
     stream = world.each(lambda: open_stream(plan, world, sources=sources, cursor=cursor))
-    task = build_task(plan)
+    task = task_of(plan)
     evals = world.each(lambda: evals_of(plan, task, stream=stream, sources=sources))
     startup.lap("data")
     job = Job(
@@ -108,13 +99,6 @@ def build_job(
 
 
 # --- model, engine, checkpoints ------------------------------------------------------------------
-
-
-def build_task(plan: RunPlan) -> Task:
-    section = plan.config.task
-    if isinstance(section, CustomTask):
-        return load_task(section, trust=plan.config.run.trust)
-    return CausalLm()
 
 
 def build_engine(plan: RunPlan, world: World) -> Engine:
@@ -156,13 +140,12 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
     )
 
 
-def starting_values(plan: RunPlan, engine: Engine) -> FragmentSource:
+def starting_values(plan: RunPlan, engine: Engine) -> StartingValues:
     """What parameters are before step 1."""
-    section = plan.config.model
-    if isinstance(section, FolderModel) and section.weights == "pretrained":
-        return SafetensorsFolder(Path(section.path), engine.layout())
     model: Any = getattr(engine.model, "module", engine.model)  # without DeepSpeed's wrapper
-    return InitialValues(initial_rules(model), plan.config.run.seed)
+    return starting.starting_values(
+        plan.config.model, model, layout=engine.layout(), seed=plan.config.run.seed
+    )
 
 
 def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
@@ -252,12 +235,14 @@ def engine_name(plan: RunPlan) -> str:
     return f"zero{engine.stage}" if engine.kind == "deepspeed" else engine.kind
 
 
-def _make_model(plan: RunPlan, device: torch.device) -> LanguageModel:
+def _make_model(plan: RunPlan, device: torch.device) -> AnyModel:
     """On the meta device: the engine makes storage, `load` gives values."""
     section, dtype = plan.config.model, weight_dtype(plan.config.precision.kind)
-    model = build_model(section, vocab_size=plan.vocab_size, dtype=dtype, device=device)
+    model = build_model(
+        section, vocab_size=plan.vocab_size, dtype=dtype, device=device, head=head_of(plan)
+    )
     if section.compile:
-        compile_model(model)
+        compile_model(model.layers, rows_differ=plan.config.task.data == "examples")
     return model
 
 
@@ -267,47 +252,12 @@ def _resume(
     """The loop's state, and all that was saved with it; nothing for a run that begins."""
     found = checkpoints.load_latest(world, engine)
     if found is None:
-        engine.load(starting_values(plan, engine), step=0)
+        source = starting_values(plan, engine)
+        if source.said and world.place.rank == 0:
+            print(source.said, flush=True)
+        engine.load(source, step=0)
         return TrainState(), {}
     return restored(found), found
-
-
-# --- data ---------------------------------------------------------------------------------------
-
-
-def open_sources(plan: RunPlan) -> list[StreamSource]:
-    """Raises: DataError if a store is gone, incomplete, or not the one that was planned."""
-    sources = []
-    for planned in plan.stores:
-        folder = Path(planned.path)
-        store = TokenStore.open(folder)
-        if hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() != planned.manifest_digest:
-            raise DataError(
-                f"the token store {folder} is not the one this run was planned with, so its rows "
-                "would come in another order; bring that one back or start another run"
-            )
-        sources.append(StreamSource(planned.source, store, planned.weight))
-    return sources
-
-
-def open_stream(
-    plan: RunPlan, world: World, *, sources: Sequence[StreamSource], cursor: dict[str, Any] | None
-) -> Stream:
-    config = plan.config
-    return Stream(
-        sources,
-        shape=RowShape(
-            global_batch_size=config.batch.global_batch_size,
-            micro_batch_size=config.batch.micro_batch_size,
-            sequence_length=config.data.sequence_length,
-            packing=config.data.packing,
-        ),
-        seed=config.run.seed,
-        rank=world.place.rank,
-        world_size=world.place.world_size,
-        prefetch_steps=config.data.prefetch_steps,
-        cursor=cursor,
-    )
 
 
 # --- who watches ---------------------------------------------------------------------------------

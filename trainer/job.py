@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from trainer.batch import TokenBatch
+from trainer.batch import Batch
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.heartbeat import Pulse
 from trainer.dist.world import World
@@ -24,7 +24,7 @@ from trainer.tasks.base import Task
 class Stream(Protocol):
     """This rank's endless source of micro-batches; a pure function of the step."""
 
-    def step(self, step: int) -> Sequence[TokenBatch]: ...
+    def step(self, step: int) -> Sequence[Batch]: ...
     def close(self) -> None: ...
 
     def cursor(self, step: int) -> dict[str, Any]:

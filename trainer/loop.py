@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from trainer.batch import TokenBatch
+from trainer.batch import Batch
 from trainer.errors import ReplicasDiffer, SaveFailed
 from trainer.faultpoints import at_step, faultpoint
 from trainer.guard import damage
@@ -111,7 +111,7 @@ def steps(job: Job, state: TrainState) -> Iterator[tuple[StepReport, Told]]:
 
 
 def _gradients(
-    job: Job, step: int, batches: Sequence[TokenBatch], *, weight: float, clock: Clock
+    job: Job, step: int, batches: Sequence[Batch], *, weight: float, clock: Clock
 ) -> list[float]:
     """Forward and backward of this rank's micro-steps; their shares of the step's mean loss.
 
@@ -140,7 +140,7 @@ def _gradients(
 
 
 def _agree(
-    job: Job, losses: Sequence[float], upcoming: Sequence[TokenBatch], *, applied: bool
+    job: Job, losses: Sequence[float], upcoming: Sequence[Batch], *, applied: bool
 ) -> tuple[float, Told, tuple[float, float]]:
     """The step's one small collective of our own, before its update.
 
@@ -163,7 +163,7 @@ def _agree(
     return loss, told, (counts[0], counts[1])
 
 
-def _counts(batches: Sequence[TokenBatch]) -> tuple[int, int]:
+def _counts(batches: Sequence[Batch]) -> tuple[int, int]:
     return sum(b.terms for b in batches), sum(b.tokens for b in batches)
 
 

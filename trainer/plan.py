@@ -21,14 +21,19 @@ from trainer.records.run_files import AttemptFiles
 
 
 class StorePlan(Section):
-    """One prepared token store. `path` is absolute; `weight` as in data.sources."""
+    """One prepared store. `path` is absolute; `weight` as in data.sources."""
 
     source: str
     path: str
     weight: float
     train_tokens: int
     held_out_tokens: int
-    manifest_digest: str  # sha256 of its manifest.json: another store is another order
+    # sha256 of its manifest.json, or of its content: another store is another order
+    manifest_digest: str
+    # of example stores
+    train_rows: int = 0
+    train_examples: int = 0
+    labels: tuple[str, ...] = ()  # in the order of the model's outputs
 
 
 class MemoryPlan(Section):

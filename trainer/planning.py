@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,10 @@ from trainer.config.engine_rules import engine_problems
 from trainer.config.explain import validate
 from trainer.config.rules import world_size
 from trainer.config.schema import Config
-from trainer.config.sections.data import TrainedTokenizer
+from trainer.config.sections.data import DataSection, TrainedTokenizer
+from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderShape, FolderModel
+from trainer.config.sections.tasks import ClassifyTask, Task
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
@@ -46,7 +48,7 @@ def make_plan(
     trained stands for it.
     Raises: ConfigError for what the device, the tokenizer or the model folder makes impossible.
     """
-    shape, problems = _checked_shape(config, vocab_size_of_tokenizer)
+    shape, problems = _checked_shape(config, vocab_size_of_tokenizer, stores)
     problems += engine_problems(config, device=device)
     problems += _too_small_stores(config, stores)
     if problems:
@@ -66,7 +68,7 @@ def make_plan(
         threads_per_rank=threads_per_rank(config, cores, device=device),
         gradient_accumulation_steps=steps,
         padding_rows=padding,
-        tokens_per_step=config.batch.global_batch_size * row,
+        tokens_per_step=round(config.batch.global_batch_size * tokens_of_row(config, stores)),
         vocab_size=shape.vocab_size,
         num_parameters=num_parameters(shape),
         flops_per_token=flops_per_token(shape, row),
@@ -108,7 +110,7 @@ def replanned(plan: RunPlan, *, nodes: int) -> RunPlan:
     """
     config, device = plan.config, plan.device
     world = nodes * config.resources.ranks_per_node
-    shape = shape_of(config, vocab_size_of_tokenizer=plan.vocab_size)
+    shape = shape_of(config, vocab_size_of_tokenizer=plan.vocab_size, stores=plan.stores)
     steps, padding = micro_steps(config, world)
     layout = layout_of(config, world)
     memory = memory_per_rank(shape, layout, batch=micro_batch_of(config, device=device))
@@ -122,8 +124,22 @@ def replanned(plan: RunPlan, *, nodes: int) -> RunPlan:
     return plan.model_copy(update=changed)
 
 
+def tokens_of_row(config: Config, stores: Sequence[StorePlan]) -> float:
+    """Of text every one counts; of examples those that are no padding, on average by weight.
+
+    Before examples are prepared: as many as there is room for.
+    """
+    known = [store for store in stores if store.train_rows]
+    if isinstance(config.data, DataSection) or not known:
+        return config.data.sequence_length
+    weight = sum(store.weight for store in known)
+    return sum(s.weight * s.train_tokens / s.train_rows for s in known) / weight
+
+
 def _too_small_stores(config: Config, stores: Sequence[StorePlan]) -> list[Problem]:
-    """A row needs one token more than it is long: the last label."""
+    """A row of text needs one token more than it is long: the last label."""
+    if not isinstance(config.data, DataSection):
+        return []
     row = config.data.sequence_length
     return [
         Problem(
@@ -149,13 +165,15 @@ def threads_per_rank(config: Config, cores: int, *, device: Literal["cpu", "cuda
     return config.resources.threads_per_rank or max(1, cores // config.resources.ranks_per_node)
 
 
-def shape_of(config: Config, *, vocab_size_of_tokenizer: int | None) -> Shape:
-    """The model's shape with its vocabulary decided.
+def shape_of(
+    config: Config, *, vocab_size_of_tokenizer: int | None, stores: Sequence[StorePlan] = ()
+) -> Shape:
+    """The model's shape with its vocabulary decided, and the head that its task needs.
 
     Raises: ConfigError if the folder is no usable model, the tokenizer has more tokens than the
     embedding entries, or rows are longer than the model's positions.
     """
-    shape, problems = _checked_shape(config, vocab_size_of_tokenizer)
+    shape, problems = _checked_shape(config, vocab_size_of_tokenizer, stores)
     if shape is None or problems:
         raise ConfigError(problems)
     return shape
@@ -200,7 +218,7 @@ def micro_batch_of(config: Config, *, device: Literal["cpu", "cuda"]) -> MicroBa
 
 
 def _checked_shape(
-    config: Config, vocab_size_of_tokenizer: int | None
+    config: Config, vocab_size_of_tokenizer: int | None, stores: Sequence[StorePlan]
 ) -> tuple[Shape | None, list[Problem]]:
     tokens = vocab_size_of_tokenizer
     if tokens is None and isinstance(config.data.tokenizer, TrainedTokenizer):
@@ -211,13 +229,51 @@ def _checked_shape(
             shape = shape_of_folder(Path(model.path), needs_weights=model.weights == "pretrained")
         except ModelError as e:
             return None, [Problem("model.path", str(e), "")]
+        if 0 < model.vocab_size < shape.vocab_size:
+            return shape, [_smaller(model, shape)]
+        shape = replace(shape, vocab_size=model.vocab_size or shape.vocab_size)
     else:
         padded = -(-(tokens or 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         fields = model.model_dump(include=set(Shape.__dataclass_fields__))
         if isinstance(model, EncoderShape):
             fields |= _of_an_encoder(model)
         shape = Shape(**fields | {"vocab_size": model.vocab_size or padded})
+    if not fits_head(shape, config.task):
+        return None, [_wrong_model(config, shape)]
+    if shape.is_encoder:
+        shape = replace(shape, head=config.task.head, num_labels=num_outputs(config, stores))
     return shape, _misfits(config, shape, tokens)
+
+
+def num_outputs(config: Config, stores: Sequence[StorePlan]) -> int:
+    """Of a head that has labels; two as long as nobody knows them."""
+    data = config.data
+    if isinstance(config.task, ClassifyTask) and config.task.answers == "regression":
+        return 1
+    named = data.labels if isinstance(data, ExamplesSection) else None
+    return len((stores[0].labels if stores else ()) or named or ("a", "b"))
+
+
+def fits_head(shape: Shape, task: Task) -> bool:
+    """Next tokens are predicted by decoders, everything else that there is by encoders."""
+    return shape.is_encoder != (task.head == "next_token")
+
+
+def _wrong_model(config: Config, shape: Shape) -> Problem:
+    task, family = config.task.kind, shape.family
+    if shape.is_encoder:
+        what = f"{family} is an encoder, which has no next token to predict, as {task} asks of it"
+        return Problem("task", what, "task=classify data=examples, or the model of a decoder")
+    what = f"{family} is a decoder, and {task} stands on an encoder (bert, roberta, distilbert ...)"
+    return Problem("model", what, "model=hf_folder model.path=FOLDER, of an encoder")
+
+
+def _smaller(model: FolderModel, shape: Shape) -> Problem:
+    what = (
+        f"{model.vocab_size:,} is less than the {shape.vocab_size:,} entries of the folder's "
+        "embedding; entries can be added, not taken away"
+    )
+    return Problem("model.vocab_size", what, "model.vocab_size=0")
 
 
 def _of_an_encoder(model: EncoderShape) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.batch import TokenBatch
+from trainer.batch import Batch
 from trainer.engine.base import StepStats
 from trainer.errors import DamagedCheckpoint, NonFiniteStep
 from trainer.guard.guard import Rewound, Verdict
@@ -27,7 +27,7 @@ class Made:
     loss: float  # all ranks
     learning_rate: float
     terms: float
-    batches: Sequence[TokenBatch]
+    batches: Sequence[Batch]
     losses: Sequence[float]
 
 

@@ -14,8 +14,23 @@ from trainer.config.explain import validate
 from trainer.planning import make_plan
 
 FOLDERS = Folders.find()
+ENCODERS = ("bert_base", "distilbert_base", "encoder_debug", "modernbert_base", "roberta_base")
+EXAMPLES = ["data=examples", "data.sources.examples.paths=[a.csv]", "data.tokenizer.path=tokenizer"]
+ON_AN_ENCODER = ["model=encoder_debug", *EXAMPLES]
 # What a choice cannot know by itself.
 NEEDS = {
+    **{
+        f"model={name}": ["task=classify", *EXAMPLES]
+        for name in (
+            "bert_base",
+            "distilbert_base",
+            "encoder_debug",
+            "modernbert_base",
+            "roberta_base",
+        )
+    },
+    "task=classify": ON_AN_ENCODER,
+    "data=examples": ["task=classify", *ON_AN_ENCODER],
     "model=hf_folder": ["data/tokenizer=pretrained", "data.tokenizer.path=tokenizer"],
     "engine=plain": ["resources.ranks_per_node=1"],
     "engine=zero0": ["precision=fp32"],
@@ -32,7 +47,10 @@ NEEDS = {
     "experiment=llama_125m_8gpu": ["data.sources.files.paths=[a.jsonl]"],
 }
 # Together in one composition where they can be: Hydra needs a tenth of a second a time.
-ALONE = ("cluster", "model", "engine", "experiment", "debug", "data", "data/tokenizer", "precision")
+ALONE = (
+    "cluster", "model", "engine", "experiment", "debug", "data", "data/tokenizer", "precision",
+    "task",
+)  # fmt: skip
 
 
 def _rounds() -> list[list[str]]:

@@ -11,11 +11,13 @@ import pytest
 
 from tests.helpers.configs import config
 from tests.helpers.data import tiny_text_corpus
+from trainer.batch import TokenBatch
 from trainer.config.schema import Config
 from trainer.data.prepare import prepare
+from trainer.data.row_shape import RowShape, StreamSource
 from trainer.data.sources import Rejected, documents
 from trainer.data.store import TokenStore
-from trainer.data.stream import RowShape, Stream, StreamSource
+from trainer.data.stream import Stream, token_stream
 
 _PACKAGE = """
 class Fables:
@@ -65,16 +67,18 @@ def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return config("run.trust=[fables_corpus]", data=section)
 
 
-def _stream(made: Config, *, rank: int = 0, world: int = 1, cursor: Any = None) -> Stream:
+def _stream(
+    made: Config, *, rank: int = 0, world: int = 1, cursor: Any = None
+) -> Stream[TokenBatch]:
     plan = prepare(made, log=lambda _: None)[0]
     shape = RowShape(global_batch_size=4, micro_batch_size=1, sequence_length=8, packing=True)
     source = StreamSource("it", TokenStore.open(Path(plan.path)), 1.0)
-    return Stream(
+    return token_stream(
         [source], shape=shape, seed=1, rank=rank, world_size=world, prefetch_steps=2, cursor=cursor
     )
 
 
-def _rows(stream: Stream, step: int) -> list[tuple[int, list[int]]]:
+def _rows(stream: Stream[TokenBatch], step: int) -> list[tuple[int, list[int]]]:
     return [
         (sample, b.inputs_RT[r].tolist())
         for b in stream.step(step)

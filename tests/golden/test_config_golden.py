@@ -58,12 +58,19 @@ def test_a_plan_as_printed(name: str, golden: Golden) -> None:
     golden(f"plan_{name}.txt", plan_text(plan(config(*PLANS[name])), ()) + "\n")
 
 
+ENCODERS = ("bert_base", "distilbert_base", "encoder_debug", "modernbert_base", "roberta_base")
+CLASSIFY = [
+    "task=classify", "data=examples", "data.sources.examples.paths=[a.csv]",
+    "data.tokenizer.path=tokenizer", "data.labels=[good,bad]",
+]  # fmt: skip
+
+
 def test_the_size_of_every_model(golden: Golden) -> None:
     lines = [f"{'model':<16}{'parameters':>16}{'MFLOP a token':>16}{'checkpoint GB':>16}"]
     for name in Folders.find().choices("model"):
         if name == "hf_folder":
             continue
-        made = plan(config(f"model={name}"))
+        made = plan(config(f"model={name}", *(CLASSIFY if name in ENCODERS else ())))
         flops, size = made.flops_per_token / 1e6, made.checkpoint_bytes / 1e9
         lines.append(f"{name:<16}{made.num_parameters:>16,}{flops:>16,.1f}{size:>16.2f}")
     golden("models.txt", "\n".join(lines) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,9 @@ class Poisoned:
 
     def score(self, model: torch.nn.Module, batch: TokenBatch) -> dict[str, float]:
         return self._task.score(model, batch)
+
+    def values(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return self._task.values(sums)
 
 
 class LeavesOut(Guard):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config.sections.training import CustomTask
+from trainer.config.sections.tasks import CustomTask
 from trainer.errors import ConfigError
 from trainer.tasks.custom import load_task
 

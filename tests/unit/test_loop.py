@@ -19,13 +19,13 @@ from trainer.dist.world import Alone, World
 from trainer.engine.base import Engine
 from trainer.engine.plain import PlainEngine
 from trainer.errors import NonFiniteStep, SaveFailed, TooManyFailedSaves
-from trainer.evals.held_out import means
 from trainer.guard.guard import Guard
 from trainer.guard.incident import Incidents
 from trainer.job import Every, Job, TrainState, restored
 from trainer.loop import fit
 from trainer.meter import Meter
 from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
+from trainer.tasks.base import means
 
 
 class Distance:

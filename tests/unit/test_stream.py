@@ -11,8 +11,9 @@ import torch
 from tests.helpers.stores import counting_documents, make_store
 from trainer.batch import IGNORED, TokenBatch
 from trainer.data.cursor import Cursor
+from trainer.data.row_shape import RowShape, StreamSource
 from trainer.data.store import TokenStore
-from trainer.data.stream import RowShape, Stream, StreamSource
+from trainer.data.stream import Stream, token_stream
 from trainer.errors import DataError
 
 LENGTH = 8
@@ -44,12 +45,12 @@ def _stream(
     prefetch: int = 0,
     cursor: dict[str, object] | None = None,
     seed: int = 5,
-) -> Stream:
+) -> Stream[TokenBatch]:
     sources = [StreamSource("a", stores["a"], 2.0), StreamSource("b", stores["b"], 1.0)]
     shape = RowShape(
         global_batch_size=batch, micro_batch_size=micro, sequence_length=LENGTH, packing=packing
     )
-    return Stream(
+    return token_stream(
         sources,
         shape=shape,
         seed=seed,
@@ -172,7 +173,7 @@ def test_an_epoch_holds_every_row_once_and_the_next_has_another_order(
     shape = RowShape(
         global_batch_size=count, micro_batch_size=count, sequence_length=LENGTH, packing=True
     )
-    stream = Stream([source], shape=shape, seed=1, rank=0, world_size=1, prefetch_steps=0)
+    stream = token_stream([source], shape=shape, seed=1, rank=0, world_size=1, prefetch_steps=0)
     first, second = ([row[1] for row in _rows(stream.step(s))] for s in (1, 2))
     assert sorted(first) == sorted(second)
     assert len(set(first)) == count
@@ -215,7 +216,7 @@ def test_damage_found_by_the_reading_thread_is_raised_by_the_next_step(tmp_path:
     (path / "train-00000.tokens").write_bytes(raw)
     shape = RowShape(global_batch_size=2, micro_batch_size=2, sequence_length=8, packing=True)
     source = StreamSource("s", TokenStore.open(path), 1.0)
-    stream = Stream([source], shape=shape, seed=0, rank=0, world_size=1, prefetch_steps=2)
+    stream = token_stream([source], shape=shape, seed=0, rank=0, world_size=1, prefetch_steps=2)
     for _ in range(2):
         with pytest.raises(DataError, match="is damaged"):
             stream.step(1)
@@ -230,14 +231,14 @@ def test_stores_of_two_tokenizers_do_not_mix(tmp_path: Path) -> None:
     ]
     shape = RowShape(global_batch_size=1, micro_batch_size=1, sequence_length=8, packing=True)
     with pytest.raises(DataError, match="the stores of a and b were made with different tokenizer"):
-        Stream(sources, shape=shape, seed=0, rank=0, world_size=1, prefetch_steps=0)
+        token_stream(sources, shape=shape, seed=0, rank=0, world_size=1, prefetch_steps=0)
 
 
 def test_a_source_too_small_for_one_row_is_named(tmp_path: Path) -> None:
     source = StreamSource("tiny", make_store(tmp_path / "s", [[1, 2, 3]]), 1.0)
     shape = RowShape(global_batch_size=1, micro_batch_size=1, sequence_length=8, packing=True)
     with pytest.raises(DataError, match=r"data source tiny has 4 tokens .* data\.sequence_length"):
-        Stream([source], shape=shape, seed=0, rank=0, world_size=1, prefetch_steps=0)
+        token_stream([source], shape=shape, seed=0, rank=0, world_size=1, prefetch_steps=0)
 
 
 def test_an_unreadable_cursor_is_refused(stores: dict[str, TokenStore]) -> None:

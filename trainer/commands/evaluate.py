@@ -25,13 +25,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(given: argparse.Namespace) -> Exit:
-    from trainer.build import build_task
     from trainer.commands.rows import held_out_rows
     from trainer.dist.device import choose_device
     from trainer.dist.world import Place
     from trainer.engine.model_setup import weight_dtype
-    from trainer.evals.held_out import means
     from trainer.export.trained import load_model, open_trained
+    from trainer.tasks.base import values_of
+    from trainer.tasks.table import task_of
 
     started = time.perf_counter()
     trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
@@ -41,17 +41,19 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     device = choose_device(trained.plan.device, Place())
     dtype = weight_dtype(trained.plan.config.precision.kind)
     model = load_model(trained, dtype=dtype, device=device)
-    task = build_task(trained.plan)
+    task = task_of(trained.plan)
     totals: dict[str, float] = {}
     for batch in batches:
         for name, value in task.score(model, batch.to(device)).items():
             totals[name] = totals.get(name, 0.0) + value
-    result = {"step": trained.step, "terms": int(totals["terms"]), **means(totals)}
+    values = values_of(task, totals)
+    result = {"step": trained.step, "terms": int(totals["terms"]), **values}
     if given.json:
         print(json.dumps(result))
         return Exit.DONE
-    print(f"step {trained.step}, {result['terms']:,} held-out tokens")
-    for name, value in means(totals).items():
+    what = "tokens" if trained.plan.config.task.data == "text" else "terms"
+    print(f"step {trained.step}, {result['terms']:,} held-out {what}")
+    for name, value in values.items():
         print(f"  {name:16} {value:.4f}")
     print(f"  in {time.perf_counter() - started:.1f} s")
     return Exit.DONE

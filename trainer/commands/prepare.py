@@ -1,10 +1,12 @@
-"""`python -m trainer.commands.prepare CONFIG.json --result RESULT.json`: make the token stores.
+"""`python -m trainer.commands.prepare CONFIG.json --result RESULT.json`: make the stores.
 
 CONFIG.json is a resolved Config. RESULT.json tells the launcher what the plan needs:
 
     {"stores": [StorePlan, ...],
      "vocabulary": {"vocab_size", "end_of_text_id", "tokenizer_digest", "tokenizer",
                     "unigram_entropy_nats"}}
+
+The vocabulary is said of text alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 from trainer.commands.ending import said_of_the_place
 from trainer.config.schema import Config
+from trainer.config.sections.data import DataSection
 from trainer.errors import LonghaulError
 from trainer.plan import StorePlan
 from trainer.records.json_file import read_json, write_json
@@ -35,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         stores = prepare(config, log=_say)
         if given.result is None:  # asked for by hand: look at every byte, not at sizes alone
-            _verify(stores)
+            _verify(config, stores)
     except LonghaulError as e:
         print(f"error: {e}", file=sys.stderr)
         return int(e.exit_code)
@@ -44,10 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished shards are kept, run again to go on", file=sys.stderr)
         return 130
-    answer = {
-        "stores": [s.model_dump(mode="json") for s in stores],
-        "vocabulary": vocabulary(stores),
-    }
+    answer: dict[str, Any] = {"stores": [s.model_dump(mode="json") for s in stores]}
+    if isinstance(config.data, DataSection):
+        answer["vocabulary"] = vocabulary(stores)
     if given.result is not None:
         write_json(given.result, answer)
     else:
@@ -56,12 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _verify(stores: list[StorePlan]) -> None:
+def _verify(config: Config, stores: list[StorePlan]) -> None:
     """Raises: DataError naming the first damaged file."""
+    from trainer.data.example_store import ExampleStore
     from trainer.data.store import TokenStore
 
+    kind = TokenStore if isinstance(config.data, DataSection) else ExampleStore
     for store in stores:
-        TokenStore.open(Path(store.path)).verify()
+        kind.open(Path(store.path)).verify()
 
 
 def vocabulary(stores: list[StorePlan]) -> dict[str, Any]:

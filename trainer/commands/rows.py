@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from trainer.batch import IGNORED, TokenBatch
-from trainer.build import open_sources, open_stream
 from trainer.data.stream import Stream
+from trainer.data.table import open_sources, open_stream
 from trainer.dist.seeds import seed_of
 from trainer.dist.world import Alone
 from trainer.errors import DataError
@@ -73,5 +74,5 @@ def _drawn_rows(plan: RunPlan, rows: int) -> TokenBatch:
     )
 
 
-def _stream(plan: RunPlan) -> Stream:
+def _stream(plan: RunPlan) -> Stream[Any]:
     return open_stream(plan, Alone(), sources=open_sources(plan), cursor=None)

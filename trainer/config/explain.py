@@ -121,8 +121,8 @@ def _typed_path(loc: tuple[int | str, ...], values: Any) -> list[str]:
         if i and (not isinstance(here, dict | list) or str(part).startswith("constrained-")):
             break  # what follows names a branch of a union of plain types
         if isinstance(here, dict):
-            if part not in here and here.get("kind") == part and not is_last:
-                continue
+            if part not in here and here.get("kind", "text") == part and not is_last:
+                continue  # data of text says no kind (schema.py)
             here = here.get(part)
         elif isinstance(here, list) and isinstance(part, int) and part < len(here):
             here = here[part]

@@ -20,9 +20,12 @@ from trainer.config.peer_rules import peer_problems
 from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
+from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderShape, FolderModel, Model, ShapeModel
-from trainer.config.sections.training import CanonicalEngine, CustomTask, Wsd
+from trainer.config.sections.tasks import CustomTask
+from trainer.config.sections.training import CanonicalEngine, Wsd
 from trainer.config.slurm_rules import slurm_problems
+from trainer.config.task_rules import task_problems
 from trainer.config.watch_rules import watch_problems
 from trainer.errors import Problem
 
@@ -38,6 +41,7 @@ def problems(config: Config) -> list[Problem]:
         *_schedule_problems(config),
         *engine_problems(config, device=None if device == "auto" else device),
         *_data_problems(config),
+        *task_problems(config),
         *_trust_problems(config),
         *_resume_problems(config),
         *watch_problems(config),
@@ -199,8 +203,10 @@ def _data_problems(config: Config) -> Iterator[Problem]:
         yield Problem("data.sequence_length", what, f"data.sequence_length={limit}")
     if isinstance(data.tokenizer, TrainedTokenizer):
         yield from _own_tokenizer_problems(model, data.tokenizer)
-    if config.evals.held_out_rows and not data.held_out_fraction:
-        what = "no text is held out, so there is nothing to evaluate on"
+    given = isinstance(data, ExamplesSection) and len(data.held_out) == len(data.sources)
+    if config.evals.held_out_rows and not data.held_out_fraction and not given:
+        held = "example" if isinstance(data, ExamplesSection) else "text"
+        what = f"no {held} is held out, so there is nothing to evaluate on"
         yield Problem("data.held_out_fraction", what, "data.held_out_fraction=0.01 or evals=none")
 
 

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.batch import IGNORED
+from trainer.batch import IGNORED, TokenBatch
 from trainer.config.schema import Config
+from trainer.data.row_shape import RowShape, StreamSource
 from trainer.data.store import TokenStore
-from trainer.data.stream import RowShape, Stream, StreamSource
+from trainer.data.stream import Stream, token_stream
 from trainer.data.tokenizer import TextTokenizer
 from trainer.plan import StorePlan
 
@@ -36,7 +37,7 @@ class ShownRow:
     tokens: tuple[ShownToken, ...]
 
 
-def whole_stream(config: Config, stores: Sequence[StorePlan]) -> Stream:
+def whole_stream(config: Config, stores: Sequence[StorePlan]) -> Stream[TokenBatch]:
     """The stream of the configuration as one rank would see it, one row a micro-batch."""
     sources = [StreamSource(s.source, TokenStore.open(Path(s.path)), s.weight) for s in stores]
     shape = RowShape(
@@ -46,7 +47,7 @@ def whole_stream(config: Config, stores: Sequence[StorePlan]) -> Stream:
         packing=config.data.packing,
     )
     seed = config.run.seed
-    return Stream(sources, shape=shape, seed=seed, rank=0, world_size=1, prefetch_steps=0)
+    return token_stream(sources, shape=shape, seed=seed, rank=0, world_size=1, prefetch_steps=0)
 
 
 def shown_row(config: Config, stores: Sequence[StorePlan], *, sample: int) -> ShownRow:

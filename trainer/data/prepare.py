@@ -6,11 +6,8 @@ same time: the second waits for the lock and finds the work done.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,15 +21,18 @@ from trainer.config.sections.data import (
     PretrainedTokenizer,
     TrainedTokenizer,
 )
+from trainer.config.sections.example_data import ExamplesSection
 from trainer.data.encode_pool import EncodeSettings, encoded
 from trainer.data.encoder import AcceleratorDiffers, EncodedChunk, accelerator_fault, token_dtype
 from trainer.data.order import is_held_out
+from trainer.data.prepare_examples import prepare_examples
+from trainer.data.preparing import Log, locked, nothing_written
 from trainer.data.progress import Progress
 from trainer.data.sample import sampled, total_bytes
 from trainer.data.sources import AnySource, Rejected, custom_digest, documents
 from trainer.data.store_writer import StoreWriter, space_named
 from trainer.data.tokenizer import CONFIG, TextTokenizer, pretrained, tokenizer_digest, trained
-from trainer.errors import DataError, Refused
+from trainer.errors import DataError
 from trainer.plan import StorePlan
 from trainer.records.store_lookup import (
     PREPARATION_VERSION,
@@ -43,7 +43,6 @@ from trainer.records.store_lookup import (
 )
 from trainer.records.token_store import TOKENIZER, StoreManifest
 
-Log = Callable[[str], None]
 CHECK_BYTES = 400_000  # of each source, encoded twice before gigatoken is used: a quarter second
 SMALL_BYTES = 64 << 20  # below this, starting processes costs more than it saves
 
@@ -69,44 +68,41 @@ def prepare(config: Config, *, log: Log) -> list[StorePlan]:
     store is begun (the beginning of every source, the tokenizer's sample), and for a custom source
     outside run.trust; DataError for what shows later, and for a disk that will not do.
     """
-    plain = config.data.model_dump(mode="json")
-    with _nothing_written():
+    if isinstance(config.data, ExamplesSection):
+        return prepare_examples(config, config.data, log=log)
+    return _prepare_text(config, config.data, log=log)
+
+
+def _prepare_text(config: Config, data: DataSection, *, log: Log) -> list[StorePlan]:
+    plain = data.model_dump(mode="json")
+    with nothing_written():
         digests = {
             name: custom_digest(source, trust=config.run.trust, name=name)
-            for name, source in config.data.sources.items()
+            for name, source in data.sources.items()
             if isinstance(source, CustomSource)
         }
         found = find_stores(plain, custom_digests=digests)
     if found is None:
         keys = store_keys(plain, custom_digests=digests)
         assert keys is not None  # every custom source has its digest
-        with _nothing_written():
-            beginnings = _beginnings(config, keys)
-            if isinstance(config.data.tokenizer, PretrainedTokenizer):
-                pretrained(config.data.tokenizer)
-        _make(config, keys, beginnings=beginnings, log=log)
+        with nothing_written():
+            beginnings = _beginnings(config, data, keys)
+            if isinstance(data.tokenizer, PretrainedTokenizer):
+                pretrained(data.tokenizer)
+        _make(config, data, keys, beginnings=beginnings, log=log)
         found = find_stores(plain, custom_digests=digests)
     if found is None:
         raise DataError("the corpus changed while it was prepared; run the command again")
     return [StorePlan(**asdict(store)) for store in found]
 
 
-@contextmanager
-def _nothing_written() -> Iterator[None]:
-    """Raises: Refused for what would be a DataError once something had been written."""
-    try:
-        yield
-    except DataError as e:
-        raise Refused(str(e)) from e
-
-
-def _beginnings(config: Config, keys: StoreKeys) -> dict[str, list[str]]:
+def _beginnings(config: Config, data: DataSection, keys: StoreKeys) -> dict[str, list[str]]:
     """The first texts of every source that has no store yet.
 
     Raises: DataError if a source cannot be read or holds no text.
     """
     found = {}
-    for name, source in config.data.sources.items():
+    for name, source in data.sources.items():
         if found_store(keys.store_folder(name), source=name, weight=source.weight) is None:
             found[name] = _check_sample(name, source, trust=config.run.trust)
             if not found[name]:
@@ -114,15 +110,21 @@ def _beginnings(config: Config, keys: StoreKeys) -> dict[str, list[str]]:
     return found
 
 
-def _make(config: Config, keys: StoreKeys, *, beginnings: dict[str, list[str]], log: Log) -> None:
-    data = config.data
+def _make(
+    config: Config,
+    data: DataSection,
+    keys: StoreKeys,
+    *,
+    beginnings: dict[str, list[str]],
+    log: Log,
+) -> None:
     with space_named(keys.root):
         keys.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(keys.tokenizer_folder, log=log):
-        tokenizer = _tokenizer(config, keys.tokenizer_folder, log=log)
+    with locked(keys.tokenizer_folder, log=log):
+        tokenizer = _tokenizer(config, data, keys.tokenizer_folder, log=log)
     for name, source in data.sources.items():
         folder = keys.store_folder(name)
-        with _locked(folder, log=log):
+        with locked(folder, log=log):
             if found_store(folder, source=name, weight=source.weight) is not None:
                 continue
             if folder.exists():
@@ -141,11 +143,11 @@ def _make(config: Config, keys: StoreKeys, *, beginnings: dict[str, list[str]], 
             _make_store(work, sample=sample, log=log)
 
 
-def _tokenizer(config: Config, folder: Path, *, log: Log) -> TextTokenizer:
+def _tokenizer(config: Config, data: DataSection, folder: Path, *, log: Log) -> TextTokenizer:
     if (folder / TOKENIZER).exists():
         return TextTokenizer.open(folder)
-    with _nothing_written():
-        made = _new_tokenizer(config, log=log)
+    with nothing_written():
+        made = _new_tokenizer(config, data, log=log)
     incoming = folder.with_name(f"{folder.name}.incoming")
     with space_named(folder):
         shutil.rmtree(incoming, ignore_errors=True)
@@ -155,12 +157,12 @@ def _tokenizer(config: Config, folder: Path, *, log: Log) -> TextTokenizer:
     return made
 
 
-def _new_tokenizer(config: Config, *, log: Log) -> TextTokenizer:
-    settings = config.data.tokenizer
+def _new_tokenizer(config: Config, data: DataSection, *, log: Log) -> TextTokenizer:
+    settings = data.tokenizer
     if not isinstance(settings, TrainedTokenizer):
         return pretrained(settings)
     log(f"training a tokenizer of {settings.vocab_size:,} entries")
-    texts = sampled(config.data, trust=config.run.trust, num_bytes=settings.sample_bytes)
+    texts = sampled(data, trust=config.run.trust, num_bytes=settings.sample_bytes)
     made = trained(settings, texts)
     if made.vocab_size < settings.vocab_size:
         log(f"the corpus is so small that it has {made.vocab_size:,} entries")
@@ -289,20 +291,3 @@ def _num_processes(work: _Work) -> int:
     size = total_bytes(work.source)
     cores = len(os.sched_getaffinity(0))
     return cores if cores > 1 and (size == 0 or size > SMALL_BYTES) else 0
-
-
-@contextmanager
-def _locked(folder: Path, *, log: Log) -> Iterator[None]:
-    """One preparation of a folder at a time; the lock ends with the process that holds it."""
-    path = folder.with_name(f".{folder.name}.lock")
-    with space_named(folder):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"another process is preparing {folder.name}; waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -192,15 +192,19 @@ class TokenSplit:
 
     def _map(self, name: str, dtype: Any, crc: str) -> npt.NDArray[Any]:
         path = self._path / name
-        try:
-            mapped = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-        except (OSError, ValueError) as e:
-            raise DataError(f"{path} cannot be read ({e}); {_mend(self._path)}") from e
-        if self._verify and _checksum(mapped) != crc:
-            raise DataError(
-                f"{path} is damaged: its checksum is not the manifest's; {_mend(self._path)}"
-            )
-        return mapped
+        expected = crc if self._verify else None
+        return mapped_and_checked(path, dtype=dtype, crc=expected, mend=_mend(self._path))
+
+
+def mapped_and_checked(path: Path, *, dtype: Any, crc: str | None, mend: str) -> npt.NDArray[Any]:
+    """`crc` None: not checked. Raises: DataError, which ends with `mend`."""
+    try:
+        mapped = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path} cannot be read ({e}); {mend}") from e
+    if crc is not None and _checksum(mapped) != crc:
+        raise DataError(f"{path} is damaged: its checksum is not the manifest's; {mend}")
+    return mapped
 
 
 def _checksum(array: npt.NDArray[Any]) -> str:

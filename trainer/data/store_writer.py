@@ -7,7 +7,6 @@ how many documents are in and how long every file was at that moment; what is lo
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.encoder import Ids
+from trainer.data.store_files import create, flushed, pieces, reopened, write_all
 from trainer.errors import DataError
 from trainer.records.json_file import fsync_folder, read_json, write_json
 from trainer.records.token_store import Shard, Split, StoreManifest, write_manifest
@@ -27,7 +27,6 @@ from trainer.records.token_store import Shard, Split, StoreManifest, write_manif
 PROGRESS = "progress.json"
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_READ_BYTES = 1 << 24
 
 
 @dataclass
@@ -106,7 +105,7 @@ class StoreWriter:
         with space_named(self.incoming):
             for split, shard in self._shards.items():
                 for file in shard.files or ():
-                    _flush(file)
+                    flushed(file)
                 splits[split] = {
                     "number": shard.number,
                     "num_tokens": shard.num_tokens,
@@ -162,12 +161,12 @@ class StoreWriter:
     def _append(self, shard: _OpenShard, *, tokens: Ids, starts: npt.NDArray[np.int64]) -> None:
         with space_named(self.incoming):
             if shard.files is None:
-                shard.files = tuple(_create(p) for p in self._paths(shard.name))  # type: ignore[assignment]
+                shard.files = tuple(create(p) for p in self._paths(shard.name))  # type: ignore[assignment]
             assert shard.files is not None
             raw = np.ascontiguousarray(tokens, dtype=self._dtype).tobytes()
             index = (starts + shard.num_tokens).astype("<u8").tobytes()
-            _write_all(shard.files[0], raw)
-            _write_all(shard.files[1], index)
+            write_all(shard.files[0], raw)
+            write_all(shard.files[1], index)
         shard.tokens_crc = google_crc32c.extend(shard.tokens_crc, raw)
         shard.documents_crc = google_crc32c.extend(shard.documents_crc, index)
         shard.num_tokens += len(tokens)
@@ -186,7 +185,7 @@ class StoreWriter:
     def _finish(self, shard: _OpenShard) -> None:
         with space_named(self.incoming):
             for file in shard.files or ():
-                _flush(file)
+                flushed(file)
                 file.close()
         shard.done.append(
             Shard(
@@ -221,11 +220,11 @@ class StoreWriter:
         if shard.num_documents:
             paths = self._paths(shard.name)
             sizes = (shard.num_tokens * self._dtype.itemsize, shard.num_documents * 8)
-            shard.files = (_reopen(paths[0], sizes[0]), _reopen(paths[1], sizes[1]))
+            shard.files = (reopened(paths[0], sizes[0]), reopened(paths[1], sizes[1]))
         if shard.split == "train":
             names = [s.name for s in shard.done] + ([shard.name] if shard.num_documents else [])
             for name in names:
-                for piece in _pieces(self._paths(name)[0]):
+                for piece in pieces(self._paths(name)[0]):
                     self._count(np.frombuffer(piece, dtype=self._dtype))
 
     def _remove_unknown(self) -> None:
@@ -248,34 +247,3 @@ def space_named(folder: Path) -> Iterator[None]:
             f"no space left for the token store {folder} ({e.strerror}); free some or set "
             "data.store_root to a larger disk, then run again: finished shards are kept"
         ) from e
-
-
-def _create(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", 0)
-
-
-def _reopen(path: Path, size: int) -> IO[bytes]:
-    if path.stat().st_size < size:
-        raise DataError(f"{path} is shorter than recorded; delete {path.parent} and prepare again")
-    file = path.open("r+b", buffering=0)
-    file.truncate(size)
-    file.seek(size)
-    return file
-
-
-def _write_all(file: IO[bytes], raw: bytes) -> None:
-    """An unbuffered write may take a part, as it does when the disk fills; the next one fails."""
-    rest = memoryview(raw)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            yield piece

@@ -2,63 +2,35 @@
 
     step s, row k of B  ->  sample cursor + k  ->  (source, local index)   mixture
                         ->  (epoch, row of the source)                     order
-                        ->  tokens, labels, positions                      packing
+                        ->  a micro-batch of its kind                      a Reader
 
-Row k of a step sits at micro-step m, rank r, place j with k = (m*W + r)*b + j; rows with k >= B
-exist only to make all ranks run alike, and weigh nothing.
+What rows are made of is the reader's: tokens of a corpus (token_reader.py) or labelled examples
+(example_reader.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
 
-from trainer.batch import TokenBatch
+from trainer.batch import Batch, TokenBatch
 from trainer.data.cursor import Cursor
 from trainer.data.mixture import apportioned, mixture
 from trainer.data.order import Indices, order_keys, permuted
-from trainer.data.packing import Rows, RowSource, empty_rows, row_source
 from trainer.data.prefetch import Prefetch
+from trainer.data.row_shape import RowShape, StreamSource
 from trainer.data.store import TokenStore
-from trainer.errors import DataError
+from trainer.data.token_reader import TokenReader
+from trainer.records.token_store import Split
 
 ORDER_ROWS = 4096  # rows whose order is computed at once: 0.3 us a row instead of 10
 # Rows and tokens gathered at once, over several steps if they are small: 13 us a batch of 8 x 512
 # instead of 80, for 3 MB of int64 rows.
 GATHER_ROWS, GATHER_TOKENS = 256, 131_072
-_Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs, labels, positions
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowShape:
-    """How a step is cut up. Units: rows; `sequence_length` tokens."""
-
-    global_batch_size: int  # B
-    micro_batch_size: int  # b
-    sequence_length: int
-    packing: bool
-
-    def micro_steps(self, world_size: int) -> int:
-        return -(-self.global_batch_size // (self.micro_batch_size * world_size))
-
-    def rows_of(self, rank: int, world_size: int) -> Indices:
-        """Row numbers k of this rank's micro-batches: (micro-steps, b), some >= B."""
-        starts = (np.arange(self.micro_steps(world_size)) * world_size + rank)[:, None]
-        return starts * self.micro_batch_size + np.arange(self.micro_batch_size)
-
-
-@dataclass(frozen=True)
-class StreamSource:
-    """One store and its share. `name` decides the order: renaming a source reorders it."""
-
-    name: str
-    store: TokenStore
-    weight: float
+B = TypeVar("B", bound=Batch)
 
 
 @dataclass(frozen=True)
@@ -70,12 +42,37 @@ class Place:
     first_document: int
 
 
-class Stream:
+class Reader(Protocol[B]):
+    """Rows, by their number, of the stream's sources, by theirs."""
+
+    def num_rows(self, split: Split) -> list[int]:
+        """Of each source."""
+
+    def first_document(self, source: int, row: int) -> int:
+        """The number, within its train split, of the document or example that a row begins with."""
+
+    def batches(
+        self,
+        split: Split,
+        source_K: Indices,
+        row_K: Indices,
+        *,
+        samples: Indices,
+        sizes: Sequence[int],
+    ) -> list[B]:
+        """K rows, cut into micro-batches of b rows, of which `sizes` are real.
+
+        Shapes: `samples` are global indices; K is the sum of `sizes`.
+        """
+
+
+class Stream(Generic[B]):
     """Units: steps count from 1. Constructed alike on all ranks but for `rank`."""
 
     def __init__(
         self,
-        sources: Sequence[StreamSource],
+        sources: Sequence[StreamSource[Any]],
+        reader: Reader[B],
         *,
         shape: RowShape,
         seed: int,
@@ -84,12 +81,10 @@ class Stream:
         prefetch_steps: int,
         cursor: dict[str, Any] | None = None,
     ) -> None:
-        """Raises: DataError if the stores have several tokenizers or hold too little text."""
         self._shape = shape
         self._sources = tuple(sources)
-        self._padding = _one_end_of_text(sources)
-        self._order = _Order(sources, self._row_sources("train"), seed=seed)
-        self._held_out_rows = self._row_sources("held_out")
+        self._reader = reader
+        self._order = _Order(sources, reader.num_rows("train"), seed=seed)
         self.rank, self._world_size = rank, world_size
         self._rows_k = shape.rows_of(rank, world_size)
         self._cursor = Cursor.of(cursor)
@@ -99,9 +94,9 @@ class Stream:
         gather_rows = min(GATHER_ROWS, GATHER_TOKENS // shape.sequence_length)
         self._gather_steps = max(1, gather_rows // self._rows_k.size)
         self._prefetch = Prefetch(self._read, ahead=prefetch_steps) if prefetch_steps else None
-        self._held: dict[int, list[TokenBatch]] = {}
+        self._held: dict[int, list[B]] = {}
 
-    def step(self, step: int) -> list[TokenBatch]:
+    def step(self, step: int) -> list[B]:
         """This rank's micro-batches of a step, in order.
 
         Raises: DataError if a shard that is touched for the first time is damaged.
@@ -131,7 +126,7 @@ class Stream:
         """Where the samples first, first + 1, ... come from, to show and to count."""
         sources, rows = self._order.locate(np.arange(first, first + count, dtype=np.int64))
         return [
-            Place(self._sources[s].name, r, self._order.rows[s].first_document(r))
+            Place(self._sources[s].name, r, self._reader.first_document(s, r))
             for s, r in zip(sources.tolist(), rows.tolist(), strict=True)
         ]
 
@@ -139,13 +134,13 @@ class Stream:
         if self._prefetch is not None:
             self._prefetch.close()
 
-    def held_out_batches(self, rows: int) -> Iterator[TokenBatch]:
+    def held_out_batches(self, rows: int) -> Iterator[B]:
         """This rank's part of the first `rows` evaluation rows: the same ones every time.
 
         All ranks get the same number of batches. A row is never repeated, so a small held-out
         split gives fewer rows; none at all gives no batch.
         """
-        source_k, row_k = _held_out_order(self._sources, self._held_out_rows, rows)
+        source_k, row_k = _held_out_order(self._sources, self._reader.num_rows("held_out"), rows)
         shape = RowShape(
             global_batch_size=max(1, len(row_k)),
             micro_batch_size=self._shape.micro_batch_size,
@@ -156,27 +151,22 @@ class Stream:
             return
         for chosen in shape.rows_of(self.rank, self._world_size):
             real = chosen[chosen < len(row_k)]
-            gathered = self._gathered(source_k[real], row_k[real], self._held_out_rows)
-            yield self._batches(gathered, real, sizes=[len(real)])[0]
+            yield self._reader.batches(
+                "held_out", source_k[real], row_k[real], samples=real, sizes=[len(real)]
+            )[0]
 
-    def _row_sources(self, split: str) -> list[RowSource]:
-        return [
-            row_source(
-                source.store.train if split == "train" else source.store.held_out,
-                sequence_length=self._shape.sequence_length,
-                packing=self._shape.packing,
-                padding_id=self._padding,
-            )
-            for source in self._sources
-        ]
-
-    def _read(self, first: int) -> list[list[TokenBatch]]:
+    def _read(self, first: int) -> list[list[B]]:
         """The micro-batches of some steps from `first` on, gathered in one go."""
         begin, samples_SK, source_SK, row_SK = self._ordered_from(first)
         at = slice(first - begin, first - begin + self._gather_steps)
         samples = samples_SK[at]
-        gathered = self._gathered(source_SK[at].ravel(), row_SK[at].ravel(), self._order.rows)
-        batches = self._batches(gathered, samples.ravel(), sizes=self._sizes * len(samples))
+        batches = self._reader.batches(
+            "train",
+            source_SK[at].ravel(),
+            row_SK[at].ravel(),
+            samples=samples.ravel(),
+            sizes=self._sizes * len(samples),
+        )
         num_micro = len(self._sizes)
         return [batches[i : i + num_micro] for i in range(0, len(batches), num_micro)]
 
@@ -199,69 +189,14 @@ class Stream:
         self._ordered = found
         return found
 
-    def _gathered(
-        self, source_K: Indices, row_K: Indices, row_sources: Sequence[RowSource]
-    ) -> Rows:
-        if len(row_sources) == 1:
-            return row_sources[0].rows(row_K)
-        parts, places = [], []
-        for number, rows in enumerate(row_sources):
-            mine = np.flatnonzero(source_K == number)
-            if len(mine):
-                parts.append(rows.rows(row_K[mine]))
-                places.append(mine)
-        if not parts:
-            return empty_rows(0, sequence_length=self._shape.sequence_length, padding_id=0)
-        back = np.argsort(np.concatenate(places))
-        return _joined(parts, back)
-
-    def _batches(self, rows: Rows, samples: Indices, *, sizes: list[int]) -> list[TokenBatch]:
-        """Cut gathered rows into micro-batches of b rows, of which `sizes` are real."""
-        arrays = (rows.inputs_RT, rows.labels_RT, rows.positions_RT)
-        inputs, labels, positions = (torch.split(torch.from_numpy(a), sizes) for a in arrays)
-        ends = list(accumulate(sizes))
-        indices = samples.tolist()
-        # sums of each micro-batch, as differences of running sums: one call for all of them
-        terms, tokens = ([0, *n.cumsum().tolist()] for n in (rows.terms_R, rows.tokens_R))
-        batches = []
-        for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-            begin = end - size
-            tensors = (inputs[number], labels[number], positions[number])
-            if size < self._shape.micro_batch_size:
-                tensors = self._padded(tensors, missing=self._shape.micro_batch_size - size)
-            batches.append(
-                TokenBatch(
-                    *tensors,
-                    tuple(indices[begin:end]),
-                    terms[end] - terms[begin],
-                    tokens[end] - tokens[begin],
-                )
-            )
-        return batches
-
-    def _padded(self, parts: _Three, *, missing: int) -> _Three:
-        length = self._shape.sequence_length
-        empty = empty_rows(missing, sequence_length=length, padding_id=self._padding)
-        return (
-            torch.cat([parts[0], torch.from_numpy(empty.inputs_RT)]),
-            torch.cat([parts[1], torch.from_numpy(empty.labels_RT)]),
-            torch.cat([parts[2], torch.from_numpy(empty.positions_RT)]),
-        )
-
 
 class _Order:
     """Global sample index -> (source, row of that source)."""
 
     def __init__(
-        self, sources: Sequence[StreamSource], rows: Sequence[RowSource], *, seed: int
+        self, sources: Sequence[StreamSource[Any]], num_rows: Sequence[int], *, seed: int
     ) -> None:
-        for source, found in zip(sources, rows, strict=True):
-            if found.num_rows == 0:
-                raise DataError(
-                    f"data source {source.name} has {source.store.train.num_tokens:,} tokens to "
-                    "train on, not enough for one row; lower data.sequence_length or add text"
-                )
-        self.rows = rows
+        self._num_rows = num_rows
         self._names = [source.name for source in sources]
         self._mixture = mixture([source.weight for source in sources])
         self._seed = seed
@@ -269,28 +204,28 @@ class _Order:
     def locate(self, samples: Indices) -> tuple[Indices, Indices]:
         source, local = self._mixture.locate(samples)
         row = np.empty_like(local)
-        for number, rows in enumerate(self.rows):
+        for number, num_rows in enumerate(self._num_rows):
             mine = np.flatnonzero(source == number)
             if len(mine) == 0:
                 continue
-            epochs, places = np.divmod(local[mine], rows.num_rows)
+            epochs, places = np.divmod(local[mine], num_rows)
             keys = order_keys(self._seed, self._names[number], epochs=epochs)
-            row[mine] = permuted(places, rows.num_rows, key=keys)
+            row[mine] = permuted(places, num_rows, key=keys)
         return source, row
 
 
 def _held_out_order(
-    sources: Sequence[StreamSource], row_sources: Sequence[RowSource], rows: int
+    sources: Sequence[StreamSource[Any]], num_rows: Sequence[int], rows: int
 ) -> tuple[Indices, Indices]:
     """(source, row) of the evaluation rows: by weight, spread over each split, never twice."""
-    usable = [i for i, r in enumerate(row_sources) if r.num_rows > 0]
+    usable = [i for i, n in enumerate(num_rows) if n > 0]
     none = np.zeros(0, dtype=np.int64)
     if not usable or rows < 1:
         return none, none
     wanted = apportioned([sources[i].weight for i in usable], total=max(rows, len(usable)))
     source_parts, row_parts = [], []
     for number, count in zip(usable, wanted, strict=True):
-        available = row_sources[number].num_rows
+        available = num_rows[number]
         places = np.arange(min(count, available), dtype=np.int64)
         keys = order_keys(0, sources[number].name, epochs=np.zeros(1, dtype=np.int64))
         row_parts.append(permuted(places, available, key=int(keys[0])))
@@ -298,22 +233,24 @@ def _held_out_order(
     return np.concatenate(source_parts)[:rows], np.concatenate(row_parts)[:rows]
 
 
-def _one_end_of_text(sources: Sequence[StreamSource]) -> int:
-    digests = {s.store.manifest.tokenizer_digest: s for s in sources}
-    if len(digests) > 1:
-        names = " and ".join(s.name for s in digests.values())
-        raise DataError(
-            f"the stores of {names} were made with different tokenizers; "
-            "prepare them together with one data.tokenizer"
-        )
-    return sources[0].store.manifest.end_of_text_id
-
-
-def _joined(parts: Sequence[Rows], order: Any) -> Rows:
-    return Rows(
-        np.concatenate([p.inputs_RT for p in parts])[order],
-        np.concatenate([p.labels_RT for p in parts])[order],
-        np.concatenate([p.positions_RT for p in parts])[order],
-        np.concatenate([p.terms_R for p in parts])[order],
-        np.concatenate([p.tokens_R for p in parts])[order],
+def token_stream(
+    sources: Sequence[StreamSource[TokenStore]],
+    *,
+    shape: RowShape,
+    seed: int,
+    rank: int,
+    world_size: int,
+    prefetch_steps: int,
+    cursor: dict[str, Any] | None = None,
+) -> Stream[TokenBatch]:
+    """Raises: DataError if the stores have several tokenizers or hold too little text."""
+    return Stream(
+        sources,
+        TokenReader(sources, shape),
+        shape=shape,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        prefetch_steps=prefetch_steps,
+        cursor=cursor,
     )

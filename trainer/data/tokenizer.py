@@ -44,10 +44,7 @@ class TextTokenizer:
 
         Raises: DataError if it is missing, damaged, or names no end of text.
         """
-        files = {p.name: p for p in tokenizer_files(str(folder))}
-        file = files.get(TOKENIZER) or (folder if folder.is_file() else None)
-        tokenizer = _from_file(file) if file else _from_vocabulary(files)
-        config = files.get(CONFIG)
+        tokenizer, config = vendor_tokenizer(folder)
         return cls(tokenizer, end_of_text_id=_end_of_text_id(tokenizer, config, where=folder))
 
     @property
@@ -77,6 +74,16 @@ class TextTokenizer:
         write_json(
             folder / CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
         )
+
+
+def vendor_tokenizer(folder: Path) -> tuple[Tokenizer, Path | None]:
+    """The vendor's object of a tokenizer folder or file, and the tokenizer_config.json beside it.
+
+    Raises: DataError if it is missing or damaged.
+    """
+    files = {p.name: p for p in tokenizer_files(str(folder))}
+    file = files.get(TOKENIZER) or (folder if folder.is_file() else None)
+    return _from_file(file) if file else _from_vocabulary(files), files.get(CONFIG)
 
 
 def tokenizer_digest(folder: Path) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from trainer.batch import TokenBatch
+from trainer.batch import Batch, TokenBatch
 from trainer.errors import RunFolderError
 
 _log = logging.getLogger(__name__)
@@ -52,15 +52,17 @@ class Incidents:
         step: int,
         numbers: Mapping[str, Any],
         *,
-        batches: Sequence[TokenBatch],
+        batches: Sequence[Batch],
         losses: Sequence[float],
     ) -> None:
         """A bundle that cannot be written is a line in the log: training must not end for it."""
         left = _LIMIT_TOKENS
         micro_steps = []
         for batch, loss in zip(batches, losses, strict=True):
-            left -= batch.inputs_RT.numel()
-            micro_steps.append({"loss": _number(loss), **(_rows(batch) if left >= 0 else {})})
+            left -= batch.tokens
+            rows = _rows(batch) if left >= 0 and isinstance(batch, TokenBatch) else {}
+            samples = list(batch.sample_indices)  # enough to find the rows in their store again
+            micro_steps.append({"loss": _number(loss), "samples": samples, **rows})
         content = {
             "version": 1,
             "step": step,

@@ -5,7 +5,7 @@ Shapes: R rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -78,10 +78,11 @@ class LanguageModel(nn.Module):
         return self
 
 
-def compile_model(model: LanguageModel) -> None:
-    """Compile each decoder layer in place: one graph for all, names of parameters unchanged.
+def compile_model(layers: Iterable[nn.Module], *, rows_differ: bool = False) -> None:
+    """Compile each layer in place: one graph for all, names of parameters unchanged.
+    `rows_differ`: in length, from batch to batch.
 
     Whole-model graphs take minutes more and break at ZeRO-3's hooks; layers are where time goes.
     """
-    for layer in model.layers:
-        layer.compile(dynamic=False)
+    for layer in layers:
+        layer.compile(dynamic=None if rows_differ else False)

@@ -43,6 +43,10 @@ class StoreFound:
     train_tokens: int
     held_out_tokens: int
     manifest_digest: str
+    # of example stores
+    train_rows: int = 0
+    train_examples: int = 0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

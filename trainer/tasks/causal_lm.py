@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from trainer.batch import TokenBatch
 from trainer.objectives.next_token import correct_count, next_token_loss_sum
+from trainer.tasks.base import means
 
 
 class CausalLm:
@@ -24,3 +27,6 @@ class CausalLm:
         correct = correct_count(correct_RT, batch.labels_RT)
         loss_value, correct_value = torch.stack([loss.double(), correct.double()]).tolist()
         return {"terms": float(batch.terms), "loss": loss_value, "correct": correct_value}
+
+    def values(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return means(sums)

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Collection
 from typing import NoReturn
 
-from trainer.config.sections.training import CustomTask
+from trainer.config.sections.tasks import CustomTask
 from trainer.errors import ConfigError, Problem
 from trainer.tasks.base import Task
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from trainer.build import open_sources, open_stream
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.ranges import StoredTensors
 from trainer.config.sections.training import AdamW, Optimizer, Sgd
+from trainer.data.table import open_sources, open_stream
 from trainer.dist.world import Alone
 from trainer.errors import Refused
 from trainer.models.build import build_model

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from trainer.batch import IGNORED, TokenBatch
-from trainer.build import build_engine, build_task, open_sources, open_stream, starting_values
+from trainer.build import build_engine, starting_values
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.sections.training import PlainEngine
 from trainer.data.stream import Stream
+from trainer.data.table import open_sources, open_stream
 from trainer.dist.device import choose_device
 from trainer.dist.seeds import step_seeder
 from trainer.dist.world import Alone, Place
@@ -31,6 +32,7 @@ from trainer.records.json_file import read_lines
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.tasks.base import Task
+from trainer.tasks.table import task_of
 from trainer.verify.cause import Evidence, Repetition, RowLoss
 
 # Relative, of a loss: sums taken in another order, and what grows of it over a few steps.
@@ -55,7 +57,7 @@ class Standing:
     engine: Engine
     task: Task
     plan: RunPlan
-    stream: Stream
+    stream: Stream[TokenBatch]
 
 
 def replay(
@@ -165,7 +167,7 @@ def _base(run: RunFiles, step: int, *, most_steps: int) -> int:
 
 def _stand(run: RunFiles, plan: RunPlan, base: int, step: int, *, left_out: set[int]) -> Standing:
     world = Alone(choose_device(plan.device, Place()))
-    engine, task = build_engine(plan, world), build_task(plan)
+    engine, task = build_engine(plan, world), task_of(plan)
     cursor: dict[str, Any] | None = None
     if base:
         store = CheckpointStore(run.checkpoints, run_hash=plan.run_id)

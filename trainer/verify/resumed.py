@@ -30,9 +30,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from trainer.batch import TokenBatch
-from trainer.build import build_job, build_observers, open_sources, open_stream
+from trainer.batch import Batch
+from trainer.build import build_job, build_observers
 from trainer.checkpoint.store import CheckpointStore
+from trainer.data.table import open_sources, open_stream
 from trainer.dist.device import choose_device, use_host
 from trainer.dist.startup import StartUp
 from trainer.dist.world import Place, World, leave, meet
@@ -116,7 +117,7 @@ class _Witnessed:
         self._stream = stream
         self._path = path
 
-    def step(self, step: int) -> Sequence[TokenBatch]:
+    def step(self, step: int) -> Sequence[Batch]:
         batches = self._stream.step(step)
         for batch in batches:
             append_line(self._path, {"step": step, "samples": list(batch.sample_indices)})

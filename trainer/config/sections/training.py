@@ -1,30 +1,15 @@
-"""How parameters move: task, optimizer, schedule, engine, precision."""
+"""How parameters move: optimizer, schedule, engine, precision."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainer.config.sections.base import Section, Target
+from trainer.config.sections.base import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-class CausalLmTask(Section):
-    kind: Literal["causal_lm"]
-
-
-class CustomTask(Section):
-    """A class of the user's own package (see docs/add-a-thing.md), admitted by run.trust."""
-
-    kind: Literal["custom"]
-    target: Target
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-
-Task = Annotated[CausalLmTask | CustomTask, Field(discriminator="kind")]
 
 
 class _Optimizer(Section):

@@ -25,6 +25,8 @@ class Example:
     file: str
     row: int
     text: Mapping[str, Any] = field(default_factory=dict)
+    was_cut: bool = False  # it was longer than a row
+    notes: Mapping[str, int] = field(default_factory=dict)  # what the audit counts, by its name
 
     @property
     def place(self) -> str:
@@ -40,3 +42,8 @@ class Example:
 def integers(values: Any) -> Array:
     """int64, as the model takes ids."""
     return np.asarray(values, dtype=np.int64)
+
+
+def noted(**counts: int) -> dict[str, int]:
+    """Those that are not 0."""
+    return {name: int(count) for name, count in counts.items() if count}

@@ -1,0 +1,50 @@
+"""Rules between a task and the data it is trained on: each yields Problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.config.names import nearest
+from trainer.config.schema import Config
+from trainer.config.sections.example_data import ExamplesSection
+from trainer.config.sections.tasks import ClassifyTask
+from trainer.errors import Problem
+
+
+def task_problems(config: Config) -> Iterator[Problem]:
+    task, data = config.task, config.data
+    if not isinstance(data, ExamplesSection):
+        if task.data == "examples":
+            what = f"{task.kind} is trained on labelled examples, and the data is plain text"
+            yield Problem("data", what, "data=examples, with data.sources.examples.paths=[...]")
+        return
+    if task.data == "text":
+        what = f"{task.kind} is trained on plain text, and the data is labelled examples"
+        yield Problem("task", what, "task=classify, or other data such as data=jsonl")
+        return
+    yield from _held_out_problems(data)
+    if isinstance(task, ClassifyTask):
+        yield from _label_problems(task, data)
+
+
+def _held_out_problems(data: ExamplesSection) -> Iterator[Problem]:
+    for name in data.held_out:
+        if name not in data.sources:
+            near = nearest(name, list(data.sources)) or next(iter(data.sources))
+            what = f"there is no source {name} whose evaluation it could be"
+            yield Problem(f"data.held_out.{name}", what, f"name it {near}, as in data.sources")
+
+
+def _label_problems(task: ClassifyTask, data: ExamplesSection) -> Iterator[Problem]:
+    labels = data.labels
+    if labels is None:
+        return
+    if task.answers == "regression":
+        what = "a regression predicts numbers and has no labels"
+        yield Problem("data.labels", what, "data.labels=null")
+    elif len(set(labels)) < len(labels):
+        twice = next(name for name in labels if labels.count(name) > 1)
+        yield Problem("data.labels", f"{twice!r} stands in it twice", "name each label once")
+    elif len(labels) < (2 if task.answers == "single" else 1):
+        what = f"{len(labels)} labels are no choice"
+        yield Problem("data.labels", what, "data.labels=null, to take those of the data")

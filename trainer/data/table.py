@@ -1,0 +1,73 @@
+"""The plan -> its prepared data: which store and which stream stand behind which kind of data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.config.sections.example_data import ExamplesSection
+from trainer.data.example_reader import ExampleReader
+from trainer.data.example_store import ExampleStore
+from trainer.data.row_shape import RowShape, StreamSource
+from trainer.data.store import TokenStore
+from trainer.data.stream import Stream
+from trainer.data.token_reader import TokenReader
+from trainer.dist.world import World
+from trainer.errors import DataError
+from trainer.plan import RunPlan, StorePlan
+from trainer.records.token_store import MANIFEST
+
+Sources = Sequence[StreamSource[Any]]
+
+
+def open_sources(plan: RunPlan) -> list[StreamSource[Any]]:
+    """Raises: DataError if a store is gone, incomplete, or not the one that was planned."""
+    return [
+        StreamSource(planned.source, _opened(plan, planned), planned.weight)
+        for planned in plan.stores
+    ]
+
+
+def open_stream(
+    plan: RunPlan, world: World, *, sources: Sources, cursor: dict[str, Any] | None
+) -> Stream[Any]:
+    """Raises: DataError if the stores do not fit each other, or hold too little."""
+    config = plan.config
+    shape = RowShape(
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        sequence_length=config.data.sequence_length,
+        packing=config.data.packing,
+    )
+    examples = isinstance(config.data, ExamplesSection)
+    reader: Any = ExampleReader(sources, shape) if examples else TokenReader(sources, shape)
+    return Stream(
+        sources,
+        reader,
+        shape=shape,
+        seed=config.run.seed,
+        rank=world.place.rank,
+        world_size=world.place.world_size,
+        prefetch_steps=config.data.prefetch_steps,
+        cursor=cursor,
+    )
+
+
+def _opened(plan: RunPlan, planned: StorePlan) -> TokenStore | ExampleStore:
+    folder = Path(planned.path)
+    store: TokenStore | ExampleStore
+    if isinstance(plan.config.data, ExamplesSection):
+        store = ExampleStore.open(folder)
+        digest = store.manifest.content_digest
+    else:
+        store = TokenStore.open(folder)
+        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    if digest != planned.manifest_digest:
+        what = "example" if isinstance(store, ExampleStore) else "token"
+        raise DataError(
+            f"the {what} store {folder} is not the one this run was planned with, so its rows "
+            "would come in another order; bring that one back or start another run"
+        )
+    return store

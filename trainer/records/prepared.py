@@ -1,0 +1,35 @@
+"""Prepared data of either kind, text or examples: where it is, and its vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.records.example_lookup import find_example_stores
+from trainer.records.example_store import KIND, read_example_manifest
+from trainer.records.store_lookup import StoreFound, find_stores
+from trainer.records.token_store import read_manifest
+
+
+def find_prepared(config: Mapping[str, Any]) -> list[StoreFound] | None:
+    """The store of every source of a run's settings (plain values), if all are current.
+
+    None: something is to be prepared, or a custom source needs its class asked for a digest.
+    Raises: DataError if a file that a source names is missing.
+    """
+    if is_examples(config["data"]):
+        return find_example_stores(config["data"], config["task"])
+    return find_stores(config["data"])
+
+
+def prepared_vocab_size(folder: Path, *, data: Mapping[str, Any]) -> int:
+    """Of the tokenizer of a store. Raises: DataError if it has no readable manifest."""
+    if is_examples(data):
+        return read_example_manifest(folder).vocab_size
+    return read_manifest(folder).vocab_size
+
+
+def is_examples(data: Mapping[str, Any]) -> bool:
+    """Text says no kind (trainer/config/schema.py)."""
+    return data.get("kind") == KIND

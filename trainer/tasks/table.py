@@ -1,0 +1,42 @@
+"""The task section -> the task, and the head that its model needs: which class is behind which."""
+
+from __future__ import annotations
+
+from trainer.config.sections.tasks import ClassifyTask, CustomTask
+from trainer.models.heads import HeadSpec, ProblemType
+from trainer.plan import RunPlan
+from trainer.tasks.base import Task
+from trainer.tasks.causal_lm import CausalLm
+from trainer.tasks.classify import Classify
+from trainer.tasks.custom import load_task
+
+_PROBLEMS: dict[str, ProblemType] = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def task_of(plan: RunPlan) -> Task:
+    """Raises: ConfigError for a task of the user's own that cannot be loaded."""
+    section = plan.config.task
+    if isinstance(section, CustomTask):
+        return load_task(section, trust=plan.config.run.trust)
+    if isinstance(section, ClassifyTask):
+        return Classify(section.answers, labels_of(plan))
+    return CausalLm()
+
+
+def head_of(plan: RunPlan) -> HeadSpec | None:
+    """None: the next token's, of a language model. Raises: ConfigError for labels that misfit."""
+    section = plan.config.task
+    if isinstance(section, ClassifyTask):
+        # a regression's one output has a name in Hugging Face's config as well
+        labels = labels_of(plan) or ("value",)
+        return HeadSpec("sequence", labels, _PROBLEMS[section.answers])
+    return None
+
+
+def labels_of(plan: RunPlan) -> tuple[str, ...]:
+    """In the order of the model's outputs; they are those of the prepared data."""
+    return plan.stores[0].labels if plan.stores else ()
