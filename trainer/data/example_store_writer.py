@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.encodings.base import PLACES, TEXT
-from trainer.data.encodings.example import Example
+from trainer.data.encodings.example import Example, bits_of
 from trainer.data.store_files import create, flushed, reopened, write_all
 from trainer.data.store_writer import space_named
 from trainer.errors import DataError
@@ -105,7 +105,7 @@ class ExampleStoreWriter:
     def add(self, split: Split, example: Example, *, file_number: int) -> bool:
         """Append an example; True if a shard was finished, and progress is worth recording."""
         shard = self._shards[split]
-        places = np.array([file_number, example.row], dtype=np.int64)
+        places = np.array([file_number, example.row, bits_of(example)], dtype=np.int64)
         arrays = {**example.arrays, PLACES.name: places}
         if TEXT in self.columns:
             text = json.dumps(example.text, ensure_ascii=False).encode()

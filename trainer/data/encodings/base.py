@@ -10,8 +10,9 @@ from trainer.data.formats.rows import Wanted
 from trainer.records.example_store import Column
 from trainer.records.record import Record
 
-# Of every store: where an example came from (file of the manifest, row), for messages and audits.
-PLACES = Column("places", "int64", "E", width=2)
+# Of every store: where an example came from (file of the manifest, row) and what its encoding noted
+# (example.NOTES), for messages and audits.
+PLACES = Column("places", "int64", "E", width=3)
 # JSON that scores need, of encodings whose examples have `text`.
 TEXT = Column("text", "uint8", "aside")
 EXAMPLES = "examples"  # the terms of a loss that is a mean over examples

@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 
+# What an encoding knows of an example that its arrays do not show; the audit (trainer/data/
+# audit_kinds.py) says what each means. A store keeps them as bits, in this order.
+NOTES = (
+    "answer_cut", "answer_lost", "answer_inexact", "answers_left_out", "end_missing", "misaligned",
+    "source_cut", "words_cut", "words_lost", "cut",
+)  # fmt: skip
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -47,3 +53,13 @@ def integers(values: Any) -> Array:
 def noted(**counts: int) -> dict[str, int]:
     """Those that are not 0."""
     return {name: int(count) for name, count in counts.items() if count}
+
+
+def bits_of(example: Example) -> int:
+    """Its notes as a store keeps them."""
+    bits = sum(1 << NOTES.index(name) for name in example.notes)
+    return bits or (1 << NOTES.index("cut")) * example.was_cut
+
+
+def notes_of(bits: int) -> dict[str, int]:
+    return {name: 1 for number, name in enumerate(NOTES) if bits >> number & 1}

@@ -1,0 +1,114 @@
+"""Which examples are copies of which: exact ones by hash, near ones by MinHash, in fixed memory an
+example (16 bytes, and 72 for near ones).
+
+Source: Broder 1997, "On the resemblance and containment of documents"; banding: Leskovec, Rajaraman
+and Ullman, "Mining of Massive Datasets", section 3.4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.encodings.example import Array
+
+SHINGLE = 5  # tokens
+BANDS, ROWS = 8, 6  # half of the pairs of resemblance 0.71 agree in a band
+_PRIME = np.uint64((1 << 61) - 1)
+_Hashes = npt.NDArray[np.uint64]
+
+
+class Copies:
+    """Hashes of examples in their order; questions are answered when all are in."""
+
+    def __init__(self) -> None:
+        self._whole = array("Q")
+        self._inputs = array("Q")
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def add(self, inputs: Array, others: Iterable[Array]) -> None:
+        """`others`: what the example says besides: labels, targets."""
+        first = hashlib.blake2b(inputs.tobytes(), digest_size=8)
+        self._inputs.append(int.from_bytes(first.digest(), "little"))
+        whole = first.copy()
+        for values in others:
+            whole.update(values.tobytes() + b"|")
+        self._whole.append(int.from_bytes(whole.digest(), "little"))
+
+    def repeated(self) -> list[int]:
+        """Numbers of the examples that are the same as an earlier one."""
+        return _later(np.frombuffer(self._whole, dtype=np.uint64))
+
+    def contradicting(self) -> list[int]:
+        """Those with the inputs of an earlier one, which say something else."""
+        again = _later(np.frombuffer(self._inputs, dtype=np.uint64))
+        copies = set(self.repeated())
+        return [number for number in again if number not in copies]
+
+    def within(self, other: Copies) -> tuple[list[int], list[int]]:
+        """Of these examples, those that `other` has: (wholly, only their inputs)."""
+        whole = np.isin(_array(self._whole), _array(other._whole))
+        inputs = np.isin(_array(self._inputs), _array(other._inputs)) & ~whole
+        return np.flatnonzero(whole).tolist(), np.flatnonzero(inputs).tolist()
+
+
+class NearCopies:
+    """Keys of bands of MinHash signatures over runs of SHINGLE tokens."""
+
+    def __init__(self) -> None:
+        count = BANDS * ROWS
+        numbers = np.random.default_rng(20_261_122)  # any fixed one: the same keys on every machine
+        self._a = numbers.integers(1, 1 << 31, size=(count, 1), dtype=np.uint64)
+        self._b = numbers.integers(0, 1 << 31, size=(count, 1), dtype=np.uint64)
+        self._keys = array("Q")
+
+    def add(self, inputs: Array) -> None:
+        self._keys.frombytes(self._bands(inputs.astype(np.uint64)).tobytes())
+
+    def within(self, other: NearCopies) -> list[int]:
+        """Numbers of these examples that agree with one of `other` in two bands at least."""
+        mine, theirs = self._table(), other._table()
+        agree = np.zeros(len(mine), dtype=np.int64)
+        for band in range(BANDS):
+            agree += np.isin(mine[:, band], theirs[:, band])
+        return np.flatnonzero(agree >= 2).tolist()
+
+    def _table(self) -> _Hashes:
+        return _array(self._keys).reshape(-1, BANDS)
+
+    def _bands(self, ids: _Hashes) -> _Hashes:
+        shingles = _shingles(ids)
+        # a * x + b mod 2^61 - 1 with x below 2^32: no product leaves 64 bits
+        signature = ((self._a * shingles + self._b) % _PRIME).min(axis=1).reshape(BANDS, ROWS)
+        keys = np.zeros(BANDS, dtype=np.uint64)
+        for row in range(ROWS):
+            keys = (keys ^ signature[:, row]) * np.uint64(0x9E3779B97F4A7C15)
+        return keys
+
+
+def _shingles(ids: _Hashes) -> _Hashes:
+    """A 32-bit hash of every run of SHINGLE ids; of all of them where there are fewer."""
+    length = max(1, len(ids) - SHINGLE + 1)
+    mixed = np.zeros(length, dtype=np.uint64)
+    for place in range(min(SHINGLE, len(ids))):
+        mixed = (mixed ^ ids[place : place + length]) * np.uint64(0x100000001B3)
+        mixed ^= mixed >> np.uint64(29)
+    return np.unique(mixed & np.uint64(0xFFFFFFFF))
+
+
+def _later(hashes: _Hashes) -> list[int]:
+    """Numbers of those that occurred before."""
+    _, first = np.unique(hashes, return_index=True)
+    seen = np.ones(len(hashes), dtype=bool)
+    seen[first] = False
+    return np.flatnonzero(seen).tolist()
+
+
+def _array(values: array[int]) -> _Hashes:
+    return np.frombuffer(values, dtype=np.uint64) if len(values) else np.zeros(0, dtype=np.uint64)

@@ -1,0 +1,89 @@
+"""Tokens with a tag each -> ids, and the tag's number on the first sub-word of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.batch import IGNORED
+from trainer.config.sections.encodings import TagSettings
+from trainer.data.encodings.base import inputs_column
+from trainer.data.encodings.example import Example, integers, noted
+from trainer.data.encodings.labels import LabelSet, label_name
+from trainer.data.encodings.tag_schemes import spans_of, tags_of
+from trainer.data.formats.rows import Wanted
+from trainer.data.task_tokenizer import TaskTokenizer
+from trainer.records.example_store import Column
+from trainer.records.record import Record
+
+
+class TagEncoding:
+    """`labels`: tags in the scheme that is learnt, in the order of the model's outputs."""
+
+    terms = "labels"
+
+    def __init__(
+        self,
+        settings: TagSettings,
+        tokenizer: TaskTokenizer,
+        *,
+        labels: Sequence[str],
+        row_tokens: int,
+    ) -> None:
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._labels = LabelSet(labels)
+        self._row_tokens = row_tokens
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(required=("tokens", "tags"))
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        tokenizer = self._tokenizer
+        return (
+            inputs_column(tokenizer.vocab_size, padding_id=tokenizer.padding_id),
+            Column("segments", "uint8", "T"),
+            Column("labels", "int32", "T", fill=IGNORED),
+        )
+
+    def labels_of(self, record: Record) -> Sequence[str]:
+        return self._tags(record)
+
+    def encode(self, record: Record) -> Sequence[Example]:
+        """Words beyond the row have no label; one that leaves no sub-word is noted."""
+        tokens = record.fields["tokens"]
+        numbers = [self._labels.number(tag, record) for tag in self._tags(record)]
+        found = self._tokenizer.encode(list(tokens), length=self._row_tokens)
+        labels, seen = [], set[int]()
+        for word in found.words:
+            is_first = word is not None and word not in seen
+            labels.append(numbers[word] if is_first and word is not None else IGNORED)
+            if word is not None:
+                seen.add(word)
+        reached = max(seen, default=-1) + 1 if found.was_cut else len(tokens)
+        arrays = {
+            "inputs": integers(found.ids),
+            "segments": integers(found.segments),
+            "labels": integers(labels),
+        }
+        lost, cut = reached - len(seen), len(tokens) - reached
+        return [
+            Example(
+                arrays,
+                record.file,
+                record.row,
+                was_cut=found.was_cut,
+                notes=noted(words_lost=lost, words_cut=cut),
+            )
+        ]
+
+    def _tags(self, record: Record) -> list[str]:
+        tags = [label_name(tag) for tag in record.fields["tags"]]
+        given, scheme = self._settings.tags, self._settings.scheme
+        if given == "plain":
+            return tags
+        spans = spans_of(tags, given, where=record.place)
+        if scheme == "same":
+            scheme = "bioes" if given == "bioes" else "bio"
+        return tags_of(spans, len(tags), scheme)
