@@ -1,31 +1,26 @@
-"""Which class stands behind `launch.kind`."""
+"""Which class stands behind `launch.kind`. Loaded when asked for: each brings others along."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
-from launch.backends.kuberay import KubeRayBackend
-from launch.backends.local import LocalBackend
-from launch.backends.ray import RayBackend
-from launch.backends.ray_up import RayUpBackend
-from launch.backends.sky import SkyBackend
-from launch.backends.slurm import SlurmBackend
-from launch.backends.ssh import SshBackend
 from launch.base import Backend
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {
-    "local": LocalBackend,
-    "slurm": SlurmBackend,
-    "ssh": SshBackend,
-    "ray": RayBackend,
-    "sky": SkyBackend,
-    "kuberay": KubeRayBackend,
-    "ray_up": RayUpBackend,
+_BACKENDS = {
+    "local": "local.LocalBackend",
+    "slurm": "slurm.SlurmBackend",
+    "ssh": "ssh.SshBackend",
+    "ray": "ray.RayBackend",
+    "sky": "sky.SkyBackend",
+    "kuberay": "kuberay.KubeRayBackend",
+    "ray_up": "ray_up.RayUpBackend",
 }
 
 
 def backend_of(kind: str) -> Backend:
-    return _BACKENDS[kind]()
+    file, name = _BACKENDS[kind].split(".")
+    made: Backend = getattr(import_module(f"launch.backends.{file}"), name)()
+    return made
 
 
 def kinds() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from launch.slurm.client import ask
@@ -17,7 +18,7 @@ from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import ConfigError, Problem, Refused
 from trainer.plan import RunPlan
 
-_COLUMNS = "%R|%l|%D|%G"  # partition, time limit, nodes, GPUs and the like
+_COLUMNS = "%P|%l|%D|%G"  # partition (* the default), time limit, nodes, GPUs and the like
 _SLOW_DISK = 20e6  # bytes a second and rank that the slowest save is allowed
 _EARLY_S = 60  # Slurm's signal may come so much before its time
 # What Slurm complains about -> the setting to change.
@@ -46,6 +47,7 @@ class Shape:
     limit_s: float | None  # None: no limit
     nodes: int
     gres: str
+    is_default: bool = False
 
 
 def refuse_without_slurm() -> None:
@@ -68,10 +70,12 @@ def check(
     what Slurm itself refuses.
     """
     plan = max(plans, key=lambda one: one.checkpoint_bytes)
-    problems = [*_time_problems(plan, launch), *_partition_problems(plan, launch)]
+    with ThreadPoolExecutor(1) as beside:  # both questions at once: each may take Slurm a while
+        taken = beside.submit(ask, ["sbatch", "--test-only"], env=env, stdin=script)
+        problems = [*_time_problems(plan, launch), *_partition_problems(plan, launch)]
+        answer = taken.result()
     if problems:
         raise ConfigError(problems)
-    answer = ask(["sbatch", "--test-only"], env=env, stdin=script)
     if answer.code != 0:
         raise Refused(_refusal(answer.why))
     return answer.err.strip()
@@ -100,7 +104,7 @@ def _partition_problems(plan: RunPlan, launch: SlurmLaunch) -> Iterator[Problem]
         what = f"there is no partition {unknown[0]!r}; there is {', '.join(names)}"
         yield Problem("launch.partition", what, f"launch.partition={near or names[0]}")
         return
-    asked = [s for s in shapes if s.partition in (wanted or [default_partition()])]
+    asked = [s for s in shapes if (s.partition in wanted if wanted else s.is_default)]
     if not asked:
         return
     where = f"partition {'|'.join(sorted({s.partition for s in asked}))}"
@@ -168,19 +172,15 @@ def _time_problems(plan: RunPlan, launch: SlurmLaunch) -> Iterator[Problem]:
         yield Problem("launch.time_limit_h", what, fix)
 
 
-def default_partition() -> str:
-    answer = ask(["sinfo", "--all", "--noheader", "--format=%P"])
-    marked = [line.strip() for line in answer.out.splitlines() if line.strip().endswith("*")]
-    return marked[0].removesuffix("*") if marked else ""
-
-
 def shapes_of(text: str) -> list[Shape]:
     found = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|", 3)]
         if len(parts) == 4 and parts[2].isdigit():
             name, limit, nodes, gres = parts
-            found.append(Shape(name, seconds_of(limit), int(nodes), gres))
+            is_default = name.endswith("*")
+            name = name.removesuffix("*")
+            found.append(Shape(name, seconds_of(limit), int(nodes), gres, is_default))
     return found
 
 

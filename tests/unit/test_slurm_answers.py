@@ -144,8 +144,9 @@ def test_time_limits_are_read(limit: str, seconds: float | None) -> None:
 
 
 def test_what_a_partition_has_is_read() -> None:
-    text = "gpu|2-00:00:00|16|gpu:h100:8(S:0-1),nic:2\ncpu|infinite|4|(null)\nnoise\n"
+    text = "gpu*|2-00:00:00|16|gpu:h100:8(S:0-1),nic:2\ncpu|infinite|4|(null)\nnoise\n"
     gpu, cpu = shapes_of(text)
+    assert (gpu.is_default, cpu.is_default) == (True, False)
     assert (gpu.partition, gpu.limit_s, gpu.nodes) == ("gpu", 172800.0, 16)
     assert gpus_of(gpu.gres) == {"h100": 8}
     assert gpus_of("gpu:a100:4,gpu:h100:8,gpu:2") == {"a100": 4, "h100": 8, "": 2}
