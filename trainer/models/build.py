@@ -69,7 +69,7 @@ def build_model(
     the family has not.
     """
     family = family_of(section)
-    model_class = _model_class(family, head)
+    model_class = model_class_of(family, head)
     _check_attention(section.attention, device or torch.device("cpu"), family)
     config = hf_config(section, vocab_size, head=head)
     try:
@@ -111,7 +111,7 @@ def small_model(section: Model, *, device: torch.device, head: HeadSpec | None =
     if device.type == "cpu" and attention == "flash_attention_2":
         attention = "sdpa"
     family = family_of(section)
-    hf = _construct(config, _model_class(family, head), torch.float32, attention)
+    hf = _construct(config, model_class_of(family, head), torch.float32, attention)
     model = _wrapped(hf, family, head, 0)
     model.to_empty(device=device)  # nothing is tied, and buffers get their exact values back
     model.eval()
@@ -162,7 +162,7 @@ def _vocab_size(section: Model) -> int:
     return int(read_config(Path(section.path)).get("vocab_size", 0))
 
 
-def _model_class(family: str, head: HeadSpec | None) -> str:
+def model_class_of(family: str, head: HeadSpec | None) -> str:
     """Raises: ConfigError if the family cannot do what the task asks for."""
     encoder = encoder_families.FAMILIES.get(family)
     if head is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,20 @@ import torch
 
 from trainer.config.sections.model import Model
 from trainer.errors import ModelError
-from trainer.models.hf_config import hf_config
+from trainer.models.build import model_class_of
+from trainer.models.encoder import EncoderModel
+from trainer.models.heads import HeadKind, HeadSpec
+from trainer.models.hf_config import family_of, hf_config
+
+_AUTO: dict[HeadKind | None, str] = {
+    None: "AutoModelForCausalLM",
+    "mlm": "AutoModelForMaskedLM",
+    "nsp": "AutoModelForPreTraining",
+    "sequence": "AutoModelForSequenceClassification",
+    "tokens": "AutoModelForTokenClassification",
+    "spans": "AutoModelForQuestionAnswering",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
 
 
 def save_config(
@@ -19,17 +33,23 @@ def save_config(
     *,
     vocab_size: int,
     dtype: torch.dtype,
-    end_of_text_id: int,
+    end_of_text_id: int | None,
+    head: HeadSpec | None = None,
 ) -> None:
-    """Write config.json and generation_config.json. Raises: as hf_config."""
-    transformers = importlib.import_module("transformers")
-    config = hf_config(section, vocab_size)
-    config.use_cache = True
+    """Write config.json, and generation_config.json of a model that generates.
+
+    `end_of_text_id`: of a causal model. Raises: as hf_config.
+    """
+    config = hf_config(section, vocab_size, head=head)
     config.dtype = dtype
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = end_of_text_id
-    config.architectures = [transformers.AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    config.architectures = [model_class_of(family_of(section), head)]
+    if head is None:
+        config.use_cache = True
+        config.bos_token_id = config.eos_token_id = config.pad_token_id = end_of_text_id
     config.save_pretrained(folder)
-    transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
+    if head is None:
+        transformers = importlib.import_module("transformers")
+        transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
 
 
 def causal_lm(section: Model, *, vocab_size: int) -> Any:
@@ -40,15 +60,16 @@ def causal_lm(section: Model, *, vocab_size: int) -> Any:
     )
 
 
-def load_pretrained(folder: Path, *, dtype: torch.dtype) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`, which must set every weight and meet no other.
+def load_pretrained(folder: Path, *, dtype: torch.dtype, head: HeadSpec | None = None) -> Any:
+    """`AutoModelFor....from_pretrained`, which must set every weight and meet no other.
 
     Raises: ModelError naming what is missing or too much, or what transformers said.
     """
     transformers = importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()  # it would run through our own lines
+    auto = getattr(transformers, _AUTO[head.kind if head else None])
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = auto.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except Exception as e:  # transformers raises many types
@@ -58,3 +79,49 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> Any:
         raise ModelError(f"transformers does not find in {folder} what it expects: {wrong}")
     model.eval()
     return model
+
+
+# --- answers of encoders, example by example ------------------------------------------------------
+
+
+@torch.no_grad()
+def our_answers(model: EncoderModel, fields: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The logits of each example of packed rows: (C,) of a sequence head, else (length, ...)."""
+    kind = model.head_spec.kind
+    if kind == "sequence":
+        real = fields["first_E"] >= 0
+        return list(model(fields, want="sequence")[real])
+    if kind == "spans":
+        logits = torch.stack(model(fields, want="spans"), dim=-1)
+    else:
+        logits = model(fields, want="tokens" if kind == "tokens" else "mlm_logits")
+    return [logits[row, at] for row, at in _examples(fields)]
+
+
+@torch.no_grad()
+def their_answers(
+    theirs: Any, fields: Mapping[str, torch.Tensor], *, head: HeadSpec
+) -> list[torch.Tensor]:
+    """The same of `load_pretrained`'s model, given one example at a time as a user would."""
+    found = []
+    for row, at in _examples(fields):
+        given = {"input_ids": fields["inputs_RT"][row, at].unsqueeze(0)}
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        if "segments_RT" in fields and hasattr(theirs.config, "type_vocab_size"):
+            given["token_type_ids"] = fields["segments_RT"][row, at].unsqueeze(0)
+        said = theirs(**given)
+        if head.kind == "spans":
+            found.append(torch.stack([said.start_logits[0], said.end_logits[0]], dim=-1))
+        elif head.kind == "nsp":
+            found.append(said.prediction_logits[0])
+        else:
+            found.append(said.logits[0])
+    return found
+
+
+def _examples(fields: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, slice]]:
+    """Row and places of every example, in the order of the rows."""
+    for row, documents_T in enumerate(fields["documents_RT"]):
+        for number in range(1, int(documents_T.max()) + 1):
+            places = (documents_T == number).nonzero().squeeze(-1)
+            yield row, slice(int(places[0]), int(places[-1]) + 1)
