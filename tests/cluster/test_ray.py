@@ -16,7 +16,7 @@ from trainer.errors import Exit
 from trainer.records.attempt import read_error, read_stop
 from trainer.records.json_file import read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 FINISH = {str(rank): ["finish"] for rank in range(4)}
 WAIT = {str(rank): ["wait"] for rank in range(4)}
@@ -97,7 +97,7 @@ def test_a_driver_killed_leaves_a_saved_run_that_goes_on(
     one.train()
     one.up(1, 4)
     os.kill(one.driver(), signal.SIGKILL)
-    one.until_over(seconds=30)
+    one.until_over()
     for node in (0, 1):
         codes = read_json(one.run.attempt(1).root / f"ended-{node}.json")["codes"]
         assert set(codes.values()) == {Exit.SAVED}
@@ -132,7 +132,7 @@ def test_the_driver_may_be_a_job_of_the_head(cluster: RayCluster, tmp_path: Path
     assert (again.returncode, "is running already" in again.stdout) == (Exit.REFUSED, True)
     assert one.type("stop", str(one.run.root)).returncode == 0
     one.until_over()
-    wait_for(lambda: "stopped" in one.type("status", str(one.run.root)).stdout, seconds=30)
+    wait_for(lambda: "stopped" in one.type("status", str(one.run.root)).stdout, seconds=120)
     ours = [path for path in one.folder.rglob("*") if path.is_file()]
     hidden = (SECRET.encode(), cluster.token.encode())
     assert not [p for p in ours for secret in hidden if secret in p.read_bytes()]
@@ -143,7 +143,7 @@ def test_a_node_that_is_drained_is_left_in_time(cluster: RayCluster, tmp_path: P
     one.train("resources.min_nodes=1")
     one.up(1, 4)
     node = cluster.lab.node("node2")
-    cluster.drain(node, seconds=60)
+    cluster.drain(node, seconds=120)
     one.until_over()
     node.kill()
     stop = read_stop(one.run.attempt(1).stop)
@@ -154,7 +154,7 @@ def test_a_node_that_is_drained_is_left_in_time(cluster: RayCluster, tmp_path: P
     assert [line["world_size"] for line in one.attempts()] == [4, 2]
     cluster.join(node.boot(sshd=False))
     another = made(cluster, tmp_path, "later", FINISH)
-    another.train("launch.wait_nodes_s=60")  # the node is still to come
+    another.train("launch.wait_nodes_s=120")  # the node is still to come
     another.until_over()
     assert [line["world_size"] for line in another.attempts()] == [4]
 
@@ -163,7 +163,7 @@ def test_a_node_switched_off_is_gone_on_without_and_taken_back(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     one = made(cluster, tmp_path, "off", WAIT | finishing(3))
-    one.train("resources.min_nodes=1", "launch.silent_s=5")
+    one.train("resources.min_nodes=1", "launch.silent_s=8")
     one.up(1, 4)
     begun = time.monotonic()
     cluster.lab.node("node1").power_off()  # silently: no connection is closed
@@ -177,7 +177,7 @@ def test_a_node_switched_off_is_gone_on_without_and_taken_back(
     cluster.join(cluster.lab.node("node1"))
     cluster.until(2)
     save(one, 3)
-    one.until_over(seconds=90)
+    one.until_over()
     stop = read_stop(one.run.attempt(2).stop)
     assert stop is not None
     assert (stop.cause, stop.detail[:5]) == ("resize", "node1")

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from tests.helpers.slurm_runs import RANKS, slurm_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(450)]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_preemption_by_qos_saves_and_the_run_goes_on(cluster: Cluster, tmp_path:
     one.submit().until_up()
     words = ["sbatch", "--account=research", "--qos=urgent", "--nodes=2", "--exclusive"]
     cluster.run([*words, "--output=/dev/null", "--wrap=sleep 1"])
-    cluster.wait(lambda: len(one.lines) == 2, seconds=90)
+    cluster.wait(lambda: len(one.lines) == 2)
     assert one.ends == [(1, "again", 75, "preempt"), (2, "done", 0, None)], one.words
 
 

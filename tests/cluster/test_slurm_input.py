@@ -19,7 +19,7 @@ from tests.helpers.slurm_runs import slurm_run
 from trainer.config.slurm_rules import slurm_problems
 from trainer.errors import Refused
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(360)]
 
 HOSTILE = [
     "plain",

@@ -33,7 +33,7 @@ from trainer.records.attempt import Done, ErrorRecord, Started, write_first, wri
 from trainer.records.json_file import read_json
 from trainer.records.run_files import AttemptFiles, RunFiles
 
-_FOREVER_S = 60.0
+_FOREVER_S = 240.0
 
 
 def main() -> int:

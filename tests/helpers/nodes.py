@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).parents[2]
 UNPACKED = Path(sys.prefix) / "debian"  # where .ci/setup unpacks what is not installed
 REQUIRE = "LONGHAUL_REQUIRE_CLUSTER"  # "1": what cannot be tested here is a failure
 _NETWORK = "10.77.0"
-_PATIENCE_S = 20.0
+_PATIENCE_S = 90.0
 _HOLD = "import sys; print('ready', flush=True); sys.stdin.read()"
 _PID_1 = """
 import os, time

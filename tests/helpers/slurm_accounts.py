@@ -41,7 +41,7 @@ add qos scavenger set GraceTime=10 PreemptMode=requeue
 add qos urgent set preempt=scavenger Priority=1000
 add user root account=research qos=normal,scavenger,urgent
 """
-_PATIENCE_S = 60.0
+_PATIENCE_S = 150.0
 
 
 def missing() -> list[str]:

@@ -59,7 +59,7 @@ class SshRun:
         ]
 
     def type(
-        self, verb: str, *words: str, machine: Machine | None = None, timeout: float = 90.0
+        self, verb: str, *words: str, machine: Machine | None = None, timeout: float = 180.0
     ) -> subprocess.CompletedProcess[str]:
         """`longhaul VERB ...` on the login machine, or another; stdout and stderr as one text."""
         fake = self.behaviours is not None and verb in ("train", "resume")
@@ -95,9 +95,9 @@ class SshRun:
 
     def up(self, attempt: int, ranks: int) -> None:
         root = self.run.attempt(attempt).root
-        wait_for(lambda: all((root / f"up-{r}").exists() for r in range(ranks)), seconds=60)
+        wait_for(lambda: all((root / f"up-{r}").exists() for r in range(ranks)), seconds=150)
 
-    def until_over(self, *, seconds: float = 60.0) -> None:
+    def until_over(self, *, seconds: float = 150.0) -> None:
         """Until nobody carries the run any more."""
         wait_for(lambda: not self.processes(), seconds=seconds)
 
