@@ -188,7 +188,8 @@ def gpus_of(gres: str) -> dict[str, int]:
     """gpu:h100:8(S:0-1),gpu:2 -> {"h100": 8, "": 2}"""
     found: dict[str, int] = {}
     for part in re.sub(r"\([^)]*\)", "", gres).split(","):
-        match = re.fullmatch(r"gpu(?::([A-Za-z][\w.-]*))?(?::(\d+))?", part.strip())
+        # A kind has a letter in it, and may begin with a digit: gpu:3g.40gb:8 is a part of a GPU.
+        match = re.fullmatch(r"gpu(?::(\d*[A-Za-z][\w.-]*))?(?::(\d+))?", part.strip())
         if match:
             kind = match[1] or ""
             found[kind] = found.get(kind, 0) + int(match[2] or 1)

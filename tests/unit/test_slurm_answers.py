@@ -1,4 +1,13 @@
-"""What Slurm's commands print, from version 20 to 25, and what is made of it."""
+"""What Slurm's commands print, from version 20 to 25, and what is made of it.
+
+Printed by the Slurm of the cluster tests: all of 22.05. Shapes that were found in recorded outputs
+of others' clusters, in public repositories: sacct of 2023 and 2024 (rug-cit-hpc/hb-jobinfo: array
+tasks as 5908801_3 in JobID, "CANCELLED by UID", "None assigned", TIMEOUT, node lists), %i and %R of
+squeue there, sinfo of CSC's Puhti and Mahti (gpu:a100:4(S:0-1),nvme:3500), parts of GPUs as
+gpu:3g.40gb:8, "(JobArrayTaskLimit)", and "ReqNodeNotAvail, UnavailableNodes:gpu-q-[2-47]". Written
+after the manuals, and seen nowhere: several states in one text column (recorded only in JSON),
+EXPEDITING, REQUEUE_HOLD's reason, components of heterogeneous jobs (12+0).
+"""
 
 from __future__ import annotations
 
@@ -36,11 +45,16 @@ STATES = {
     "24.05": [JobState.RUNNING, JobState.PENDING],
     "25.05": [JobState.PENDING, JobState.UNKNOWN],  # a state nobody here knows is no failure
 }
-# sacct --noheader --parsable2 --allocations --format=JobIDRaw,State,ExitCode,NodeList
+# sacct --noheader --parsable2 --allocations --format=JobID,State,ExitCode,NodeList
 SACCT = {
     "20.11": ("55|CANCELLED by 1000|0:15|n[1-2]\n", ["CANCELLED"]),
     "21.08": ("56|NODE_FAIL|1:0|n1\n56|COMPLETED|0:0|n2\n", ["NODE_FAIL", "COMPLETED"]),
     "22.05": ("57|OUT_OF_MEMORY|0:125|n1\n58|TIMEOUT|0:0|n1\n", ["OUT_OF_MEMORY", "TIMEOUT"]),
+    "23.02": (
+        "590_3|COMPLETED|0:0|v100gpu10\n590_4|CANCELLED by 10290820|0:0|None assigned\n"
+        "591|TIMEOUT|0:0|omni[11-12]\n592|FAILED|1:0|omni[1,10-12]\n",
+        ["COMPLETED", "CANCELLED", "TIMEOUT", "FAILED"],
+    ),
     "23.11": ("59|PREEMPTED|0:15|n1\n", ["PREEMPTED"]),
     "24.11": ("60|CANCELLED+|0:0|None assigned\n", ["CANCELLED"]),
 }
@@ -72,6 +86,18 @@ def test_why_a_job_waits_is_said_in_words() -> None:
     )
     assert why_pending("SomethingNew") == "SomethingNew"
     assert why_pending("PartitionNodeLimit").endswith("it never starts (PartitionNodeLimit)")
+
+
+def test_tasks_of_an_array_are_jobs_of_their_own() -> None:
+    text = (
+        "12134_5|PENDING|JobArrayTaskLimit|N/A|1:00:00|\n"
+        "12134_4|RUNNING|None|2024-01-05T11:09:31|58:00|epyc0\n"
+    )
+    waits, runs = (job_of(row) for row in rows_of_squeue(text))
+    assert waits.why == (
+        "job 12134_5 waits: as many of the array run as it allows (JobArrayTaskLimit)"
+    )
+    assert runs.why == "job 12134_4 on epyc0, 58:00 left"
 
 
 def test_noise_between_the_lines_is_left_out() -> None:
@@ -149,5 +175,8 @@ def test_what_a_partition_has_is_read() -> None:
     assert (gpu.is_default, cpu.is_default) == (True, False)
     assert (gpu.partition, gpu.limit_s, gpu.nodes) == ("gpu", 172800.0, 16)
     assert gpus_of(gpu.gres) == {"h100": 8}
+    assert gpus_of("gpu:a100:4(S:0-1),nvme:3500") == {"a100": 4}
+    assert gpus_of("gpu:3g.40gb:8(S:0-1),gpu:2") == {"3g.40gb": 8, "": 2}
+    assert gpus_of("gpu:8") == {"": 8}
     assert gpus_of("gpu:a100:4,gpu:h100:8,gpu:2") == {"a100": 4, "h100": 8, "": 2}
     assert (cpu.limit_s, gpus_of(cpu.gres)) == (None, {})
