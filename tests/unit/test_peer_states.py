@@ -188,22 +188,34 @@ def test_sixteen_thousand_ranks_are_chosen_from_in_seconds() -> None:
 # --- how often ------------------------------------------------------------------------------------
 
 
-def test_the_interval_is_chosen_so_that_copies_take_one_percent() -> None:
+@pytest.mark.parametrize(
+    ("copy_s", "later_s", "busy_steps", "every"),
+    [(0.005, 0.0, 1, 5), (0.022, 0.060, 1, 82), (0.010, 0.004, 3, 22), (0.0001, 0.0, 1, 1)],
+)
+def test_the_interval_is_chosen_so_that_states_cost_one_percent(
+    copy_s: float, later_s: float, busy_steps: int, every: int
+) -> None:
+    """A step takes 100 ms, and `later_s` more in each of the `busy_steps` after a copy."""
     now = [0.0]
     cadence = Cadence("auto", clock=lambda: now[0])
-    copied = []
-    for step in range(1, 200):
-        now[0] += 0.100
-        cadence.lap(step)
+    copied, ends, left = [], [0.0], 0
+    for step in range(1, 1200):
+        now[0] += 0.100 + (later_s if left else 0.0)
+        cadence.lap(step, busy=left > 0)
+        left = max(0, left - 1)
         if cadence.due(step):
             copied.append(step)
-            now[0] += 0.005
-            cadence.copied(Alone(), 0.005)
-    assert copied[:6] == [1, 2, 3, 4, 5, 6]
-    apart = {b - a for a, b in pairwise(copied[6:])}
-    assert apart == {5}
-    assert cadence.why.startswith("every 5 steps: a copy takes 5 ms and a step 10")
-    assert cadence.why.endswith(" ms, and copies may take 1%")
+            now[0] += copy_s
+            left = busy_steps
+            cadence.copied(Alone(), copy_s)
+        ends.append(now[0])
+    assert copied[:6] == [4, 8, 12, 16, 20, 24]  # while it is measured
+    apart = {b - a for a, b in pairwise(copied[7:])}
+    assert apart == {every}
+    begin, end = copied[7], copied[-1]  # whole intervals: the promise itself, by the clock
+    assert (ends[end] - ends[begin]) / (0.100 * (end - begin)) <= 1.0101
+    assert f"every {every} steps: a state takes" in cadence.why
+    assert cadence.why.endswith("and a step 100 ms, and states may take 1%")
     assert peer_cadence.STALL_SHARE == 0.01
 
 

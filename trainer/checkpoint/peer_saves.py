@@ -146,9 +146,9 @@ class PeerSaves:
         if self._is_off:
             return
         ended, well = told
+        self._cadence.lap(step, busy=self._under_way is not None)
         if self._under_way is not None and ended == world.place.world_size:
             self._concluded(world, well == world.place.world_size)
-        self._cadence.lap(step)
         if self._is_off or not self._cadence.due(step):
             return
         free = [name for name in self._made if name != self._whole]
