@@ -34,9 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     config = Config.model_validate(read_json(given.config))
     try:
-        from trainer.data.prepare import prepare  # numpy and the vendors, after the arguments
+        from trainer.data.audit_gate import gate  # numpy and the vendors, after the arguments
+        from trainer.data.prepare import prepare
 
         stores = prepare(config, log=_say)
+        gate(config, stores, log=_say)
         if given.result is None:  # asked for by hand: look at every byte, not at sizes alone
             _verify(config, stores)
     except LonghaulError as e:

@@ -15,7 +15,15 @@ from trainer.errors import DataError
 from trainer.records.json_file import read_untrusted_json, write_json
 from trainer.records.token_store import TOKENIZER
 
-_NAMES = ("pad_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
+_NAMES = (
+    "pad_token",
+    "cls_token",
+    "sep_token",
+    "mask_token",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ Standard library only, so that the launcher can ask before it starts any child p
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +69,12 @@ class AuditReport:
             f"the examples are not fit to train on: {first.line()}{others}; or as they are: "
             f"data.audit.allow=[{kinds}]"
         )
+
+
+def subject_name(digests: Mapping[str, str], *, near_copies: bool) -> str:
+    """Of the stores of all sources together; `digests`: a source's name -> what is in its store."""
+    facts = [FORMAT, near_copies, dict(digests)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def write_audit(folder: Path, report: AuditReport) -> None:

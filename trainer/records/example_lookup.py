@@ -36,7 +36,13 @@ BESIDE_TOKENIZER = (
     "merges.txt",
 )
 # Below trainer/: the code that decides what is in a store.
-CODE = ("data/encodings", "data/formats", "data/best_fit.py", "data/task_tokenizer.py")
+CODE = (
+    "data/encodings",
+    "data/formats",
+    "data/best_fit.py",
+    "data/task_tokenizer.py",
+    "data/template.py",
+)
 _OF_ROWS = ("sequence_length", "packing", "held_out_fraction", "labels")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.records.audit import is_fit, subject_name
 from trainer.records.example_lookup import find_example_stores
 from trainer.records.example_store import KIND, read_example_manifest
 from trainer.records.store_lookup import StoreFound, find_stores
@@ -19,8 +20,19 @@ def find_prepared(config: Mapping[str, Any]) -> list[StoreFound] | None:
     Raises: DataError if a file that a source names is missing.
     """
     if is_examples(config["data"]):
-        return find_example_stores(config["data"], config["task"])
+        return _fit(find_example_stores(config["data"], config["task"]), config["data"])
     return find_stores(config["data"])
+
+
+def _fit(stores: list[StoreFound] | None, data: Mapping[str, Any]) -> list[StoreFound] | None:
+    """None where the audit has not seen these stores together, or may have to refuse them."""
+    if stores is None:
+        return None
+    audit = data["audit"]
+    digests = {store.source: store.manifest_digest for store in stores}
+    name = subject_name(digests, near_copies=audit["near_copies"])
+    fit = all(is_fit(Path(s.path), subject=name, allow=audit["allow"]) for s in stores)
+    return stores if fit else None
 
 
 def prepared_vocab_size(folder: Path, *, data: Mapping[str, Any]) -> int:

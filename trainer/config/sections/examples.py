@@ -50,3 +50,18 @@ class RecordsSource(Section):
     config_name: str | None = None
     split: str = "train"
     streaming: bool = True
+
+
+# Findings of the audit that keep a run from starting (trainer/data/audit_kinds.py).
+AuditKind = Literal[
+    "nothing_learnt", "answer_cut", "end_missing", "double_begin", "words_lost", "answer_lost",
+    "overlap", "duplicates", "contradictions", "empty_class", "single_example", "one_class",
+    "unknown_label", "unknown_tokens", "beyond_vocabulary", "template_mismatch", "packing",
+]  # fmt: skip
+
+
+class AuditSettings(Section):
+    """The audit runs once for prepared examples, and before anything is trained on them."""
+
+    allow: tuple[AuditKind, ...]  # what may be there all the same
+    near_copies: bool  # look for held-out rows that are nearly trained on: 50 us a row
