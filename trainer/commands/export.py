@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(given: argparse.Namespace) -> Exit:
     from trainer.commands.rows import rows_to_compare
-    from trainer.data.tokenizer import TextTokenizer
+    from trainer.data.exported_tokenizer import tokenizer_of
     from trainer.export.export import export_folder
     from trainer.export.trained import open_trained
 
@@ -43,7 +43,7 @@ def _export(given: argparse.Namespace) -> Exit:
         folder,
         dtype=dtype,
         max_shard_bytes=given.max_shard,
-        tokenizer=TextTokenizer.open(Path(trained.plan.stores[0].path)),
+        tokenizer=tokenizer_of(trained.plan),
         rows=rows.batches,
         rows_are=rows.what,
     )
@@ -69,6 +69,8 @@ def _export(given: argparse.Namespace) -> Exit:
         )
     else:
         print(f"  not checked against the trained model, as --rows {given.rows} asks")
+    if trained.plan.config.task.data == "examples":
+        return Exit.DONE
     prompt = typed_prompt(trained.plan.config.model_dump(mode="json"))
     print(f"  next: longhaul generate {shlex.quote(str(done.folder))} --prompt {prompt}")
     return Exit.DONE

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from trainer.batch import TokenBatch
+from trainer.batch import Batch, ExampleBatch, TokenBatch
 from trainer.export.model_card import CheckResult
 from trainer.export.trained import Trained, load_model
-from trainer.models.exported import load_pretrained
+from trainer.models.exported import load_pretrained, our_answers, their_answers
+from trainer.models.heads import HeadSpec
+from trainer.tasks.table import head_of
 
 # Both sides compute the same products in the same dtype; what may differ is the order of sums.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -22,25 +25,40 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 @torch.no_grad()
 def check_export(
-    trained: Trained, folder: Path, *, dtype: torch.dtype, rows: Sequence[TokenBatch], what: str
+    trained: Trained, folder: Path, *, dtype: torch.dtype, rows: Sequence[Batch], what: str
 ) -> CheckResult:
     """`what` the rows are, as it is told.
 
     Raises: ModelError if transformers cannot load the folder, or leaves weights unset."""
-    device = torch.device("cpu")
-    ours = load_model(trained, dtype=dtype, device=device)
-    expected = [ours.logits(b.inputs_RT, b.positions_RT).float() for b in rows]
+    head = head_of(trained.plan)
+    ours = load_model(trained, dtype=dtype, device=torch.device("cpu"))
+    expected = [_ours(ours, batch) for batch in rows]
     del ours  # two models at once would double the memory
-    theirs = load_pretrained(folder, dtype=dtype)
+    theirs = load_pretrained(folder, dtype=dtype, head=head)
     largest = 0.0
-    for batch, logits_RTV in zip(rows, expected, strict=True):
-        found = theirs(
-            input_ids=batch.inputs_RT, position_ids=batch.positions_RT, use_cache=False
-        ).logits
-        largest = max(largest, float((found.float() - logits_RTV).abs().max()))
+    for batch, wanted in zip(rows, expected, strict=True):
+        for found, logits in zip(_theirs(theirs, batch, head), wanted, strict=True):
+            largest = max(largest, float((found.float() - logits.float()).abs().max()))
     return CheckResult(
         rows=sum(len(b.sample_indices) for b in rows),
         what=what,
         max_logit_difference=largest,
         tolerance=_TOLERANCE[dtype],
     )
+
+
+def _ours(model: Any, batch: Batch) -> list[torch.Tensor]:
+    """Logits of all rows; of examples, of each alone, although they may share a row."""
+    if isinstance(batch, ExampleBatch):
+        return our_answers(model, batch.fields)
+    assert isinstance(batch, TokenBatch)
+    return [model.logits(batch.inputs_RT, batch.positions_RT)]
+
+
+def _theirs(model: Any, batch: Batch, head: HeadSpec | None) -> list[torch.Tensor]:
+    if isinstance(batch, ExampleBatch):
+        assert head is not None
+        return their_answers(model, batch.fields, head=head)
+    assert isinstance(batch, TokenBatch)
+    said = model(input_ids=batch.inputs_RT, position_ids=batch.positions_RT, use_cache=False)
+    return [said.logits]

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from trainer.batch import TokenBatch
-from trainer.data.tokenizer import TextTokenizer
+from trainer.batch import Batch
 from trainer.errors import LonghaulError, Refused
 from trainer.export.check import check_export
 from trainer.export.model_card import CheckResult, model_card
@@ -23,12 +23,23 @@ from trainer.export.safetensors_folder import TensorSpec, write_weights
 from trainer.export.trained import Trained, write_origin
 from trainer.models.exported import save_config
 from trainer.records.json_file import fsync_folder
+from trainer.tasks.table import head_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ExportMismatch(LonghaulError):
     """The exported model does not answer like the trained one; nothing was published."""
+
+
+class ExportedTokenizer(Protocol):
+    """What goes beside the weights."""
+
+    @property
+    def end_of_text_id(self) -> int | None:
+        """Of a model that generates."""
+
+    def write(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +56,8 @@ def export_folder(
     *,
     dtype: str,
     max_shard_bytes: int,
-    tokenizer: TextTokenizer,
-    rows: Sequence[TokenBatch],
+    tokenizer: ExportedTokenizer,
+    rows: Sequence[Batch],
     rows_are: str = "held-out rows",
 ) -> Exported:
     """Write `folder`; `rows` are what the check compares logits on (none: no check).
@@ -73,6 +84,7 @@ def export_folder(
             vocab_size=trained.plan.vocab_size,
             dtype=DTYPES[dtype],
             end_of_text_id=tokenizer.end_of_text_id,
+            head=head_of(trained.plan),
         )
         tokenizer.write(incoming)
         check = None

@@ -21,6 +21,22 @@ class CheckResult:
         return self.max_logit_difference <= self.tolerance
 
 
+# By the task's head: what it is, the hub's word for what it does, who loads it.
+_KINDS = {
+    "next_token": ("A causal language model", "text-generation", "AutoModelForCausalLM"),
+    "mlm": ("A masked language model", "fill-mask", "AutoModelForMaskedLM"),
+    "nsp": ("A masked language model", "fill-mask", "AutoModelForPreTraining"),
+    "sequence": (
+        "A classifier of texts",
+        "text-classification",
+        "AutoModelForSequenceClassification",
+    ),
+    "tokens": ("A tagger of tokens", "token-classification", "AutoModelForTokenClassification"),
+    "spans": ("A finder of answers", "question-answering", "AutoModelForQuestionAnswering"),
+    "seq2seq": ("An encoder-decoder", "text2text-generation", "AutoModelForSeq2SeqLM"),
+}
+
+
 def model_card(
     plan: RunPlan, *, step: int, loss: float | None, dtype: str, check: CheckResult | None
 ) -> str:
@@ -34,12 +50,13 @@ def model_card(
         else f"logits equal the trained model's to {check.max_logit_difference:.1e} "
         f"on {check.rows} {check.what}"
     )
+    term = "token" if config.task.data == "text" else "term"
     rows = {
         "run": f"{config.run.name} ({plan.run_id})",
         "parameters": f"{plan.num_parameters:,}",
         "step": f"{step:,} of {config.steps.total:,}",
         "tokens": f"about {tokens:,}",
-        "training loss": "unknown" if loss is None else f"{loss:.4f} nats a token",
+        "training loss": "unknown" if loss is None else f"{loss:.4f} nats a {term}",
         "data": sources,
         "sequence length": f"{config.data.sequence_length}",
         "optimizer": f"{config.optimizer.kind}, learning rate {config.optimizer.learning_rate:g}, "
@@ -47,11 +64,12 @@ def model_card(
         "precision": f"trained {config.precision.kind}, exported {dtype}",
         "check": checked,
     }
+    what, tag, loader = _KINDS[config.task.head]
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
     return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [longhaul]\n---\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags: [longhaul]\n---\n\n"
         f"# {config.run.name}\n\n"
-        "A causal language model trained with Longhaul. Load it with\n"
-        "`AutoModelForCausalLM.from_pretrained(folder)`.\n\n"
+        f"{what} trained with Longhaul. Load it with\n"
+        f"`{loader}.from_pretrained(folder)`.\n\n"
         f"| | |\n|---|---|\n{table}\n"
     )

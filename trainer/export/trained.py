@@ -17,13 +17,13 @@ from trainer.engine.base import FragmentSource
 from trainer.engine.model_setup import settle
 from trainer.errors import Refused
 from trainer.models.build import build_model
-from trainer.models.language_model import LanguageModel
 from trainer.models.weights import SafetensorsFolder
 from trainer.plan import RunPlan, stored_plan
 from trainer.records.fragment import MASTER, Fragment
 from trainer.records.json_file import read_json, write_json
 from trainer.records.run_files import RunFiles
 from trainer.storage.local import LocalStorage
+from trainer.tasks.table import head_of
 
 ORIGIN = "longhaul.json"  # in an exported folder: where it came from
 _PIECE_ELEMENTS = 4 << 20
@@ -73,10 +73,16 @@ def write_origin(folder: Path, trained: Trained) -> None:
     write_json(folder / ORIGIN, value)
 
 
-def load_model(trained: Trained, *, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    """The whole model on this process, ready to evaluate or generate."""
+def load_model(trained: Trained, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The whole model on this process, ready to evaluate or generate: a LanguageModel, or what its
+    task's head stands on.
+    """
     model = build_model(
-        trained.model, vocab_size=trained.plan.vocab_size, dtype=dtype, device=device
+        trained.model,
+        vocab_size=trained.plan.vocab_size,
+        dtype=dtype,
+        device=device,
+        head=head_of(trained.plan),
     )
     settle(model, dtype=dtype, device=device)
     for name, parameter in model.named_parameters():
@@ -135,7 +141,7 @@ def _exported(path: Path, defaults: Mapping[str, Any]) -> Trained:
         compile=False,
         loss_chunk_tokens=trained.loss_chunk_tokens,
     )
-    meta = build_model(section, vocab_size=plan.vocab_size, dtype=torch.float32)
+    meta = build_model(section, vocab_size=plan.vocab_size, dtype=torch.float32, head=head_of(plan))
     names = tuple((n, tuple(p.shape)) for n, p in meta.named_parameters())
     return Trained(
         plan=plan,
