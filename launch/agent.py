@@ -33,7 +33,7 @@ from launch.node.guard import Guard, start_guard
 from launch.node.inbox import SignalInbox
 from launch.node.processes import FAMILY
 from launch.node.ranks import Ranks, common_environment, reap_strays, start_ranks
-from launch.node.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec
+from launch.node.ranks_spec import WORKER, RanksSpec, spec_of_attempt
 from launch.node.reactions import on_driver_gone, on_exit, on_hang, on_order, on_signal, say
 from launch.node.warm import WarmStart
 from launch.outcome import Outcome, decide, observe
@@ -45,7 +45,7 @@ from launch.run.liveness import own_mark, write_mark
 from launch.run.next_attempt import bring_back, next_attempt, superseded
 from launch.run.run_folder import locked, own
 from launch.watch.watching import POLL_S, Watch
-from trainer.errors import Exit, LonghaulError, RunFolderError
+from trainer.errors import Exit, LonghaulError
 from trainer.records.attempt import error_record, write_first
 from trainer.records.json_file import read_json
 from trainer.records.owner import refuse_if_superseded
@@ -95,7 +95,7 @@ def carry(
         stack.callback(guard.dismiss)
         starter = _starter(run.attempt(attempt), tag, scratch, inbox)
         stack.callback(starter.end)
-        spec = _spec(run.attempt(attempt))
+        spec = spec_of_attempt(run.attempt(attempt))
         driver = None if driven is None else DriverLink(driven, spec.lease_s)
         node = Node(run, node_rank, once, tag, scratch, inbox, guard, starter, driver)
         while following is not None:
@@ -110,7 +110,7 @@ def carry(
 
 def _starter(files: AttemptFiles, tag: str, scratch: Path, inbox: SignalInbox) -> WarmStart:
     """With a standby already on its way, if the settings want one."""
-    spec = _spec(files)
+    spec = spec_of_attempt(files)
     check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
     env = common_environment(spec) | {FAMILY: tag, "TMPDIR": str(scratch)}
     plan = read_json(files.plan) if files.plan.exists() else {}
@@ -127,7 +127,7 @@ def _wants_standby(spec: RanksSpec) -> bool:
 
 def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles | None]:
     """How it ended, and the attempt that follows at once, if one does."""
-    spec = _spec(files)
+    spec = spec_of_attempt(files)
     check_devices(spec.device, ranks_per_node=spec.ranks_per_node)
     ranks = Ranks(files, spec, node.tag, node.scratch, spared=node.starter.pids)
     with ExitStack() as stack:
@@ -181,16 +181,6 @@ def _meeting(
     if node.driver is not None:
         node.driver.tell({"meet": [meeting.host, meeting.port]})
     return listener, meeting
-
-
-def _spec(files: AttemptFiles) -> RanksSpec:
-    path = files.root / RANKS_FILE
-    try:
-        return read_spec(path)
-    except FileNotFoundError:
-        raise RunFolderError(f"{files.root} is no attempt of a run: no {RANKS_FILE}") from None
-    except (ValueError, TypeError) as e:
-        raise RunFolderError(f"{path} cannot be read ({e}); start a new attempt") from e
 
 
 def _claim(node: Node, files: AttemptFiles) -> Lease | None:

@@ -26,7 +26,7 @@ from launch.driving.nodes import Node, Nodes
 from launch.driving.team import Team, start_team
 from launch.driving.waiting import say_waiting, waits_no_more
 from launch.node.inbox import SignalInbox
-from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec
+from launch.node.ranks_spec import RanksSpec, spec_of_attempt
 from launch.node.reactions import say
 from launch.outcome import Outcome, newest_checkpoint
 from launch.run.kept_states import goes_on
@@ -35,7 +35,7 @@ from launch.run.liveness import own_mark, write_mark
 from launch.run.next_attempt import RESTART_FILE, superseded
 from launch.run.run_folder import locked, own
 from launch.watch.watching import record_hang
-from trainer.errors import LonghaulError, RunFolderError
+from trainer.errors import LonghaulError
 from trainer.records.attempt import Stop, StopCause, read_stop, write_record
 from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -65,7 +65,7 @@ class Driver:
     def attempt(self, files: AttemptFiles) -> tuple[Outcome, AttemptFiles | None]:
         """How it ended, and the attempt that follows at once, if one does."""
         lease = self._claim(files)
-        spec = _spec(files)
+        spec = spec_of_attempt(files)
         self._heed_late_stop(files)
         team: Team | None = None
         chosen = self._gather(files, spec, lease)
@@ -227,16 +227,6 @@ def _most(spec: RanksSpec) -> int:
 
 def _least(spec: RanksSpec) -> int:
     return spec.least_nodes or _most(spec)
-
-
-def _spec(files: AttemptFiles) -> RanksSpec:
-    path = files.root / RANKS_FILE
-    try:
-        return read_spec(path)
-    except FileNotFoundError:
-        raise RunFolderError(f"{files.root} is no attempt of a run: no {RANKS_FILE}") from None
-    except (ValueError, TypeError) as e:
-        raise RunFolderError(f"{path} cannot be read ({e}); start a new attempt") from e
 
 
 def _read_stop(files: AttemptFiles) -> Stop | None:

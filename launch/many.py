@@ -212,7 +212,13 @@ def _refuse_side_by_side(members: Sequence[Member]) -> None:
     """Raises: ConfigError for hosts that would get all runs at once."""
     for one in members:
         launch = one.config.launch
-        if isinstance(launch, SshLaunch | RayLaunch) and not launch.foreground and len(members) > 1:
+        if not isinstance(launch, SshLaunch | RayLaunch) or len(members) == 1:
+            continue
+        if isinstance(launch, RayLaunch) and launch.submit == "job":
+            what = f"{len(members)} jobs would begin on the same nodes at once"
+            fix = "launch.submit=driver launch.foreground=true"
+            raise ConfigError([Problem("launch.submit", what, fix)])
+        if not launch.foreground:
             what = (
                 f"{len(members)} runs would begin on the same machines at once; each waits for the "
                 "one before only if the command stays"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.base import Job, JobState, Submission, spec_of
+from launch.base import Job, Submission, spec_of
 from launch.machine import check_devices, free_port
 from launch.node.processes import send
 from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
-from launch.run.liveness import is_alive, is_elsewhere, read_mark
+from launch.run.liveness import is_alive, is_elsewhere, job_of_mark, read_mark
 from trainer.errors import ConfigError, Problem, Refused
 from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -50,7 +50,7 @@ class LocalBackend:
         return carry(RunFiles(run_folder), attempt).exit_code
 
     def jobs(self, attempts: Sequence[AttemptFiles]) -> list[Job]:
-        return [_job(files) for files in attempts]
+        return [job_of_mark(files.agent, who="agent") for files in attempts]
 
     def stop(self, files: AttemptFiles) -> None:
         mark = read_mark(files.agent)
@@ -61,14 +61,3 @@ class LocalBackend:
             raise Refused(f"{run} runs on {mark.host}; stop it there")
         if is_alive(mark):
             send(mark.pid, signal.SIGTERM)
-
-
-def _job(files: AttemptFiles) -> Job:
-    mark = read_mark(files.agent)
-    if mark is None:
-        return Job(JobState.ENDED)
-    if is_elsewhere(mark):
-        return Job(JobState.UNKNOWN, f"its agent is on {mark.host}")
-    if is_alive(mark):
-        return Job(JobState.RUNNING, f"process {mark.pid} on {mark.host}")
-    return Job(JobState.ENDED)

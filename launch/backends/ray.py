@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.base import Job, JobState, Submission, spec_of
-from launch.driving.detached import detach, driver_words, job_of, stay, stop_driver
+from launch.base import Job, JobState, Submission
+from launch.driving.detached import detach, driver_words, job_of, render_driven, stay, stop_driver
 from launch.ending import typed_name
-from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.node.ranks_spec import WORKER
 from launch.raying.jobs import JobsApi, job_command, open_environment
 from launch.raying.preflight import address_of, check
 from launch.run.ended import Ended, write_ended
@@ -33,10 +33,7 @@ class RayBackend:
     in_foreground: bool = False
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
-        return Submission(
-            argv=driver_words(run_folder, plan.attempt),
-            files={RANKS_FILE: spec_text(spec_of(plan, module=self.module))},
-        )
+        return render_driven(plan, run_folder=run_folder, module=self.module)
 
     def preflight(self, plan: RunPlan) -> None:
         for line in check(plan):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.base import Job, Submission, spec_of
-from launch.driving.detached import detach, driver_words, job_of, stay, stop_driver
-from launch.node.ranks_spec import RANKS_FILE, WORKER, spec_text
+from launch.base import Job, Submission
+from launch.driving.detached import detach, job_of, render_driven, stay, stop_driver
+from launch.node.ranks_spec import WORKER
 from launch.ssh.hosts import hosts_of
 from launch.ssh.preflight import check
 from trainer.config.sections.ssh import SshLaunch
@@ -26,10 +26,7 @@ class SshBackend:
     in_foreground: bool = False
 
     def render(self, plan: RunPlan, *, run_folder: str) -> Submission:
-        return Submission(
-            argv=driver_words(run_folder, plan.attempt),
-            files={RANKS_FILE: spec_text(spec_of(plan, module=self.module))},
-        )
+        return render_driven(plan, run_folder=run_folder, module=self.module)
 
     def preflight(self, plan: RunPlan) -> None:
         for line in check(plan):

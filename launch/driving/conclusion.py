@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from launch.driving.team import Agent, Team
-from launch.node.failure import failure_text, read_failure
+from launch.node.failure import failed, failure_text, read_failure
 from launch.node.ranks_spec import RanksSpec
 from launch.node.reactions import say
 from launch.outcome import Outcome, decide, observe
@@ -19,7 +18,7 @@ from launch.run.job_record import read_job, write_job
 from launch.run.next_attempt import bring_back, next_attempt, superseded
 from launch.run.run_folder import locked
 from trainer.errors import Exit
-from trainer.records.attempt import ErrorRecord, write_first, write_record
+from trainer.records.attempt import write_first, write_record
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 _TAIL_LINES = 6
@@ -85,17 +84,17 @@ def _blame(files: AttemptFiles, spec: RanksSpec, ending: Ending, lost: list[Agen
         echo = f"rank {known.rank} then said: {known.kind}: {known.message}" if known else ""
         message = f"was lost with {_names(lost)}{_last_words(first)}"
         rank = spec.ranks_of(first.rank).start
-        write_record(files.error, _record(rank, NODE_LOST, message, traceback=echo))
+        write_record(files.error, failed(rank, NODE_LOST, message, traceback=echo))
     elif ending.has_waited:
         least = spec.least_nodes or spec.most_nodes or spec.nodes
         message = f"waited {spec.restart.wait_s:.0f} s in vain for {least} nodes"
-        write_first(files.error, _record(0, LAUNCH_FAILED, message))
+        write_first(files.error, failed(0, LAUNCH_FAILED, message))
     else:
         for agent in _speechless(files, ending):
             rank = spec.ranks_of(agent.rank).start
             message = f"the agent on {agent.node.name} started no ranks{_last_words(agent)}"
             code = Exit(agent.code) if agent.code in (Exit.REFUSED, Exit.STOP) else Exit.FAILED
-            write_first(files.error, _record(rank, LAUNCH_FAILED, message, code=code))
+            write_first(files.error, failed(rank, LAUNCH_FAILED, message, code=code))
 
 
 def _speechless(files: AttemptFiles, ending: Ending) -> list[Agent]:
@@ -117,17 +116,3 @@ def _names(agents: list[Agent]) -> str:
 def _last_words(agent: Agent) -> str:
     lines = agent.tail.decode(errors="replace").strip().splitlines()[-_TAIL_LINES:]
     return (":\n" + "\n".join(f"    {line}" for line in lines)) if lines else ""
-
-
-def _record(
-    rank: int, kind: str, message: str, *, traceback: str = "", code: Exit = Exit.FAILED
-) -> ErrorRecord:
-    return ErrorRecord(
-        time=time.time(),
-        rank=rank,
-        host=socket.gethostname(),
-        kind=kind,
-        message=message,
-        exit_code=int(code),
-        traceback=traceback,
-    )

@@ -10,11 +10,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from launch.base import Submission, spec_of
 from launch.ending import say_ending, typed_name
 from launch.node.processes import send
-from launch.run.job_record import Job, JobState
-from launch.run.liveness import is_alive, is_elsewhere, read_mark
+from launch.node.ranks_spec import RANKS_FILE, spec_text
+from launch.run.job_record import Job
+from launch.run.liveness import is_alive, is_elsewhere, job_of_mark, read_mark
 from trainer.errors import Exit
+from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 DRIVER_LOG = "driver.log"  # under the run's folder
@@ -23,6 +26,14 @@ _BEGIN_S = 60.0  # for the driver to take the attempt
 
 def driver_words(run_folder: str, attempt: int) -> tuple[str, ...]:
     return ("python", "-m", "launch.driver", run_folder, "--attempt", str(attempt))
+
+
+def render_driven(plan: RunPlan, *, run_folder: str, module: str) -> Submission:
+    """Of every place whose nodes a driver on this machine carries a run on. Pure."""
+    return Submission(
+        argv=driver_words(run_folder, plan.attempt),
+        files={RANKS_FILE: spec_text(spec_of(plan, module=module))},
+    )
 
 
 def detach(
@@ -85,14 +96,7 @@ def _until_taken(process: subprocess.Popen[bytes], files: AttemptFiles) -> int |
 
 def job_of(files: AttemptFiles) -> Job:
     """How an attempt stands whose driver is a process somewhere."""
-    mark = read_mark(files.agent)
-    if mark is None:
-        return Job(JobState.ENDED)
-    if is_elsewhere(mark):
-        return Job(JobState.UNKNOWN, f"its driver is on {mark.host}")
-    if is_alive(mark):
-        return Job(JobState.RUNNING, f"process {mark.pid} on {mark.host}")
-    return Job(JobState.ENDED)
+    return job_of_mark(files.agent, who="driver")
 
 
 def stop_driver(files: AttemptFiles) -> None:

@@ -58,7 +58,7 @@ def _killed(
         kind, message = OUT_OF_MEMORY, f"ended by the kernel: memory ran out{_memory_of(files)}"
     elif number == signal.SIGKILL and out_of_memory is None:
         message += "; the kernel does that when memory runs out"
-    return _record(rank, kind=kind, message=message, exit_code=Exit.FAILED, traceback=echo)
+    return failed(rank, kind, message, traceback=echo)
 
 
 def _memory_of(files: AttemptFiles) -> str:
@@ -82,19 +82,20 @@ def _exited(files: AttemptFiles, rank: int, code: int) -> ErrorRecord:
         message += "; its log ends with\n" + "\n".join(f"    {line}" for line in tail)
     stops = code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS)
     exit_code = Exit(code) if stops else Exit.FAILED
-    return _record(rank, kind="Exited", message=message, exit_code=exit_code)
+    return failed(rank, "Exited", message, code=exit_code)
 
 
-def _record(
-    rank: int, *, kind: str, message: str, exit_code: Exit, traceback: str = ""
+def failed(
+    rank: int, kind: str, message: str, *, code: Exit = Exit.FAILED, traceback: str = ""
 ) -> ErrorRecord:
+    """What is told in a rank's place, by who saw it fail from here."""
     return ErrorRecord(
         time=time.time(),
         rank=rank,
         host=socket.gethostname(),
         kind=kind,
         message=message,
-        exit_code=int(exit_code),
+        exit_code=int(code),
         traceback=traceback,
     )
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from launch.run.budgets import RestartRules
 from launch.watch.limits import WatchRules
+from trainer.errors import RunFolderError
 from trainer.records.json_file import read_json
+from trainer.records.run_files import AttemptFiles
 
 RANKS_FILE = "submission/ranks.json"  # under the attempt's folder
 WORKER = "trainer.worker"
@@ -44,6 +46,17 @@ class RanksSpec:
 
 def spec_text(spec: RanksSpec) -> str:
     return json.dumps(asdict(spec), indent=2) + "\n"
+
+
+def spec_of_attempt(files: AttemptFiles) -> RanksSpec:
+    """Raises: RunFolderError if it is no attempt of a run, or one of another version."""
+    path = files.root / RANKS_FILE
+    try:
+        return read_spec(path)
+    except FileNotFoundError:
+        raise RunFolderError(f"{files.root} is no attempt of a run: no {RANKS_FILE}") from None
+    except (ValueError, TypeError) as e:
+        raise RunFolderError(f"{path} cannot be read ({e}); start a new attempt") from e
 
 
 def read_spec(path: Path) -> RanksSpec:

@@ -7,6 +7,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.run.job_record import Job, JobState
 from trainer.records.json_file import read_json, write_json
 
 
@@ -46,6 +47,18 @@ def is_elsewhere(mark: ProcessMark) -> bool:
 def is_alive(mark: ProcessMark) -> bool:
     """Whether that very process still runs on this machine; False for one of another host."""
     return mark.boot_id == _boot_id() and _start_ticks(mark.pid) == mark.start_ticks
+
+
+def job_of_mark(path: Path, *, who: str) -> Job:
+    """How an attempt stands that the process in this file carries. `who` that is, for people."""
+    mark = read_mark(path)
+    if mark is None:
+        return Job(JobState.ENDED)
+    if is_elsewhere(mark):
+        return Job(JobState.UNKNOWN, f"its {who} is on {mark.host}")
+    if is_alive(mark):
+        return Job(JobState.RUNNING, f"process {mark.pid} on {mark.host}")
+    return Job(JobState.ENDED)
 
 
 def _start_ticks(pid: int) -> int | None:

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec
+from launch.node.ranks_spec import RanksSpec, spec_of_attempt
 from launch.node.reactions import say
 from launch.outcome import Observed, Outcome, decide, observe
 from launch.run.attempts import close_attempt, concluded, read_lines_of
@@ -71,7 +71,7 @@ def begin(run: RunFiles, first: int, job: JobFacts) -> str:
             return f"leave {int(Exit.STOP)}"
         outcome = concluded(run, newest.number)
         if outcome is None:  # the job was ended before anybody could say it
-            outcome = _conclude(run, newest, _spec(newest))
+            outcome = _conclude(run, newest, spec_of_attempt(newest))
         if outcome.action != "again":
             say(f"attempt {newest.number}: {outcome.why}")
             return _leave(outcome)
@@ -83,7 +83,7 @@ def begin(run: RunFiles, first: int, job: JobFacts) -> str:
 def after(run: RunFiles, attempt: int, job: JobFacts) -> str:
     """What follows attempt `attempt`, whose ranks have ended."""
     files = run.attempt(attempt)
-    spec = _spec(files)
+    spec = spec_of_attempt(files)
     with locked(run):
         error = superseded(run, files)
         if error is not None:
@@ -168,10 +168,6 @@ def _leave(outcome: Outcome) -> str:
     code = outcome.exit_code
     as_asked = code == Exit.DONE or (code == Exit.SAVED and outcome.cause == "user")
     return f"leave {0 if as_asked else int(code)}"
-
-
-def _spec(files: AttemptFiles) -> RanksSpec:
-    return read_spec(files.root / RANKS_FILE)
 
 
 def _may_requeue(run: RunFiles) -> bool:
