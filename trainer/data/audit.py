@@ -200,16 +200,19 @@ def _of_copies(train: _Split, held_out: _Split, near: bool) -> Iterable[Finding]
     whole, inputs = held_out.copies.within(train.copies)
     exact = {*whole, *inputs}
     close = held_out.near.within(train.near) if near else []
+    close = [(one, other) for one, other in close if one not in exact]
     for kind, numbers, of in (
         ("duplicates", train.copies.repeated(), train),
         ("contradictions", train.copies.contradicting(), train),
         ("overlap", whole, held_out),
         ("same_input", inputs, held_out),
-        ("near_overlap", [n for n in close if n not in exact], held_out),
     ):
         if numbers:
             places = tuple(of.place(n) for n in numbers[:MOST_PLACES])
             yield finding(kind, len(numbers), of=of.examples, places=places)
+    if close:
+        pairs = [f"{held_out.place(a)} like {train.place(b)}" for a, b in close[:MOST_PLACES]]
+        yield finding("near_overlap", len(close), of=held_out.examples, places=tuple(pairs))
 
 
 def _facts(split: _Split, subject: Subject) -> dict[str, Any]:

@@ -17,9 +17,12 @@ import numpy.typing as npt
 from trainer.data.encodings.example import Array
 
 SHINGLE = 5  # tokens
-BANDS, ROWS = 8, 6  # half of the pairs of resemblance 0.71 agree in a band
+# Two bands of one pair agree: 1 of 140 at resemblance 0.5, 2 of 3 at 0.8, all but 1 of 40 at 0.9
+BANDS, ROWS, AGREEING = 8, 6, 2
+_MOST_ALIKE = 64  # candidates of one key that are looked at: a key of thousands says nothing
 _PRIME = np.uint64((1 << 61) - 1)
 _Hashes = npt.NDArray[np.uint64]
+_Numbers = npt.NDArray[np.int64]
 
 
 class Copies:
@@ -71,13 +74,18 @@ class NearCopies:
     def add(self, inputs: Array) -> None:
         self._keys.frombytes(self._bands(inputs.astype(np.uint64)).tobytes())
 
-    def within(self, other: NearCopies) -> list[int]:
-        """Numbers of these examples that agree with one of `other` in two bands at least."""
+    def within(self, other: NearCopies) -> list[tuple[int, int]]:
+        """(one of these examples, the first of `other`) that agree in AGREEING bands or more."""
         mine, theirs = self._table(), other._table()
-        agree = np.zeros(len(mine), dtype=np.int64)
-        for band in range(BANDS):
-            agree += np.isin(mine[:, band], theirs[:, band])
-        return np.flatnonzero(agree >= 2).tolist()
+        found = [_same(mine[:, band], theirs[:, band]) for band in range(BANDS)]
+        coded, bands = np.unique(
+            np.concatenate([m * len(theirs) + t for m, t in found]), return_counts=True
+        )
+        near = coded[bands >= AGREEING]
+        numbers, first = np.unique(near // max(1, len(theirs)), return_index=True)
+        return list(
+            zip(numbers.tolist(), (near % max(1, len(theirs)))[first].tolist(), strict=True)
+        )
 
     def _table(self) -> _Hashes:
         return _array(self._keys).reshape(-1, BANDS)
@@ -90,6 +98,18 @@ class NearCopies:
         for row in range(ROWS):
             keys = (keys ^ signature[:, row]) * np.uint64(0x9E3779B97F4A7C15)
         return keys
+
+
+def _same(mine: _Hashes, theirs: _Hashes) -> tuple[_Numbers, _Numbers]:
+    """Places of equal keys: (in mine, in theirs)."""
+    order = np.argsort(theirs, kind="stable")
+    keys = theirs[order]
+    begins = np.searchsorted(keys, mine, side="left")
+    counts = np.minimum(np.searchsorted(keys, mine, side="right") - begins, _MOST_ALIKE)
+    ends = np.cumsum(counts)
+    ramp = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+    numbers = np.repeat(np.arange(len(mine), dtype=np.int64), counts)
+    return numbers, order[np.repeat(begins, counts) + ramp].astype(np.int64)
 
 
 def _shingles(ids: _Hashes) -> _Hashes:
