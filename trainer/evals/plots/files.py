@@ -1,0 +1,65 @@
+"""Figures in a folder: NAME.html always, NAME.png where Pillow is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.evals.metrics.base import Sums
+from trainer.evals.metrics.calibration import Calibration
+from trainer.evals.metrics.confusion import Confusion
+from trainer.evals.plots.drawing import Drawing, page
+from trainer.evals.plots.figures import calibration_figure, confusion_figure
+from trainer.evals.plots.png import png
+
+
+def write_confusion(folder: Path, metric: Confusion, sums: Sums) -> list[Path]:
+    """confusion.html, with a table of precision, recall and F1 a class, and confusion.png."""
+    header = ("class", "precision", "recall", "F1", "examples", "predicted")
+    rows = [
+        (row.label, *(f"{s:.4f}" for s in (row.precision, row.recall, row.f1)),
+         f"{row.examples:,}", f"{row.predicted:,}")
+        for row in metric.table(sums)
+    ]  # fmt: skip
+    drawing = confusion_figure(metric.counts(sums), metric.labels)
+    return write_figure(folder, "confusion", drawing=drawing, header=header, rows=rows)
+
+
+def write_calibration(folder: Path, metric: Calibration, sums: Sums) -> list[Path]:
+    """calibration.html, with a table of bins, and calibration.png."""
+    header = ("confidence", "answers", "mean confidence", "right")
+    bins = metric.diagram(sums)
+    rows = [
+        (
+            f"{b.low:.3f} to {b.high:.3f}",
+            f"{b.answers:,}",
+            f"{b.confidence:.4f}",
+            f"{b.accuracy:.4f}",
+        )
+        for b in bins
+    ]
+    drawing = calibration_figure(bins)
+    return write_figure(folder, "calibration", drawing=drawing, header=header, rows=rows)
+
+
+def write_figure(
+    folder: Path,
+    name: str,
+    *,
+    drawing: Drawing,
+    header: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+) -> list[Path]:
+    """The files written; each appears whole or not at all. For one rank: not collective."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"html": page(drawing, header=header, rows=rows).encode(), "png": png(drawing)}
+    written = []
+    for ending, content in contents.items():
+        if content is not None:
+            path = folder / f"{name}.{ending}"
+            part = path.with_suffix(f".{ending}.part")
+            part.write_bytes(content)
+            os.replace(part, path)
+            written.append(path)
+    return written
