@@ -21,6 +21,7 @@ from trainer.planning import judged, make_plan
 from trainer.records.prepared import find_prepared, prepared_vocab_size
 from trainer.records.sizes import bytes_of, size_text
 
+_NOT_IN_TOTAL = ("host", "staging", "kept")
 _FIT_CHOICES = ("zero1", "zero2", "zero3", "zero3_offload_cpu")
 
 
@@ -197,7 +198,7 @@ def _memory_lines(plan: RunPlan) -> list[str]:
         "buffers": "communication",
         "activations": f"activation checkpointing {'on' if checkpointing else 'off'}",
     }
-    parts = [n for n in type(memory).model_fields if n not in ("host", "staging")]
+    parts = [n for n in type(memory).model_fields if n not in _NOT_IN_TOTAL]
     lines = ["memory of a rank (estimate)"]
     lines += [_memory_line(name, getattr(memory, name), notes.get(name, "")) for name in parts]
     lines.append(_memory_line("total", memory.total, ""))
@@ -206,6 +207,9 @@ def _memory_lines(plan: RunPlan) -> list[str]:
     if memory.staging:
         note = "for background saves, on the host, not in the total"
         lines.append(_memory_line("staging", memory.staging, note))
+    if memory.kept:
+        where = plan.config.checkpoint.peer.folder
+        lines.append(_memory_line("kept", memory.kept, f"states in {where}, not in the total"))
     return lines
 
 

@@ -103,7 +103,8 @@ def _memory(config: Config, shape: Shape, *, device: Literal["cpu", "cuda"]) -> 
 
 def _needed(memory: Memory, device: Literal["cpu", "cuda"]) -> int:
     """On a CPU the host is the device: what is offloaded to it frees nothing."""
-    return memory.total + (memory.host + memory.staging if device == "cpu" else 0)
+    beside = memory.host + memory.staging + memory.kept
+    return memory.total + (beside if device == "cpu" else 0)
 
 
 def _nothing_fits(config: Config, budget: int, *, least: list[int]) -> str:

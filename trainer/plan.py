@@ -47,6 +47,7 @@ class MemoryPlan(Section):
     logits: int
     host: int = 0  # what offload keeps in the host's memory or on its disk; not in `total`
     staging: int = 0  # the host's memory that background saves are copied to; not in `total`
+    kept: int = 0  # states in the node's shared memory, the neighbour's with them; not in `total`
 
     @property
     def total(self) -> int:

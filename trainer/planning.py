@@ -200,7 +200,15 @@ def layout_of(config: Config, world: int) -> Layout:
         prefetch_elements=zero.prefetch_elements if zero else 0,
         persistence_threshold_elements=zero.persistence_threshold_elements if zero else 0,
         background_saves=config.checkpoint.asynchronous,
+        kept_states=_kept_states(config),
     )
+
+
+def _kept_states(config: Config) -> int:
+    """Two generations of a node's own, and two of its neighbour's where there is one."""
+    if not config.checkpoint.peer.every:
+        return 0
+    return 4 if config.resources.nodes > 1 else 2
 
 
 def micro_batch_of(config: Config, *, device: Literal["cpu", "cuda"]) -> MicroBatch:

@@ -66,9 +66,20 @@ def test_the_numbers_of_the_default_run() -> None:
     assert made.checkpoint_bytes == 12 * 4_000_000
     assert made.threads_per_rank == 4
     assert made.memory_per_rank.staging == 2 * made.checkpoint_bytes // made.world_size
+    beside = ("host", "staging", "kept")
+    assert made.memory_per_rank.kept == 0
     assert made.memory_per_rank.total == sum(
-        v for k, v in made.memory_per_rank.model_dump().items() if k not in ("host", "staging")
+        v for k, v in made.memory_per_rank.model_dump().items() if k not in beside
     )
+
+
+def test_states_in_memory_are_counted_twice_and_the_neighbours_too() -> None:
+    one = plan(config("checkpoint.peer.every=auto"))
+    both = ("resources.nodes=2", "batch.micro_batch_size=4")
+    two = plan(config("checkpoint.peer.every=5", *both))
+    assert one.memory_per_rank.kept == 2 * one.checkpoint_bytes // one.world_size
+    assert two.memory_per_rank.kept == 4 * two.checkpoint_bytes // two.world_size
+    assert two.memory_per_rank.total == plan(config(*both)).memory_per_rank.total
 
 
 def test_threads_are_the_cores_divided_unless_given() -> None:

@@ -44,6 +44,7 @@ class Layout:
     prefetch_elements: int = 0
     persistence_threshold_elements: int = 0
     background_saves: bool = False
+    kept_states: int = 0  # of a rank's share, in its node's shared memory; the neighbour's included
     canonical: bool = False  # moments, masters and sums in shares, two buckets; stage is 1
 
 
@@ -67,7 +68,8 @@ class Memory:
     """Bytes on one rank's device; `host` is what offload moved to the host or its disk.
 
     `logits`: what the loss head holds at its worst moment, the gradient of its weight included.
-    `staging`: the host's memory that background saves are copied to.
+    `staging`: the host's memory that background saves are copied to. `kept`: states in shared
+    memory, a rank's part of what lies on its node.
     """
 
     parameters: int
@@ -78,6 +80,7 @@ class Memory:
     logits: int
     host: int
     staging: int
+    kept: int
 
     @property
     def total(self) -> int:
@@ -105,7 +108,8 @@ def memory_per_rank(shape: Shape, layout: Layout, *, batch: MicroBatch) -> Memor
         activations=activations(shape, layout.precision, batch=batch),
         logits=_head(shape, layout.precision, batch=batch),
         host=host,
-        staging=_staging(shape, layout),
+        staging=2 * _checkpoint_share(shape, layout) if layout.background_saves else 0,
+        kept=layout.kept_states * _checkpoint_share(shape, layout),
     )
 
 
@@ -114,10 +118,9 @@ def checkpoint_bytes(shape: Shape, layout: Layout) -> int:
     return 4 * num_parameters(shape) + 4 * moment_elements(shape, layout)
 
 
-def _staging(shape: Shape, layout: Layout) -> int:
-    """Two buffers for a rank's share of a checkpoint: one is written while the other is filled."""
-    share = -(-checkpoint_bytes(shape, layout) // layout.world_size)
-    return 2 * share if layout.background_saves else 0
+def _checkpoint_share(shape: Shape, layout: Layout) -> int:
+    """A rank's part of a checkpoint. Saves take two: one is written while the other is filled."""
+    return -(-checkpoint_bytes(shape, layout) // layout.world_size)
 
 
 def moment_elements(shape: Shape, layout: Layout) -> int:
