@@ -16,6 +16,7 @@ from typing import Any
 
 from launch.nodes_of import cores_for, device_of
 from launch.outcome import newest_checkpoint, quarantined
+from launch.run.kept_states import has_states
 from launch.run.liveness import ProcessMark
 from launch.run.run_folder import attempts, existing, refuse_if_running
 from launch.run.standing import free_to_start
@@ -210,9 +211,9 @@ def _is_worthless(run: RunFiles, config: Config) -> bool:
 
 
 def nothing_is_left(run: RunFiles, config: Config) -> bool:
-    """No checkpoint here and none elsewhere."""
+    """No checkpoint here, none elsewhere, and no state in this machine's memory."""
     elsewhere = config.checkpoint.remote.url or _stored(run).checkpoint.remote.url
-    return not newest_checkpoint(run) and not elsewhere
+    return not newest_checkpoint(run) and not elsewhere and not has_states(run)
 
 
 def _besides(run: RunFiles, config: Config) -> str:

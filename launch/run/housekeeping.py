@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.outcome import quarantined
-from launch.run.kept_states import left_in_memory
+from launch.run.kept_states import has_states, left_in_memory
 from launch.run.run_folder import attempts, list_runs, read_record
 from launch.run.standing import refuse_if_active, standings
 from launch.run.status import finished_step
@@ -87,15 +87,16 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
 
     `keep`: the newest complete checkpoints of a run that stay; None: as many as the run's own
     `checkpoint.keep_last` says. Those that its `checkpoint.keep_every` keeps for ever stay always.
-    A run has failed when nothing runs, no attempt finished and none saved, not
-    even what lies in quarantine.
+    A run has failed when nothing runs, no attempt finished and none saved, not even what lies in
+    quarantine or in this machine's memory.
     """
     found: list[Rubbish] = []
     for run, now in zip(runs, standings(runs), strict=True):
         if now.may_be_active:
             continue
         complete = _complete(run)
-        if failed and attempts(run) and not (complete or quarantined(run) or finished_step(run)):
+        saved = complete or quarantined(run) or finished_step(run) or has_states(run)
+        if failed and attempts(run) and not saved:
             found.append(_item(run, run.root, "failed, and has no checkpoint"))
             continue
         own_keep, forever = _retention(run)
@@ -147,7 +148,8 @@ def _left_over(run: RunFiles) -> Iterator[tuple[Path, str]]:
     for path in sorted(run.attempts.glob("*/torch_extensions")):
         yield path, "ops built for one attempt"
     for path in left_in_memory(run):
-        yield path, "states in memory; a resume goes on from the disk then"
+        on = "goes on from the disk" if _complete(run) else "begins anew: there is nothing else"
+        yield path, f"states in memory; a resume {on} then"
 
 
 def _complete(run: RunFiles) -> list[tuple[int, Path]]:

@@ -42,7 +42,17 @@ def give_back_if_over(files: AttemptFiles, outcome: Outcome, *, node: int) -> No
 
 def left_in_memory(run: RunFiles) -> list[Path]:
     """What lies in this machine's memory of a run that does not run."""
-    memory = next((m for files in reversed(attempts(run)) if (m := kept_by(files))), None)
+    memory = _newest_memory(run)
     if memory is None or not memory.root.is_dir() or is_held(memory.root):
         return []
     return [memory.root]
+
+
+def has_states(run: RunFiles) -> bool:
+    """Whether this machine's memory holds a rank's state of the run, from which it might go on."""
+    memory = _newest_memory(run)
+    return memory is not None and bool(memory.parts())
+
+
+def _newest_memory(run: RunFiles) -> MemoryFiles | None:
+    return next((m for files in reversed(attempts(run)) if (m := kept_by(files))), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,24 @@ def test_gc_knows_of_memory_that_nobody_holds(tmp_path: Path) -> None:
     assert one.size >= 8192
     remove(one, run)
     assert not memory.root.exists()
+
+
+def test_a_run_whose_only_state_lies_in_memory_is_not_called_failed(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    record = {"format": 1, "run_id": "r1", "name": "run", "created": 1.0, "frozen_hash": ""}
+    write_json(run.run_json, record | {"config": {}, "versions": {}})
+    shutil.rmtree(run.checkpoints)
+    run.checkpoints.mkdir()
+    memory = MemoryFiles(tmp_path / "shm", "r1")
+    memory.own(0, "0001.0").mkdir(parents=True)
+
+    def listed() -> dict[Path, str]:
+        return {one.path: one.why for one in rubbish([run], keep=None, failed=True)}
+
+    assert listed() == {run.root: "failed, and has no checkpoint"}  # room alone is no state
+    (memory.own(0, "0001.0") / "rank-00000.part").write_text("{}")
+    anew = "states in memory; a resume begins anew: there is nothing else then"
+    assert listed() == {memory.root: anew}
 
 
 def test_what_a_killed_agent_left_goes_with_the_next_run_but_not_too_soon(tmp_path: Path) -> None:
