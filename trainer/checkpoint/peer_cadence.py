@@ -82,8 +82,8 @@ class Cadence:
         cost_s, step_s = world.max([self._cost_s(), median(laps)])
         self._every = max(1, math.ceil(cost_s / (STALL_SHARE * step_s) - 1e-6))
         self.why = (
-            f"every {self._every} steps: a state takes {cost_s * 1e3:.2g} ms (its copy "
-            f"{self.stall_s * 1e3:.2g}) and a step {step_s * 1e3:.3g} ms, and states may take "
+            f"every {self._every} steps: a state takes {cost_s * 1e3:.3g} ms (its copy "
+            f"{self.stall_s * 1e3:.3g}) and a step {step_s * 1e3:.3g} ms, and states may take "
             f"{STALL_SHARE:.0%}"
         )
 
