@@ -38,7 +38,7 @@ def dpo_loss_sum(
 
     `label_smoothing`: the chance that a pair's label is wrong ("conservative" DPO).
     Source: Rafailov et al. 2023, eq. 7; smoothing: Mitchell 2023, "A note on DPO with noisy
-    preferences", eq. 3.
+    preferences".
     """
     margin_P = beta * ((chosen_P - reference_chosen_P) - (rejected_P - reference_rejected_P))
     return _sigmoid_loss_sum(margin_P, weights_P, label_smoothing)
@@ -55,8 +55,8 @@ def orpo_loss_sum(
 ) -> torch.Tensor:
     """The preferred answer's mean loss a token, plus `lam` x the log odds ratio loss; no reference.
 
-    Odds are of the mean log-probability a token (the paper's eq. 1 divides by the length).
-    Source: Hong et al. 2024 (ORPO), eq. 3 to 7.
+    Odds are of the mean log-probability a token.
+    Source: Hong et al. 2024 (ORPO), sec. 4.1 and 4.2.
     """
     chosen_mean_P = chosen_P / chosen_lengths_P.clamp(min=1)
     rejected_mean_P = rejected_P / rejected_lengths_P.clamp(min=1)

@@ -14,7 +14,7 @@ from trainer.objectives.draws import Draws
 def prefix_length(length: int, *, seed: int, step: int, row: int, document: int = 0) -> int:
     """How much of a document of `length` tokens is only read: uniform in 1..length-1.
 
-    Source: Liu et al. 2018; Raffel et al. 2020 (T5), sec. 3.1.1 and 3.2.1.
+    Source: Liu et al. 2018; Raffel et al. 2020 (T5), sec. 3.2.1.
     """
     draws = Draws("prefix", seed, step, row, document)
     return 1 + int(draws.below(max(length - 1, 1), 1)[0])

@@ -87,7 +87,7 @@ def matthews(matrix: NDArray[np.int64]) -> float:
     """The correlation of truth and answers over C classes; 0 where either never varies.
 
     Source: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation
-    coefficient", eq. 8; for two classes Matthews 1975.
+    coefficient"; for two classes Matthews 1975.
     """
     counts = matrix.astype(object)  # integers without an end: products of counts are exact
     total, right = counts.sum(), counts.trace()

@@ -1,7 +1,7 @@
 """Extractive answers by the rules that were published with SQuAD.
 
 Source: Rajpurkar et al. 2016, sec. 6.1 (the best of all given answers; articles and punctuation do
-not count); Rajpurkar, Jia and Liang 2018, sec. 4 (questions without an answer: all or nothing). The
+not count); Rajpurkar, Jia and Liang 2018 (questions without an answer: all or nothing). The
 order of steps is that of the evaluation scripts 1.1 and 2.0 on rajpurkar.github.io/SQuAD-explorer.
 """
 
