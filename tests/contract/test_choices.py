@@ -30,6 +30,10 @@ NEEDS = {
         )
     },
     "task=classify": ON_AN_ENCODER,
+    "task=tag": ON_AN_ENCODER,
+    "task=extract_qa": ON_AN_ENCODER,
+    "task=chat": EXAMPLES,
+    "task=seq2seq": EXAMPLES,
     "data=examples": ["task=classify", *ON_AN_ENCODER],
     "model=hf_folder": ["data/tokenizer=pretrained", "data.tokenizer.path=tokenizer"],
     "engine=plain": ["resources.ranks_per_node=1"],

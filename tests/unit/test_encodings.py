@@ -198,7 +198,11 @@ def test_an_answer_is_the_same_text_again_in_every_window_that_holds_it(
     assert {text_at(e) for e in holding} == {answer}
     shown = {i for e in every for b, n in _ranges(e) for i in range(b, n)}
     assert shown >= {i for i, c in enumerate(CONTEXT) if c != " "}  # no part of it is left out
-    assert every[0].text == {"id": "q1", "context": CONTEXT, "answers": [answer]}
+    said = {"id": "q1", "context": CONTEXT, "answers": [answer]}
+    where = {"record": "data.jsonl row 7", "windows": len(every)}
+    assert [e.text for e in every] == [
+        said | where | {"window": number} for number in range(len(every))
+    ]
 
 
 def _ranges(example: Example) -> list[tuple[int, int]]:

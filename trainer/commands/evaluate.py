@@ -27,8 +27,9 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(given: argparse.Namespace) -> Exit:
     from trainer.commands.rows import held_out_rows
     from trainer.dist.device import choose_device
-    from trainer.dist.world import Place
+    from trainer.dist.world import Alone, Place
     from trainer.engine.model_setup import weight_dtype
+    from trainer.evals.totals import total_scores
     from trainer.export.trained import load_model, open_trained
     from trainer.tasks.base import values_of
     from trainer.tasks.table import task_of
@@ -42,10 +43,7 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     dtype = weight_dtype(trained.plan.config.precision.kind)
     model = load_model(trained, dtype=dtype, device=device)
     task = task_of(trained.plan)
-    totals: dict[str, float] = {}
-    for batch in batches:
-        for name, value in task.score(model, batch.to(device)).items():
-            totals[name] = totals.get(name, 0.0) + value
+    totals = total_scores(Alone(device), task, model, batches, device=device)
     values = values_of(task, totals)
     result = {"step": trained.step, "terms": int(totals["terms"]), **values}
     if given.json:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from trainer.config.names import nearest
 from trainer.config.schema import Config
 from trainer.config.sections.example_data import ExamplesSection
-from trainer.config.sections.tasks import ClassifyTask
+from trainer.config.sections.tasks import ClassifyTask, Seq2SeqTask
 from trainer.errors import Problem
 
 
@@ -25,6 +25,9 @@ def task_problems(config: Config) -> Iterator[Problem]:
     yield from _held_out_problems(data)
     if isinstance(task, ClassifyTask):
         yield from _label_problems(task, data)
+    if isinstance(task, Seq2SeqTask) and task.prompt.count("{source}") != 1:
+        what = "it has to hold {source} once, where the text that is read goes"
+        yield Problem("task.prompt", what, "task.prompt='{source}'")
 
 
 def _held_out_problems(data: ExamplesSection) -> Iterator[Problem]:

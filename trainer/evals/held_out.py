@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import torch
-
 from trainer.batch import Batch
 from trainer.dist.world import World
 from trainer.engine.base import Engine
+from trainer.evals.totals import total_scores
 from trainer.reports import EvalReport
 from trainer.tasks.base import Task, values_of
 
@@ -45,22 +44,13 @@ class HeldOut:
         was_training = model.training
         model.eval()
         try:
-            sums = self._local_sums(engine)
+            totals = total_scores(
+                world, self._task, engine.model, self._batches, device=engine.device
+            )
         finally:
             model.train(was_training)
-        names = sorted(sums)
-        totals = dict(zip(names, world.sum([sums[name] for name in names]), strict=True))
         return EvalReport(
             step=step,
             values=values_of(self._task, totals) | self._reference,
             seconds=time.perf_counter() - started,
         )
-
-    @torch.no_grad()
-    def _local_sums(self, engine: Engine) -> dict[str, float]:
-        """Floats are added, batch by batch: no logits outlive their batch."""
-        sums: dict[str, float] = {}
-        for batch in self._batches:
-            for name, value in self._task.score(engine.model, batch.to(engine.device)).items():
-                sums[name] = sums.get(name, 0.0) + value
-        return sums

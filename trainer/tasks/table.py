@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from trainer.config.sections.tasks import ClassifyTask, CustomTask
+from trainer.config.sections.tasks import (
+    ChatTask,
+    ClassifyTask,
+    CustomTask,
+    ExtractQaTask,
+    Seq2SeqTask,
+    TagTask,
+)
 from trainer.models.heads import HeadSpec, ProblemType
 from trainer.plan import RunPlan
+from trainer.tasks.answers import Answers
 from trainer.tasks.base import Task
 from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.classify import Classify
 from trainer.tasks.custom import load_task
+from trainer.tasks.extract_qa import ExtractQa
+from trainer.tasks.tag import Tag
 
 _PROBLEMS: dict[str, ProblemType] = {
     "single": "single_label_classification",
@@ -24,6 +34,16 @@ def task_of(plan: RunPlan) -> Task:
         return load_task(section, trust=plan.config.run.trust)
     if isinstance(section, ClassifyTask):
         return Classify(section.answers, labels_of(plan))
+    if isinstance(section, TagTask):
+        return Tag(labels_of(plan), section.learnt)
+    if isinstance(section, ExtractQaTask):
+        return ExtractQa(
+            answer_tokens=section.answer_tokens,
+            no_answer=section.no_answer,
+            threshold=section.no_answer_threshold,
+        )
+    if isinstance(section, ChatTask | Seq2SeqTask):
+        return Answers()
     return CausalLm()
 
 
@@ -34,6 +54,10 @@ def head_of(plan: RunPlan) -> HeadSpec | None:
         # a regression's one output has a name in Hugging Face's config as well
         labels = labels_of(plan) or ("value",)
         return HeadSpec("sequence", labels, _PROBLEMS[section.answers])
+    if isinstance(section, TagTask):
+        return HeadSpec("tokens", labels_of(plan))
+    if isinstance(section, ExtractQaTask):
+        return HeadSpec("spans")
     return None
 
 

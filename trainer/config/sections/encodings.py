@@ -17,6 +17,14 @@ class TagSettings(Section):
     tags: Literal["bio", "iob1", "bioes", "plain"]
     scheme: Literal["same", "bio", "bioes"]  # what the model learns
 
+    @property
+    def learnt(self) -> Literal["plain", "bio", "bioes"]:
+        if self.tags == "plain":
+            return "plain"
+        if self.scheme != "same":
+            return self.scheme
+        return "bioes" if self.tags == "bioes" else "bio"
+
 
 class RelationSettings(Section):
     """Which relation holds between two marked places of a text, direction included."""

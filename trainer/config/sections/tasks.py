@@ -11,6 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.config.sections.base import Section, Target
+from trainer.config.sections.encodings import (
+    ChatSettings,
+    QaSettings,
+    Seq2SeqSettings,
+    TagSettings,
+)
 
 DataKind = Literal["text", "examples"]
 
@@ -43,5 +49,46 @@ class ClassifyTask(_Task):
     answers: Literal["single", "multi", "regression"]
 
 
-# masked_lm, tag, relations, extract_qa, seq2seq, chat and preference stand here, each with a class.
-Task = Annotated[CausalLmTask | CustomTask | ClassifyTask, Field(discriminator="kind")]
+class TagTask(_Task, TagSettings):
+    """Each word of a text gets a tag; loss and scores look at its first sub-word."""
+
+    data: ClassVar[DataKind] = "examples"
+    head: ClassVar[str] = "tokens"
+
+    kind: Literal["tag"]
+
+
+class ExtractQaTask(_Task, QaSettings):
+    """The answer to a question is a stretch of its context."""
+
+    data: ClassVar[DataKind] = "examples"
+    head: ClassVar[str] = "spans"
+
+    kind: Literal["extract_qa"]
+    answer_tokens: Annotated[int, Field(ge=1, le=10_000)]  # longest answer that scores look for
+    no_answer: bool  # some questions have none; scores are those of SQuAD 2.0, else of 1.1
+    # none is said where its score is more than this above that of the best answer
+    no_answer_threshold: float
+
+
+class ChatTask(_Task, ChatSettings):
+    """A decoder learns what the assistant says in conversations."""
+
+    data: ClassVar[DataKind] = "examples"
+
+    kind: Literal["chat"]
+
+
+class Seq2SeqTask(_Task, Seq2SeqSettings):
+    """A decoder learns to continue a prompt, which holds the source, with the target."""
+
+    data: ClassVar[DataKind] = "examples"
+
+    kind: Literal["seq2seq"]
+
+
+# masked_lm, relations and preference stand here, each with a class.
+Task = Annotated[
+    CausalLmTask | CustomTask | ClassifyTask | TagTask | ExtractQaTask | ChatTask | Seq2SeqTask,
+    Field(discriminator="kind"),
+]

@@ -60,6 +60,8 @@ class QaEncoding:
         lost = bool(answers) and all(span == NOWHERE for span in spans)
         text = {
             "id": str(fields.get("id") or record.place),
+            "record": record.place,
+            "windows": len(windows),
             "context": fields["context"],
             "answers": [answer["text"] for answer in answers],
         }
@@ -75,7 +77,8 @@ class QaEncoding:
                 "ends": integers(ends),
                 "spans": integers(span),
             }
-            made.append(Example(arrays, record.file, record.row, text, notes=notes))
+            said = {**text, "window": number}
+            made.append(Example(arrays, record.file, record.row, said, notes=notes))
         return made
 
     def _windows(self, record: Record) -> list[Encoded]:

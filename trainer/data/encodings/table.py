@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.config.schema import Config
-from trainer.config.sections.tasks import ClassifyTask
+from trainer.config.sections.example_data import ExamplesSection
+from trainer.config.sections.tasks import (
+    ChatTask,
+    ClassifyTask,
+    ExtractQaTask,
+    Seq2SeqTask,
+    TagTask,
+)
 from trainer.data.encodings.base import Encoding
+from trainer.data.encodings.chat import ChatEncoding
 from trainer.data.encodings.classify import ClassifyEncoding
+from trainer.data.encodings.extract_qa import QaEncoding
+from trainer.data.encodings.seq2seq import PromptedEncoding
+from trainer.data.encodings.tag import TagEncoding
 from trainer.data.task_tokenizer import TaskTokenizer
+from trainer.data.template import ChatTemplate
 
 
 def encoding_of(config: Config, tokenizer: TaskTokenizer, *, labels: Sequence[str]) -> Encoding:
-    """`labels`: the whole set; none yet where it is still to be found in the data."""
+    """`labels`: the whole set; none yet where it is still to be found in the data.
+
+    Raises: DataError for a tokenizer, or a chat template, that will not do.
+    """
     task, row = config.task, config.data.sequence_length
     if isinstance(task, ClassifyTask):
         return ClassifyEncoding(task, tokenizer, labels=labels, row_tokens=row)
+    if isinstance(task, TagTask):
+        return TagEncoding(task, tokenizer, labels=labels, row_tokens=row)
+    if isinstance(task, ExtractQaTask):
+        return QaEncoding(task, tokenizer, row_tokens=row)
+    if isinstance(task, Seq2SeqTask):
+        return PromptedEncoding(task, tokenizer, row_tokens=row)
+    if isinstance(task, ChatTask):
+        assert isinstance(config.data, ExamplesSection)
+        folder = Path(config.data.tokenizer.path).expanduser()
+        template = ChatTemplate.open(folder, name=task.template, date=task.date)
+        return ChatEncoding(task, tokenizer, template=template, row_tokens=row)
     raise AssertionError(f"{task.kind} is not trained on examples")  # refused by the rules

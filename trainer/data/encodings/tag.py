@@ -80,10 +80,8 @@ class TagEncoding:
 
     def _tags(self, record: Record) -> list[str]:
         tags = [label_name(tag) for tag in record.fields["tags"]]
-        given, scheme = self._settings.tags, self._settings.scheme
-        if given == "plain":
+        given, learnt = self._settings.tags, self._settings.learnt
+        if learnt == "plain":
             return tags
         spans = spans_of(tags, given, where=record.place)
-        if scheme == "same":
-            scheme = "bioes" if given == "bioes" else "bio"
-        return tags_of(spans, len(tags), scheme)
+        return tags_of(spans, len(tags), learnt)

@@ -1,0 +1,37 @@
+"""Answers of a decoder: what it is to say after a prompt or within a conversation, and no more.
+
+Terms are the tokens of answers; prompts, other turns and padding have no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from trainer.batch import ExampleBatch
+from trainer.objectives.next_token import correct_count, next_token_loss_sum
+from trainer.tasks.base import means
+
+
+class Answers:
+    """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper."""
+
+    def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
+        fields = batch.fields
+        log_probs_RT = model(fields["inputs_RT"], fields["positions_RT"], fields["labels_RT"])
+        return next_token_loss_sum(log_probs_RT, fields["labels_RT"])
+
+    @torch.no_grad()
+    def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:
+        fields = batch.fields
+        log_probs_RT, correct_RT = model(
+            fields["inputs_RT"], fields["positions_RT"], fields["labels_RT"], want="scores"
+        )
+        loss = next_token_loss_sum(log_probs_RT, fields["labels_RT"])
+        correct = correct_count(correct_RT, fields["labels_RT"])
+        loss_value, correct_value = torch.stack([loss.double(), correct.double()]).tolist()
+        return {"terms": float(batch.terms), "loss": loss_value, "correct": correct_value}
+
+    def values(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return means(sums)
