@@ -14,12 +14,12 @@ from typing import Any
 from launch.backends.slurm import SlurmBackend
 from launch.backends.table import backend_of
 from launch.base import Backend
+from launch.run.copies import adopt
 from launch.settings.several import Member
 from launch.slurm.array import groups
-from launch.stand import Standing, finished_at, plan_of, stand
+from launch.stand import Standing, finished_at, frozen_hash, plan_of, stand
 from launch.start import (
     Made,
-    asked,
     look_at_the_place,
     make_attempt,
     next_plan,
@@ -56,7 +56,7 @@ def start_many(members: Sequence[Member], *, name: str, backend: Backend | None 
     """
     _refuse_side_by_side(members)
     backends = _backends(members, backend)
-    ready = _ready(members, asked)
+    ready = _ready(members, _asked)
     _preflight(ready, backends, name=name)
     if all(_only_asks(one.member.config) for one in ready):
         return Exit.DONE
@@ -143,6 +143,14 @@ def _ready(
             wrong.setdefault(str(e), []).append(member.name)
     _refuse(wrong, total=len(members))
     return found
+
+
+def _asked(config: Config) -> Standing | None:
+    adopt(config, frozen_hash=frozen_hash(config))
+    standing = stand(config)
+    if done := finished_at(standing):
+        print(f"{config.run.name} is finished at step {done}")
+    return None if done else standing
 
 
 def _first_plan(standing: Standing) -> RunPlan:

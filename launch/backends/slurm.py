@@ -18,7 +18,7 @@ from launch.run.lease import read_beat
 from launch.run.liveness import own_mark, read_mark
 from launch.slurm.array import link
 from launch.slurm.array import render as render_array
-from launch.slurm.client import ask, plain_environment
+from launch.slurm.client import Answer, ask, plain_environment
 from launch.slurm.preflight import check, refuse_without_slurm
 from launch.slurm.queue import look_up, newest
 from launch.slurm.script import OUTPUT, render, section_of
@@ -131,7 +131,7 @@ class SlurmBackend:
         if record is None:
             return
         for each in reversed(record.jobs):  # the last of a chain first: none begins meanwhile
-            answer = ask(["scancel", "--state=PENDING", each])
+            answer = _withdraw_pending(each)
             if answer.code is None:
                 raise Refused(f"{files.root.parent.parent.name} cannot be stopped: {answer.why}")
         (job,) = self.jobs([files])
@@ -176,6 +176,15 @@ def forget_own_mark(files: AttemptFiles) -> None:
     """Of this process: the job names its own, and may have done so by now."""
     if read_mark(files.agent) == own_mark():
         files.agent.unlink(missing_ok=True)
+
+
+def _withdraw_pending(job: str) -> Answer:
+    """One task of an array by its number alone: asked for those that wait, scancel takes all of the
+    array that do, for they are one record to it."""
+    if "_" not in job:
+        return ask(["scancel", "--state=PENDING", job])
+    state = ask(["squeue", "--noheader", "--array", f"--jobs={job}", "--format=%T"])
+    return ask(["scancel", job]) if state.out.strip() == "PENDING" else state
 
 
 def _chain(files: AttemptFiles) -> int:

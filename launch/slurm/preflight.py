@@ -85,6 +85,9 @@ def _refusal(why: str) -> str:
     said = why.replace("sbatch: error: ", "").replace("allocation failure: ", "")
     text = f"Slurm would not take this job: {said}"
     lower = said.lower()
+    if "array" in lower:
+        hint = "fewer runs at once; scontrol show config | grep MaxArraySize shows how many"
+        return f"{text}\n     try: {hint}"
     for word, setting, hint in _SETTINGS:
         if word in lower:
             return f"{text}\n     try: {setting}=...; {hint}"

@@ -107,7 +107,7 @@ class Machine:
         self,
         argv: Sequence[str | Path],
         *,
-        timeout: float = 60.0,
+        timeout: float = 180.0,
         check: bool = True,
         **options: Any,
     ) -> str:

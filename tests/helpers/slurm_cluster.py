@@ -98,7 +98,7 @@ class Cluster:
         conf = str(self.folder / "slurm.conf")
         return environment({"SLURM_CONF": conf, "PATH": path} | (more or {}))
 
-    def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 60.0) -> str:
+    def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 180.0) -> str:
         """Of a user on the login machine; what it printed."""
         return self.login.run(argv, env=self.env(), check=check, timeout=timeout)
 
