@@ -63,14 +63,14 @@ class _OpenRows:
     def closed(self, *, least: float) -> Iterator[list[int]]:
         """Rows filled to `least` of their length, and the fullest beyond those that may stay."""
         most_room = int((1 - least) * self._row_tokens)
-        num_open = sum(len(rows) for room, rows in self._by_room.items() if room > most_room)
+        beyond = sum(len(rows) for room, rows in self._by_room.items() if room > most_room)
         for room in sorted(self._by_room):
-            if room > most_room and num_open <= _MOST_OPEN:
-                break
-            rows = self._by_room.pop(room)
-            self._has &= ~(1 << room)
-            num_open -= len(rows) if room > most_room else 0
-            yield from rows
+            count = len(self._by_room[room])
+            if room > most_room:
+                count = min(count, beyond - _MOST_OPEN)
+                beyond -= count
+            for _ in range(count):
+                yield self._taken(room)
 
     def _taken(self, room: int) -> list[int]:
         rows = self._by_room[room]

@@ -1,0 +1,139 @@
+"""Every task on examples, small enough to be trained in a test: one entry of CASES each."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.configs import config
+from tests.helpers.tokenizer_folders import bert_folder
+from trainer.data.prepare import prepare
+from trainer.plan import RunPlan
+from trainer.planning import make_plan
+from trainer.records.prepared import prepared_vocab_size
+
+Rows = Callable[[random.Random, int], dict[str, Any]]
+WORDS = "the engine found a fault in its own house and Peter Blackburn works for Acme in Berlin"
+_WORDS = WORDS.split()
+
+# SGD, so that a loss of the wrong scale shows; no dropout, so that cutting a step up differently
+# is all that differs; 5 rows, which no world and no accumulation divides.
+TINY = (
+    "model=encoder_debug",
+    "model.hidden_size=32",
+    "model.intermediate_size=48",
+    "model.num_hidden_layers=2",
+    "model.num_attention_heads=4",
+    "model.max_position_embeddings=64",
+    "data=examples",
+    "data.sequence_length=48",
+    "data.held_out_fraction=0.2",
+    "batch.global_batch_size=5",
+    "batch.micro_batch_size=5",
+    "optimizer=sgd",
+    "optimizer.learning_rate=0.1",
+    "optimizer.max_grad_norm=0",
+    "schedule=constant",
+    "schedule.warmup_steps=0",
+    "precision=fp32",
+    "engine=zero2",
+    "steps.total=4",
+    "steps.save_every=0",
+    "steps.eval_every=0",
+    "evals.held_out_rows=7",
+    "resources.device=cpu",
+    "resources.collective_timeout_s=60",
+    "watch.enabled=false",
+    "observers.peak_tflops=0.1",
+    "restart.standby=false",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`row`: (random, number) -> one example as a line of JSON has it."""
+
+    overrides: tuple[str, ...]
+    row: Rows
+
+
+def words(draw: random.Random, most: int) -> str:
+    return " ".join(draw.choice(_WORDS) for _ in range(draw.randint(1, most)))
+
+
+def _single(draw: random.Random, number: int) -> dict[str, Any]:
+    return {"text": f"{words(draw, 9)} {number}", "label": draw.choice(["good", "bad", "odd"])}
+
+
+def _pair(draw: random.Random, number: int) -> dict[str, Any]:
+    return _single(draw, number) | {"text_pair": words(draw, 6)}
+
+
+def _multi(draw: random.Random, number: int) -> dict[str, Any]:
+    labels = [name for name in ("red", "green", "blue") if draw.random() < 0.5]
+    return {"text": f"{words(draw, 9)} {number}", "labels": labels}
+
+
+def _number(draw: random.Random, number: int) -> dict[str, Any]:
+    return {"text": f"{words(draw, 9)} {number}", "label": round(draw.uniform(-2, 2), 3)}
+
+
+CASES: dict[str, Case] = {
+    "classify": Case(("task=classify",), _single),
+    "classify_pair": Case(("task=classify",), _pair),
+    "classify_multi": Case(("task=classify", "task.answers=multi"), _multi),
+    "regression": Case(("task=classify", "task.answers=regression"), _number),
+}
+
+
+def written(folder: Path, row: Rows, *, count: int = 40, seed: int = 4) -> Path:
+    """`count` examples, the same every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    path = folder / "examples.jsonl"
+    lines = [json.dumps(row(draw, number)) for number in range(count)]
+    text = "\n".join(lines) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")  # a new time of change would mean a new store
+    return path
+
+
+def case_plan(
+    folder: Path, name: str, overrides: Sequence[str] = (), *, count: int = 40
+) -> RunPlan:
+    """The plan of a run on one rank, its store prepared under `folder`."""
+    case = CASES[name]
+    path = written(folder / name, case.row, count=count)
+    tokenizer = folder / "tokenizer"
+    if not tokenizer.exists():  # training one again may give another
+        bert_folder(tokenizer)
+    wanted = config(
+        *TINY,
+        *case.overrides,
+        f"data.sources.examples.paths=[{path}]",
+        f"data.tokenizer.path={tokenizer}",
+        f"data.store_root={folder / 'stores'}",
+        f"run.root={folder / 'runs'}",
+        f"run.name={name}",
+        "resources.ranks_per_node=1",
+        *overrides,
+    )
+    stores = prepare(wanted, log=_quiet)
+    data = wanted.data.model_dump(mode="json")
+    return make_plan(
+        wanted,
+        attempt=1,
+        run_id=f"{name}-id",
+        stores=stores,
+        device="cpu",
+        cores=1,
+        vocab_size_of_tokenizer=prepared_vocab_size(Path(stores[0].path), data=data),
+    )
+
+
+def _quiet(line: str) -> None:
+    """Progress of the preparation is not of interest."""
