@@ -116,6 +116,15 @@ def test_a_span_is_replaced_as_one_and_is_as_long_as_in_the_paper() -> None:
     assert max(len(run) for run in runs) > 6
 
 
+def test_a_span_ends_where_a_special_token_stands() -> None:
+    """Every second token is special: two hidden neighbours are chance, 1 in 50."""
+    ids, may = np.full(10_000, 7), np.arange(10_000) % 2 == 0
+    masking = Masking(mask_id=MASK, ordinary_ids=np.array([8]), rate=0.02, unit="span")
+    hidden = masked_row(ids, may, masking=masking, seed=0, step=0, row=0)[1][may] != IGNORED
+    assert hidden.sum() == 100
+    assert (hidden[1:] & hidden[:-1]).sum() < 15
+
+
 def test_a_row_without_ordinary_tokens_is_left_alone() -> None:
     ids, may = np.array([2, 2, 2]), np.zeros(3, bool)
     for unit in ("token", "word", "span"):
