@@ -29,9 +29,10 @@ from trainer.job import Every, Job, SaveTimes, StopFlag, TrainState, restored
 from trainer.meter import Meter
 from trainer.models import starting
 from trainer.models.attention import check_packing
-from trainer.models.build import AnyModel, build_model
+from trainer.models.build import build_model
 from trainer.models.language_model import compile_model
 from trainer.models.starting import StartingValues
+from trainer.models.wrappers import AnyModel
 from trainer.observers.base import Observer
 from trainer.observers.table import observers_of
 from trainer.optim.optimizers import make_optimizer
@@ -143,9 +144,7 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
 def starting_values(plan: RunPlan, engine: Engine) -> StartingValues:
     """What parameters are before step 1."""
     model: Any = getattr(engine.model, "module", engine.model)  # without DeepSpeed's wrapper
-    return starting.starting_values(
-        plan.config.model, model, layout=engine.layout(), seed=plan.config.run.seed
-    )
+    return starting.starting_values(plan.config.model, model, seed=plan.config.run.seed)
 
 
 def open_checkpoints(plan: RunPlan, run: RunFiles) -> CheckpointStore:
@@ -241,6 +240,7 @@ def _make_model(plan: RunPlan, device: torch.device) -> AnyModel:
     model = build_model(
         section, vocab_size=plan.vocab_size, dtype=dtype, device=device, head=head_of(plan)
     )
+    starting.keep_frozen_values(model, section, seed=plan.config.run.seed)
     if section.compile:
         compile_model(model.layers, rows_differ=plan.config.task.data == "examples")
     return model

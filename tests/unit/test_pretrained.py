@@ -22,9 +22,10 @@ from tests.helpers.encoders import (
 from tests.helpers.models import filled, folder_model, tiny_shape, wide_model
 from tests.helpers.models import hugging_face as causal
 from trainer.errors import ModelError
-from trainer.models.build import AnyModel, build_model
+from trainer.models.build import build_model
 from trainer.models.heads import HeadSpec
 from trainer.models.starting import StartingValues, starting_values
+from trainer.models.wrappers import AnyModel
 from trainer.records.fragment import MASTER, Fragment
 
 TOKENS = HeadSpec("tokens", ("O", "B"))
@@ -43,8 +44,7 @@ def rewrite(path: Path, change: Any) -> None:
 def started(path: Path, head: HeadSpec | None, *, vocab: int = VOCAB) -> tuple[Any, StartingValues]:
     section = folder_model(path, vocab_size=0 if vocab == VOCAB else vocab)
     model: AnyModel = build_model(section, vocab_size=vocab, dtype=torch.float32, head=head)  # type: ignore[arg-type,assignment]
-    layout = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
-    source = starting_values(section, model, layout=layout, seed=5)
+    source = starting_values(section, model, seed=5)
     return filled(model, source).eval(), source
 
 
@@ -158,8 +158,7 @@ def test_a_real_encoder_gives_what_hugging_face_gives() -> None:
     folder = Path(str(spec and spec.origin)).parent / "model"
     section = folder_model(folder)
     model = build_model(section, vocab_size=30522, dtype=torch.float32, head=THREE)
-    layout = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
-    source = starting_values(section, model, layout=layout, seed=5)
+    source = starting_values(section, model, seed=5)
     assert source.new == ("classifier.weight", "classifier.bias")
     model = filled(model, source).eval()
     theirs: Any = transformers.AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()

@@ -18,6 +18,7 @@ from torch import nn
 from trainer.errors import ModelError
 
 Precision = Literal["fp32", "bf16", "autocast", "fp16"]
+FillFrozen = Callable[[str, nn.Parameter], None]
 MakeModel = Callable[[], nn.Module]
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
@@ -36,14 +37,17 @@ def settle(
 ) -> None:
     """Make every parameter real, one after another, and show it to `each` before the next.
 
-    Parameters on meta become zeros; tied ones stay one parameter.
-    Raises: ModelError for a frozen parameter or a buffer on meta: nobody would ever fill it.
+    Parameters on meta become zeros, but frozen ones, which no `load` fills: a model that has them
+    has a function `fill_frozen(name, parameter)` too. Tied ones stay one parameter.
+    Raises: ModelError for a frozen parameter without, or a buffer on meta: nobody would fill it.
     """
+    fill_frozen = getattr(model, "fill_frozen", None)
     done: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # holds the old ones: ids stay theirs
     for prefix, module in model.named_modules():
         for name, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if id(old) not in done:
-                new = _real(old, f"{prefix}.{name}".lstrip("."), dtype=dtype, device=device)
+                full = f"{prefix}.{name}".lstrip(".")
+                new = _real(old, full, dtype=dtype, device=device, fill_frozen=fill_frozen)
                 each(new)
                 done[id(old)] = (old, new)
             setattr(module, name, done[id(old)][1])
@@ -55,15 +59,23 @@ def settle(
 
 
 def _real(
-    old: nn.Parameter, name: str, *, dtype: torch.dtype, device: torch.device
+    old: nn.Parameter,
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    fill_frozen: FillFrozen | None,
 ) -> nn.Parameter:
     to = dtype if old.is_floating_point() else old.dtype
     if not old.is_meta:
         old.data = old.data.to(device=device, dtype=to).contiguous()
         return old
-    if not old.requires_grad:
+    if not old.requires_grad and fill_frozen is None:
         raise ModelError(f"frozen parameter {name} has no values: only trained ones are loaded")
-    new = nn.Parameter(torch.zeros(old.shape, dtype=to, device=device))
+    values = torch.zeros(old.shape, dtype=to, device=device)
+    new = nn.Parameter(values, requires_grad=old.requires_grad)
+    if not old.requires_grad and fill_frozen is not None:
+        fill_frozen(name, new)
     new.__dict__.update(old.__dict__)
     return new
 

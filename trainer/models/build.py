@@ -14,6 +14,7 @@ import torch
 from trainer.config.sections.model import Model
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.models import causal_families, encoder_families
+from trainer.models.adapters import fit_adapter
 from trainer.models.encoder import EncoderModel
 from trainer.models.heads import HeadSpec
 from trainer.models.hf_config import (
@@ -25,8 +26,7 @@ from trainer.models.hf_config import (
     refused,
 )
 from trainer.models.language_model import LanguageModel
-
-AnyModel = LanguageModel | EncoderModel
+from trainer.models.wrappers import AnyModel
 
 
 @overload
@@ -78,7 +78,7 @@ def build_model(
         raise refused(section, e) from e
     if section.activation_checkpointing:
         hf.activation_checkpointing_enable({"use_reentrant": False})
-    model = _wrapped(hf, family, head, section.loss_chunk_tokens)
+    model = fit_adapter(_wrapped(hf, family, head, section.loss_chunk_tokens), section)
     model.train()
     return model
 

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from trainer.errors import ModelError
-from trainer.models.build import AnyModel
+from trainer.models.adapters import base_name, is_adapter
+from trainer.models.wrappers import AnyModel
 from trainer.records.fragment import MASTER, Fragment
 
 # Elements made together. Blocks start at multiples of it, so that how a range is cut never changes
@@ -29,12 +30,12 @@ _UNIT = 2.0**-32
 
 @dataclass(frozen=True)
 class Rule:
-    """How a tensor starts: normal(0, std), ones or zeros.
+    """How a tensor starts: normal(0, std), uniform between -std and std, ones or zeros.
 
     `cut`: no value lies further from 0 than so many `std`; 0: any may.
     """
 
-    kind: Literal["normal", "ones", "zeros"]
+    kind: Literal["normal", "uniform", "ones", "zeros"]
     std: float = 0.0
     cut: float = 0.0
 
@@ -54,12 +55,14 @@ class InitialValues:
         rule = self._rules.get(fragment.name)
         if rule is None:
             raise ModelError(f"no initial values for {fragment.name}: the model has no such tensor")
-        if rule.kind != "normal":
+        if rule.kind in ("ones", "zeros"):
             out.fill_(1.0 if rule.kind == "ones" else 0.0)
             return
         filled = 0
         for piece in standard_normal(self._seed, fragment.name, fragment.start, fragment.stop):
             drawn = _cut(piece, rule.cut) if rule.cut else piece
+            if rule.kind == "uniform":
+                drawn = torch.erf(piece.double() / math.sqrt(2.0)).float()
             out[filled : filled + len(piece)].copy_(drawn.mul_(rule.std))
             filled += len(piece)
 
@@ -115,16 +118,29 @@ def initial_rules(model: AnyModel) -> dict[str, Rule]:
     for path, module in model.named_modules():
         for leaf, _ in module.named_parameters(recurse=False):
             name = f"{path}.{leaf}"
-            if leaf == "bias":
+            if is_adapter(name):
+                rules[name] = _adapter_rule(name, module)
+            elif leaf == "bias":
                 rules[name] = Rule("zeros")
             elif "Norm" in type(module).__name__:
                 rules[name] = Rule("ones")
             elif leaf == "weight" and not isinstance(module, nn.modules.conv._ConvNd):
-                rules[name] = _matrix_rule(config, path)
+                rules[name] = _matrix_rule(config, path.removesuffix(".base_layer"))
             else:
                 raise ModelError(f"no rule for initial values of {name} ({type(module).__name__})")
     logical = {name for name, _ in model.named_parameters()}
-    return {name: rule for name, rule in rules.items() if name in logical}
+    return {base_name(name): rule for name, rule in rules.items() if name in logical}
+
+
+def _adapter_rule(name: str, module: nn.Module) -> Rule:
+    """What an adapter adds is 0 at first: B is. A as peft 0.21 draws it, kaiming_uniform(sqrt 5).
+
+    A magnitude's rule is never asked: starting.py measures the frozen matrix.
+    """
+    if ".lora_A." in name:
+        assert isinstance(module, nn.Linear)
+        return Rule("uniform", module.in_features**-0.5)
+    return Rule("zeros")
 
 
 def _matrix_rule(config: Any, path: str) -> Rule:

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trainer.config.sections.model import FolderModel, Model
-from trainer.models.build import AnyModel
+from trainer.models.adapters import base_name, is_adapter, is_magnitude, lies_transposed
 from trainer.models.init import InitialValues, initial_rules
 from trainer.models.language_model import LanguageModel
 from trainer.models.weights import Leniency, SafetensorsFolder
-from trainer.records.fragment import Fragment
+from trainer.models.wrappers import AnyModel
+from trainer.records.fragment import MASTER, Fragment
 
-Layout = Sequence[tuple[str, tuple[int, ...]]]
+_PIECE_ELEMENTS = 4 << 20
 
 
 class StartingValues:
-    """A FragmentSource: from the folder what it has, by rule what is new."""
+    """A FragmentSource: from the folder what it has, by rule what is new.
 
-    def __init__(self, folder: SafetensorsFolder | None, initial: InitialValues | None) -> None:
+    Names are the model's, with or without adapters: a frozen `base_layer` is the matrix itself.
+    """
+
+    def __init__(
+        self,
+        folder: SafetensorsFolder | None,
+        initial: InitialValues | None,
+        *,
+        model: AnyModel,
+    ) -> None:
         self._folder = folder
         self._initial = initial
+        self._shapes = dict(base_layout(model))
+        self._transposed = lies_transposed(model)
         self.new: tuple[str, ...] = () if folder is None else folder.new
 
     def read(self, fragment: Fragment, out: torch.Tensor) -> None:
         """Raises: ModelError if a file cannot be read."""
-        if self._folder is None or fragment.name in self.new:
-            assert self._initial is not None
-            self._initial.read(fragment, out)
-        else:
-            self._folder.read(fragment, out)
+        if fragment.kind == MASTER and is_magnitude(fragment.name):
+            out.copy_(self._lengths(fragment)[fragment.start : fragment.stop])
+            return
+        plain = replace(fragment, name=base_name(fragment.name))
+        is_ours = self._folder is None or plain.name in self.new or is_adapter(plain.name)
+        source = self._initial if is_ours else self._folder
+        assert source is not None
+        source.read(plain, out)
 
     @property
     def said(self) -> str:
@@ -42,26 +59,63 @@ class StartingValues:
             f"{len(self.new)} tensors are new, the folder does not have them: {', '.join(self.new)}"
         )
 
+    def _lengths(self, fragment: Fragment) -> torch.Tensor:
+        """Of the frozen matrix, for each of its outputs."""
+        name = f"{fragment.name.partition('.lora_')[0]}.weight"
+        shape = self._shapes[name]
+        matrix = torch.empty(math.prod(shape))
+        self.read(Fragment(name, MASTER, shape, 0, math.prod(shape)), matrix)
+        lengths: torch.Tensor = matrix.view(shape).norm(dim=0 if self._transposed else 1)
+        return lengths
 
-def starting_values(
-    section: Model, model: AnyModel, *, layout: Layout, seed: int
-) -> StartingValues:
-    """`layout`: what is to be filled (`Engine.layout()`). `model`: any with these parameters.
+
+def starting_values(section: Model, model: AnyModel, *, seed: int) -> StartingValues:
+    """Of any parameter of `model`, trained or frozen, by its name.
 
     Of a pretrained folder the trunk must be there; a head, and a pooler under it, may be new.
     Raises: ModelError by name for anything else that is missing, or has another shape.
     """
     if not isinstance(section, FolderModel) or section.weights == "fresh":
-        return StartingValues(None, InitialValues(initial_rules(model), seed))
-    leniency = Leniency(grown=vocabulary_tensors(model) if section.vocab_size else frozenset())
-    if isinstance(model, LanguageModel):
-        return StartingValues(
-            SafetensorsFolder(Path(section.path), layout, leniency=leniency), None
-        )
-    leniency = Leniency(trunk=f"{model.hf.base_model_prefix}.", grown=leniency.grown)
-    folder = SafetensorsFolder(Path(section.path), layout, leniency=leniency)
-    initial = InitialValues(initial_rules(model), seed) if folder.new else None
-    return StartingValues(folder, initial)
+        return StartingValues(None, InitialValues(initial_rules(model), seed), model=model)
+    grown = vocabulary_tensors(model) if section.vocab_size else frozenset()
+    trunk = None if isinstance(model, LanguageModel) else f"{model.hf.base_model_prefix}."
+    leniency = Leniency(trunk=trunk, grown=grown)
+    folder = SafetensorsFolder(Path(section.path), base_layout(model), leniency=leniency)
+    has_adapter = any(is_adapter(name) for name, _ in model.named_parameters())
+    initial = InitialValues(initial_rules(model), seed) if folder.new or has_adapter else None
+    return StartingValues(folder, initial, model=model)
+
+
+def keep_frozen_values(model: AnyModel, section: Model, *, seed: int) -> None:
+    """Let whoever gives the model storage fill what no checkpoint holds, one after another."""
+    if all(p.requires_grad for p in model.parameters()):
+        return
+    source = starting_values(section, model, seed=seed)
+
+    def fill(name: str, parameter: torch.nn.Parameter) -> None:
+        fill_parameter(name, parameter, source)
+
+    model.__dict__["fill_frozen"] = fill
+
+
+@torch.no_grad()
+def fill_parameter(name: str, parameter: torch.nn.Parameter, source: Any) -> None:
+    """All of a parameter from a FragmentSource, a few million elements at a time."""
+    flat, shape = parameter.data.view(-1), tuple(parameter.shape)
+    for start in range(0, flat.numel(), _PIECE_ELEMENTS):
+        stop = min(start + _PIECE_ELEMENTS, flat.numel())
+        values = torch.empty(stop - start, dtype=torch.float32)
+        source.read(Fragment(name, MASTER, shape, start, stop), values)
+        flat[start:stop] = values.to(flat.dtype)
+
+
+def base_layout(model: AnyModel) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and whole shapes of the model without adapters."""
+    return [
+        (base_name(name), tuple(getattr(p, "ds_shape", p.shape)))
+        for name, p in model.named_parameters()
+        if not is_adapter(name)
+    ]
 
 
 def vocabulary_tensors(model: AnyModel) -> frozenset[str]:
@@ -71,7 +125,9 @@ def vocabulary_tensors(model: AnyModel) -> frozenset[str]:
     head = model.hf.get_output_embeddings()
     kept = {id(p) for m in (embedding, head) if m is not None for p in m.parameters()}
     return frozenset(
-        name for name, p in model.named_parameters() if id(p) in kept and _rows(p) == size
+        base_name(name)
+        for name, p in model.named_parameters()
+        if id(p) in kept and _rows(p) == size
     )
 
 

@@ -1,0 +1,8 @@
+"""The shapes of model there are: each is called in its own way, and named by Hugging Face."""
+
+from __future__ import annotations
+
+from trainer.models.encoder import EncoderModel
+from trainer.models.language_model import LanguageModel
+
+AnyModel = LanguageModel | EncoderModel
