@@ -96,11 +96,12 @@ def test_the_command_says_all_and_shows_examples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = Data(tmp_path)
-    data.write([*data.rows(), ["the dog wrote first", "c"]])
+    data.write([*data.rows(), ["the dog wrote first", "c"], ["the dog " * 99, "a"]])
     assert data_audit.main([data.file(), "--show", "2"]) == Exit.STOP
     said = capsys.readouterr().out
     assert "labels: a " in said
     assert f"refused (single_example): 1 labels have one example only: c in {data.csv}" in said
+    assert f"warning (cut): 1 examples were longer than a row: {data.csv} row 93" in said
     assert said.count("--- ") == 2
     assert "train.csv row 3\n[CLS] qu ##ick the wro ##te [SEP]\n=> >>b<<" in said
     assert data_audit.main([data.file(), "--json"]) == Exit.STOP

@@ -155,6 +155,19 @@ def test_a_missing_end_is_noted(folder: Path) -> None:
     assert Chats(folder, without).encode(TALK).notes["end_missing"] == 2
 
 
+def test_a_token_that_begins_with_the_question_is_not_learnt(folder: Path) -> None:
+    within = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} th{% else %}"
+        "{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    chats = Chats(folder, within)
+    talk = [TALK[0], {"role": "assistant", "content": "e dog"}]
+    assert chats.encode(talk).notes == {"misaligned": 1}
+    text, learnt = chats.shown(talk)
+    assert text.endswith("hello the dog")
+    assert learnt == [" dog</s>"]  # "the" is one token
+
+
 def test_today_is_a_setting(folder: Path) -> None:
     assert "31 Jan 2026" in Chats(folder, DATED, date="2026-01-31").shown(TALK)[0]
     with pytest.raises(DataError, match="'strftime_now' is undefined"):

@@ -196,6 +196,7 @@ def test_an_answer_is_the_same_text_again_in_every_window_that_holds_it(
     holding = [e for e in every if tuple(e.arrays["spans"]) != NOWHERE]
     assert holding
     assert {text_at(e) for e in holding} == {answer}
+    assert [e.notes for e in every] == [{}] * len(every)  # some window holds it
     shown = {i for e in every for b, n in _ranges(e) for i in range(b, n)}
     assert shown >= {i for i, c in enumerate(CONTEXT) if c != " "}  # no part of it is left out
     said = {"id": "q1", "context": CONTEXT, "answers": [answer]}
@@ -208,6 +209,14 @@ def test_an_answer_is_the_same_text_again_in_every_window_that_holds_it(
 def _ranges(example: Example) -> list[tuple[int, int]]:
     pairs = zip(example.arrays["begins"].tolist(), example.arrays["ends"].tolist(), strict=True)
     return [(b, e) for b, e in pairs if b >= 0]
+
+
+def test_an_answer_ends_before_the_comma(bert: TaskTokenizer) -> None:
+    encoding = QaEncoding(QaSettings(stride=8), bert, row_tokens=64)
+    context = "the fox,the dog,the end"
+    fields = {"context": context, "answers": [{"text": "the dog", "start": 8}]}
+    (found,) = encoding.encode(record(question="who?", **fields))
+    assert text_at(found) == "the dog"
 
 
 def test_no_answer_and_answers_that_no_window_holds(bert: TaskTokenizer) -> None:

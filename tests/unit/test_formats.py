@@ -275,6 +275,14 @@ def test_answers_are_held_against_the_context(tmp_path: Path, answers: Any, mess
     assert f"{path} row 1" in refused(path, QA)
 
 
+def test_a_number_that_is_read_in_two_pieces_is_one(tmp_path: Path) -> None:
+    made = squad({"id": "1", "question": "Who?", "answers": []})
+    for begin in range(65_525, 65_537):  # the first piece ends within the number, or beside it
+        text = json.dumps({"note": "x" * (begin - 22), "version": 123456, "data": made["data"]})
+        path = wrote(tmp_path / "a.json", text)
+        assert len(read(path, QA, format="squad")) == 1
+
+
 def test_answers_as_data_sets_have_them(tmp_path: Path) -> None:
     row = {
         "question": "Who?",
