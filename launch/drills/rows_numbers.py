@@ -100,7 +100,7 @@ ROWS: tuple[Drill, ...] = (
         promise="stops in time; a chain of jobs equals one",
         bound="3 jobs, bits equal",
         tier="C",
-        needs="a Slurm cluster",
+        needs="a Slurm cluster; tests/cluster/test_slurm*.py show limit and chain, not equal bits",
     ),
     Drill(
         number=30,
@@ -109,7 +109,7 @@ ROWS: tuple[Drill, ...] = (
         promise="one live attempt; the other says so",
         bound="1 attempt a step, 10 seeds",
         tier="C",
-        needs="a Slurm cluster",
+        needs="a Slurm cluster; tests/cluster/test_slurm.py shows parts of it, without seeds",
     ),
     Drill(
         number=31,

@@ -13,7 +13,7 @@ ROWS: tuple[Drill, ...] = (
         promise="found by the watch, not by a collective; the stale one is fenced",
         bound="5 s, recovered in 20 s",
         tier="C",
-        needs="two machines, or a launcher of several nodes",
+        needs="two machines; tests/cluster/test_ssh.py switches one of two off, within 60 s",
     ),
     Drill(
         number=11,
