@@ -17,6 +17,7 @@ from trainer.errors import DataError, Exit
 from trainer.records.attempt import read_done
 from trainer.records.json_file import read_json
 from trainer.records.metrics import read_metrics
+from trainer.records.prepared import is_examples
 from trainer.records.run_files import AttemptFiles, RunFiles
 from trainer.records.sample_prompt import typed_prompt
 from trainer.records.token_store import read_manifest
@@ -85,10 +86,12 @@ def _sample(run: RunFiles, files: AttemptFiles) -> list[str]:
 
 def _next(run: RunFiles) -> list[str]:
     name, plan = typed_name(run), _newest_plan(run)
+    config = plan.get("config", {})
+    speaks = f"  longhaul generate {name} --prompt {typed_prompt(config)}"
     return [
         "",
         "next",
-        f"  longhaul generate {name} --prompt {typed_prompt(plan.get('config', {}))}",
+        *([] if is_examples(config.get("data", {})) else [speaks]),
         *([f"  longhaul evaluate {name}"] if _has_held_out(plan) else []),
         f"  longhaul export {name}",
         f"  longhaul status {name}",
@@ -98,6 +101,8 @@ def _next(run: RunFiles) -> list[str]:
 def _has_held_out(plan: Mapping[str, Any]) -> bool:
     """Whether `evaluate` has a row to score: packed, a row takes its tokens and the one after."""
     data = plan.get("config", {}).get("data", {})
+    if is_examples(data):  # each is whole, however short
+        return any(store.get("held_out_tokens", 0) for store in plan.get("stores", ()))
     needed = data.get("sequence_length", 0) + 1 if data.get("packing") else 2
     return any(store.get("held_out_tokens", 0) >= needed for store in plan.get("stores", ()))
 

@@ -74,14 +74,18 @@ def trained(world: World, plan: RunPlan, folder: Path, *, until: int = 0) -> See
 
 
 def in_all_layouts(
-    world: World, base: RunPlan, folder: Path
+    world: World, base: RunPlan, folder: Path, others: dict[str, RunPlan]
 ) -> dict[str, tuple[list[float], dict[str, float]]]:
     """By layout: losses and scores; "resumed" is the last layout stopped and gone on with."""
+    # `others` are runs of their own, in a world of one
     size, found = world.place.world_size, {}
     layouts = [Layout(engine, size, n, base.config.data.packing) for engine, n in LAYOUTS[size]]  # type: ignore[arg-type]
     for layout in layouts:
         seen = trained(world, plan_of(base, layout), folder / layout.name)
         found[layout.name] = (seen.losses, seen.values)
+    for label, other in others.items() if size == 1 else ():
+        seen = trained(world, plan_of(other, layouts[0]), folder / label)
+        found[label] = (seen.losses, seen.values)
     plan = plan_of(base, layouts[-1])
     begun = trained(world, plan, folder / "resumed", until=2)
     ended = trained(world, plan.model_copy(update={"attempt": 2}), folder / "resumed")
@@ -89,16 +93,31 @@ def in_all_layouts(
     return found
 
 
+def whole_epochs(folder: Path, name: str) -> dict[str, RunPlan]:
+    """Runs whose every step is all there is to train on, packed and not."""
+    found = {}
+    for label, packing in (("packed", "true"), ("apart", "false")):
+        given = [f"data.packing={packing}", f"run.name={label}"]
+        rows = case_plan(folder, name, given).stores[0].train_rows
+        size = [f"batch.global_batch_size={rows}", f"batch.micro_batch_size={rows}"]
+        found[label] = case_plan(folder, name, [*given, *size, "evals.held_out_rows=1000"])
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_task_trains_and_scores_alike_however_a_step_is_cut_up(
     ranks: RankPool, tmp_path: Path, name: str
 ) -> None:
-    base = case_plan(tmp_path, name)
+    base, others = case_plan(tmp_path, name), whole_epochs(tmp_path, name)
     expected: tuple[list[float], dict[str, float]] | None = None
     for size in LAYOUTS:
-        answers = ranks.run(size, in_all_layouts, base, tmp_path / f"world-{size}", timeout_s=100)
+        folder = tmp_path / f"world-{size}"
+        answers = ranks.run(size, in_all_layouts, base, folder, others, timeout_s=100)
         assert all(answer == answers[0] for answer in answers)  # all ranks see the same
         found = answers[0]
+        together, alone = (found.pop(label, ([], {})) for label in ("packed", "apart"))
+        assert together[0] == pytest.approx(alone[0], rel=5e-6)
+        assert together[1] == pytest.approx(alone[1], rel=5e-6)
         expected = expected or next(iter(found.values()))
         for layout, (losses, values) in found.items():
             assert len(losses) == STEPS

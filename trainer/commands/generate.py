@@ -37,6 +37,12 @@ def _generate(given: argparse.Namespace) -> Exit:
     from trainer.export.trained import load_model, open_trained
 
     trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
+    if trained.plan.config.task.head != "next_token":
+        kind = trained.plan.config.task.kind
+        raise Refused(
+            f"a model of task={kind} does not continue a text; score it with longhaul evaluate, or "
+            "export it and ask it through transformers"
+        )
     folder = given.path if (given.path / "tokenizer.json").is_file() else None
     tokenizer = TextTokenizer.open(folder or Path(trained.plan.stores[0].path))
     prompt = sys.stdin.read() if given.prompt == "-" else given.prompt

@@ -10,6 +10,8 @@ MORE_DOCUMENTS = "more documents (a long text: document=paragraph in its source)
 def why_none_is_held_out(plan: RunPlan) -> str:
     """To follow "run NAME ..."."""
     fraction = plan.config.data.held_out_fraction
+    if plan.config.task.data == "examples":
+        return f"holds no example out (data.held_out_fraction={fraction:g}, or data.held_out)"
     if not fraction:
         return "held no text out (data.held_out_fraction=0)"
     tokens = sum(store.held_out_tokens for store in plan.stores)
