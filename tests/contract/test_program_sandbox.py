@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import Refused
+from trainer.evals.metrics import sandbox as sandbox_module
 from trainer.evals.metrics.base import Running
 from trainer.evals.metrics.pass_at_k import PassAtK, pass_at_k
 from trainer.evals.metrics.sandbox import Limits, Outcome, check_sandbox, run_program
@@ -194,6 +195,14 @@ def test_without_namespaces_programs_are_refused_unless_that_is_allowed() -> Non
 def test_a_sandbox_too_small_for_an_empty_program_is_refused() -> None:
     with pytest.raises(Refused, match="even an empty one does not pass"):
         check_sandbox(limits=Limits(memory_mb=8))
+
+
+def test_a_machine_that_is_too_busy_judges_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_module, "_START_S", -SMALL.seconds + 0.001)
+    with pytest.raises(
+        Refused, match=r"did not answer for 0\.001 s: this machine has too much else"
+    ):
+        ran("assert True")
 
 
 def asleep() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,7 @@ def test_a_pair_fits_its_row_and_the_longer_sentence_pays() -> None:
 def test_lengths_are_those_of_t5() -> None:
     assert longest_raw(512, T5) == 568
     assert lengths(568, T5) == (28, 512, 114)
+    assert lengths(568, replace(T5, final_sentinel=True)) == (28, 512, 115)
     with pytest.raises(DataError, match="inputs of 3 tokens"):
         longest_raw(2, T5)
 

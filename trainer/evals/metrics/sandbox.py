@@ -28,9 +28,7 @@ from pathlib import Path
 from trainer.errors import Refused
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
-_START_S = (
-    20.0  # for a loaded machine to start two interpreters; the program's own clock is the child's
-)
+_START_S = 60.0  # two interpreters on a busy machine; the program has a clock of its own
 _SAID_BYTES = 4096
 
 
@@ -38,7 +36,7 @@ _SAID_BYTES = 4096
 class Limits:
     """Of one program. `processes` counts threads too."""
 
-    seconds: float = 5.0  # on the wall, from the program's start
+    seconds: float = 10.0  # on the wall, from the program's start
     memory_mb: int = 512  # of address space, each process
     file_mb: int = 16
     folder_mb: int = 64  # in all; of memory
@@ -60,7 +58,8 @@ def run_program(
     `allow_network`: where the kernel permits no namespaces, run it with the limits only; it then
     has the network, and may write wherever its user may.
 
-    Raises: Refused where it cannot be isolated and that was not allowed.
+    Raises: Refused where it cannot be isolated and that was not allowed, and where the sandbox does
+        not even start in time: neither says anything of the program.
     """
     limits = limits or Limits()
     nonce = secrets.token_hex(16)
@@ -112,10 +111,13 @@ def _ask(request: str, seconds: float) -> tuple[str, str]:
         )
         try:
             child.communicate(request.encode("utf-8", "surrogatepass"), timeout=seconds + _START_S)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as e:
             child.kill()  # the namespace's first process dies with it, and all others with that one
             child.wait()
-            return "timeout: it did not start in time", ""
+            raise Refused(
+                f"the sandbox of a program did not answer for {seconds + _START_S:g} s: this "
+                "machine has too much else to do for a fair judgement; try again with less on it"
+            ) from e
         return _line(how), _line(verdict)
     finally:
         for end in (*pipes[0], *pipes[1]):
