@@ -99,7 +99,9 @@ def test_diff_of_a_damaged_step_gives_no_numbers(
 ) -> None:
     damage(run, 2)
     assert main(["diff", str(run), "1", "2"]) == 78
-    assert "does not match its checksum" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "step 2 is damaged: " in said
+    assert "does not match its checksum" in said
 
 
 @pytest.mark.parametrize(

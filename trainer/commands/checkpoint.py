@@ -25,7 +25,7 @@ from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.ranges import open_step
 from trainer.checkpoint.remote_steps import CHECKPOINTS, StepsView, committed, withdrawals
 from trainer.checkpoint.verify import Difference, differences, verify_step
-from trainer.errors import CheckpointError, Exit, LonghaulError, Refused
+from trainer.errors import CheckpointError, DamagedCheckpoint, Exit, LonghaulError, Refused
 from trainer.records.run_files import RunFiles
 from trainer.records.sizes import size_text
 from trainer.storage.local import LocalStorage
@@ -194,7 +194,10 @@ def _diff(places: Sequence[str], as_json: bool) -> Exit:
     (root_a, step_a), (root_b, step_b) = _two(places)
     storage = LocalStorage()
     a, b = open_step(storage, root_a, step_a), open_step(storage, root_b, step_b)
-    found = list(differences(a, b))
+    try:
+        found = list(differences(a, b))
+    except DamagedCheckpoint as e:
+        raise _of_its_step(e, [(root_a, a.step), (root_b, b.step)]) from e
     apart = [d for d in found if d.differing]
     only = {
         "first": sorted(a.tensors.keys() - b.tensors.keys()),
@@ -211,6 +214,14 @@ def _diff(places: Sequence[str], as_json: bool) -> Exit:
     same = len(found) - len(apart)
     print(f"steps {a.step} and {b.step}: {len(apart)} differ, {same} are bit-identical")
     return Exit.DONE
+
+
+def _of_its_step(error: DamagedCheckpoint, steps: Sequence[tuple[Path, int]]) -> DamagedCheckpoint:
+    """The same, with the step: files of two have the same names."""
+    for root, step in steps:
+        if problems := verify_step(LocalStorage(), root, step).problems:
+            return DamagedCheckpoint(f"{root}: step {step} is damaged: {problems[0]}")
+    return error
 
 
 def _two(places: Sequence[str]) -> tuple[tuple[Path, int | None], tuple[Path, int | None]]:
