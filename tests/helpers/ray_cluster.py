@@ -30,7 +30,7 @@ from tests.helpers.tiny_run import TINY
 PORT = 6390
 DASHBOARD = 8299
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-_UP_S = 150.0
+_UP_S = 300.0
 _SMALL = 100_000_000  # bytes of the object store: nothing of ours lies there
 _COUNT = """
 import ray, sys
