@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from trainer.evals.metrics.grouped import Grouped, In, length_group, length_grou
 from trainer.evals.metrics.rouge import Rouge
 from trainer.evals.metrics.squad import Squad, normalised
 from trainer.evals.metrics.translation import Bleu, Chrf
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def parts_of(metric: Any, said: list[Any], given: list[Any]) -> tuple[dict[str, float], ...]:
@@ -43,6 +47,8 @@ def test_a_missing_library_is_named_with_its_command(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(Refused, match=said):
         metric.sums_of("a", ["a"])
+    extras = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
+    assert any(one.replace("-", "_").startswith(library) for one in extras["eval"])
 
 
 @pytest.mark.parametrize(
