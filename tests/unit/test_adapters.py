@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 
+from tests.helpers.configs import values
 from tests.helpers.encoders import THREE, examples, tiny_encoder
 from tests.helpers.models import (
     VOCAB,
@@ -20,6 +21,7 @@ from tests.helpers.models import (
     tokens,
     wide_model,
 )
+from trainer.config.explain import validate
 from trainer.config.sections.model import FrozenLayers, LoraAdapter
 from trainer.engine.model_setup import settle, trained
 from trainer.errors import ConfigError
@@ -104,10 +106,10 @@ def test_an_adapter_and_its_merge_compute_what_pefts_do(
     })  # fmt: skip
     said = theirs(input_ids=inputs, position_ids=positions).logits
     torch.testing.assert_close(ours, said, **CLOSE)
-    values = adapted_values(Held(model), model, section, seed=3)
+    merger = adapted_values(Held(model), model, section, seed=3)
     plain = build_model(tiny_shape(family), vocab_size=VOCAB, dtype=torch.float32)
-    assert [n for n, _ in values.layout] == [n for n, _ in plain.named_parameters()]
-    merged = filled(plain, values).eval()
+    assert [n for n, _ in merger.layout] == [n for n, _ in plain.named_parameters()]
+    merged = filled(plain, merger).eval()
     torch.testing.assert_close(merged.logits(inputs, positions), ours, **CLOSE)
     unloaded = dict(theirs.merge_and_unload().named_parameters())
     for name, parameter in merged.named_parameters():
@@ -118,12 +120,12 @@ def test_merged_values_do_not_depend_on_how_ranges_are_cut(tmp_path: Path) -> No
     hugging_face(wide_model(tiny_shape("llama"))).save_pretrained(tmp_path)
     section = folder_model(tmp_path).model_copy(update={"adapter": lora(kind="dora")})
     model = shaken(adapted(section))
-    values = adapted_values(Held(model), model, section, seed=3)
+    merger = adapted_values(Held(model), model, section, seed=3)
     name, shape = "model.layers.0.mlp.up_proj.weight", (64, 32)
     whole, cut = torch.empty(64 * 32), torch.empty(64 * 32)
-    values.read(Fragment(name, "master", shape, 0, 64 * 32), whole)
+    merger.read(Fragment(name, "master", shape, 0, 64 * 32), whole)
     for start, stop in ((0, 5), (5, 33), (33, 1000), (1000, 64 * 32)):
-        values.read(Fragment(name, "master", shape, start, stop), cut[start:stop])
+        merger.read(Fragment(name, "master", shape, start, stop), cut[start:stop])
     torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
 
 
@@ -170,3 +172,15 @@ def test_patterns_that_match_nothing_are_refused_with_the_names_there_are(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         build_model(tiny_shape("llama", adapter=adapter), vocab_size=VOCAB, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("model/adapter=dora engine=zero3", "ZeRO-3 has shared them out"),
+        ("model/adapter=lora model.adapter.rank=300", "rank 300 is more than the 256 columns"),
+    ],
+)
+def test_adapters_that_cannot_work_are_refused(overrides: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        validate(values("model=llama_debug", *overrides.split()))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from trainer.config.adapter_rules import adapter_problems
 from trainer.config.cloud_rules import cloud_problems
 from trainer.config.encoder_rules import encoder_problems
 from trainer.config.engine_rules import engine_problems
@@ -37,6 +38,7 @@ def problems(config: Config) -> list[Problem]:
     device = config.resources.device
     return [
         *_model_problems(config),
+        *adapter_problems(config),
         *_batch_problems(config),
         *_schedule_problems(config),
         *engine_problems(config, device=None if device == "auto" else device),

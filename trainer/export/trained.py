@@ -17,10 +17,13 @@ from trainer.engine.base import FragmentSource
 from trainer.engine.model_setup import settle
 from trainer.errors import Refused
 from trainer.models.build import build_model
+from trainer.models.merged import adapted_values
+from trainer.models.starting import fill_later
 from trainer.models.weights import SafetensorsFolder
 from trainer.plan import RunPlan, stored_plan
 from trainer.records.fragment import MASTER, Fragment
 from trainer.records.json_file import read_json, write_json
+from trainer.records.manifest import Manifest
 from trainer.records.run_files import RunFiles
 from trainer.storage.local import LocalStorage
 from trainer.tasks.table import head_of
@@ -84,6 +87,7 @@ def load_model(trained: Trained, *, dtype: torch.dtype, device: torch.device) ->
         device=device,
         head=head_of(trained.plan),
     )
+    fill_later(model)  # what is frozen as well: the source has it all
     settle(model, dtype=dtype, device=device)
     for name, parameter in model.named_parameters():
         _fill(name, parameter, trained.source)
@@ -116,15 +120,28 @@ def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> T
     manifest, _ = folders.manifest(chosen)
     plan = stored_plan(run.plan_behind(manifest.attempt), defaults=defaults)
     stored = StoredTensors(LocalStorage(), folders.step(chosen), manifest)
+    source, names = _whole(plan, CheckpointReader(stored), manifest)
     return Trained(
         plan=plan,
         step=chosen,
         loss=manifest.training.get("last_loss"),
         model=plan.config.model,
-        source=CheckpointReader(stored),
-        names=tuple((t.name, t.shape) for t in manifest.tensors),
+        source=source,
+        names=names,
         close=stored.close,
     )
+
+
+def _whole(
+    plan: RunPlan, stored: FragmentSource, manifest: Manifest
+) -> tuple[FragmentSource, tuple[tuple[str, tuple[int, ...]], ...]]:
+    """What was trained and what was frozen, adapters merged, by the names of the plain model."""
+    section = plan.config.model
+    if section.adapter.kind == "none":
+        return stored, tuple((t.name, t.shape) for t in manifest.tensors)
+    meta = build_model(section, vocab_size=plan.vocab_size, dtype=torch.float32, head=head_of(plan))
+    values = adapted_values(stored, meta, section, seed=plan.config.run.seed)
+    return values, tuple(values.layout)
 
 
 def _exported(path: Path, defaults: Mapping[str, Any]) -> Trained:

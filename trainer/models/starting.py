@@ -98,6 +98,11 @@ def keep_frozen_values(model: AnyModel, section: Model, *, seed: int) -> None:
     model.__dict__["fill_frozen"] = fill
 
 
+def fill_later(model: AnyModel) -> None:
+    """Whoever gives the model storage fills all of it alike, what is frozen too."""
+    model.__dict__["fill_frozen"] = lambda name, parameter: None
+
+
 @torch.no_grad()
 def fill_parameter(name: str, parameter: torch.nn.Parameter, source: Any) -> None:
     """All of a parameter from a FragmentSource, a few million elements at a time."""
