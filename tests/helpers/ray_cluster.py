@@ -97,9 +97,11 @@ class RayCluster:
 
     def alive(self) -> dict[str, str]:
         """Host -> id of nodes that Ray takes for living."""
-        said = self.lab.login.run(
-            [sys.executable, "-c", _COUNT, self.address], env=self.environment(), check=False
-        )
+        argv = [sys.executable, "-c", _COUNT, self.address]
+        try:
+            said = self.lab.login.run(argv, env=self.environment(), check=False, timeout=60.0)
+        except subprocess.TimeoutExpired:  # a busy machine: it is asked again
+            return {}
         for line in said.splitlines():
             if line.startswith("alive"):
                 return dict(word.split("=") for word in line.split()[1:])
