@@ -22,6 +22,7 @@ from trainer.config.sections.encodings import (
 from trainer.config.sections.examples import AuditKind
 from trainer.config.sections.tasks import ClassifyTask
 from trainer.data.audit import Audit, Subject
+from trainer.data.audit_copies import NearCopies
 from trainer.data.audit_kinds import KINDS
 from trainer.data.audit_show import shown
 from trainer.data.audit_template import template_findings
@@ -157,6 +158,24 @@ def test_held_out_rows_that_are_nearly_trained_on(bert: TaskTokenizer) -> None:
     report = audited(encoding, bert, train, held_out, ("a",))
     found = {f.kind: f.places for f in report.findings if f.severity == "warn"}
     assert found == {"near_overlap": ("test.jsonl row 2 like train.jsonl row 12",)}
+
+
+def test_near_copies_are_found_and_rows_under_one_prompt_are_none() -> None:
+    numbers = np.random.default_rng(1)
+    prompt = np.arange(12)
+    train, held_out = NearCopies(), NearCopies()
+    known = [np.append(prompt, numbers.integers(0, 5000, size=80)) for _ in range(400)]
+    for ids in known:
+        train.add(ids)
+    for number, ids in enumerate(known[:200]):
+        near = ids.copy()
+        near[20 + number % 60] = 5001  # resemblance 0.89
+        held_out.add(near)
+    for _ in range(200):
+        held_out.add(np.append(prompt, numbers.integers(0, 5000, size=80)))
+    found = held_out.within(train)
+    assert all(one == other for one, other in found)  # none of the second half
+    assert len(found) > 180
 
 
 def test_classes_without_examples_with_one_and_without_another(bert: TaskTokenizer) -> None:

@@ -120,3 +120,23 @@ def test_rows_that_do_not_keep_their_examples_apart(tmp_path: Path) -> None:
     store.train._index[0][0] = store.train._index[0][-1]
     (found,) = audit_stores([store], tokenizer, name="x").refused()
     assert found.kind == "packing"
+
+
+def test_copies_are_trained_on_beside_their_rows_and_pass_the_audit(tmp_path: Path) -> None:
+    data = Data(tmp_path)
+    data.write([[f"{text} {TEXT}", label] for text, label in data.rows()])
+    assert data.prepared() == Exit.DONE
+    plain = data.found()[0]
+    made = data.config()
+    made["data"]["augment"] |= {"copies": 2, "swap": 1.0}
+    path = tmp_path / "augmented.json"
+    path.write_text(validate(made).model_dump_json(), encoding="utf-8")
+    assert prepare.main([str(path), "--result", str(tmp_path / "r.json")]) == Exit.DONE
+    (more,) = find_prepared(validate(made).model_dump(mode="json"))
+    assert 1.5 * plain.train_examples < more.train_examples <= 3 * plain.train_examples
+    store = ExampleStore.open(Path(more.path))
+    rows = [example.row for example in stored_examples(store, "train")]
+    assert rows == sorted(rows)
+    held_out = {example.row for example in stored_examples(store, "held_out")}
+    assert held_out
+    assert not held_out & set(rows)

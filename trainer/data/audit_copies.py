@@ -20,7 +20,6 @@ SHINGLE = 5  # tokens
 # Two bands of one pair agree: 1 of 140 at resemblance 0.5, 2 of 3 at 0.8, all but 1 of 40 at 0.9
 BANDS, ROWS, AGREEING = 8, 6, 2
 _MOST_ALIKE = 64  # candidates of one key that are looked at: a key of thousands says nothing
-_PRIME = np.uint64((1 << 61) - 1)
 _Hashes = npt.NDArray[np.uint64]
 _Numbers = npt.NDArray[np.int64]
 
@@ -67,8 +66,9 @@ class NearCopies:
     def __init__(self) -> None:
         count = BANDS * ROWS
         numbers = np.random.default_rng(20_261_122)  # any fixed one: the same keys on every machine
-        self._a = numbers.integers(1, 1 << 31, size=(count, 1), dtype=np.uint64)
-        self._b = numbers.integers(0, 1 << 31, size=(count, 1), dtype=np.uint64)
+        most = np.iinfo(np.uint64).max
+        self._a = numbers.integers(0, most, size=(count, 1), dtype=np.uint64) | np.uint64(1)
+        self._b = numbers.integers(0, most, size=(count, 1), dtype=np.uint64)
         self._keys = array("Q")
 
     def add(self, inputs: Array) -> None:
@@ -92,8 +92,9 @@ class NearCopies:
 
     def _bands(self, ids: _Hashes) -> _Hashes:
         shingles = _shingles(ids)
-        # a * x + b mod 2^61 - 1 with x below 2^32: no product leaves 64 bits
-        signature = ((self._a * shingles + self._b) % _PRIME).min(axis=1).reshape(BANDS, ROWS)
+        # multiply-shift (Dietzfelbinger 1996): the high half of a * x + b mod 2^64
+        hashed = (self._a * shingles + self._b) >> np.uint64(32)
+        signature = hashed.min(axis=1).reshape(BANDS, ROWS)
         keys = np.zeros(BANDS, dtype=np.uint64)
         for row in range(ROWS):
             keys = (keys ^ signature[:, row]) * np.uint64(0x9E3779B97F4A7C15)
@@ -113,13 +114,13 @@ def _same(mine: _Hashes, theirs: _Hashes) -> tuple[_Numbers, _Numbers]:
 
 
 def _shingles(ids: _Hashes) -> _Hashes:
-    """A 32-bit hash of every run of SHINGLE ids; of all of them where there are fewer."""
+    """A hash of every run of SHINGLE ids; of all of them where there are fewer."""
     length = max(1, len(ids) - SHINGLE + 1)
     mixed = np.zeros(length, dtype=np.uint64)
     for place in range(min(SHINGLE, len(ids))):
         mixed = (mixed ^ ids[place : place + length]) * np.uint64(0x100000001B3)
         mixed ^= mixed >> np.uint64(29)
-    return np.unique(mixed & np.uint64(0xFFFFFFFF))
+    return np.unique(mixed)
 
 
 def _later(hashes: _Hashes) -> list[int]:

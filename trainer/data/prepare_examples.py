@@ -20,6 +20,7 @@ import numpy as np
 from trainer.config.schema import Config
 from trainer.config.sections.example_data import ExampleSource, ExamplesSection
 from trainer.config.sections.examples import RecordsSource
+from trainer.data.augment import Augmentation
 from trainer.data.best_fit import packed_rows, windows
 from trainer.data.encodings.base import Encoding
 from trainer.data.encodings.labels import MOST_LABELS, in_order
@@ -62,6 +63,7 @@ class _Work:
     encoding: Encoding
     tokenizer: TaskTokenizer
     labels: tuple[str, ...]
+    augmentation: Augmentation
 
 
 def prepare_examples(config: Config, data: ExamplesSection, *, log: Log) -> list[StorePlan]:
@@ -87,6 +89,7 @@ def _make(config: Config, data: ExamplesSection, *, log: Log) -> None:
         tokenizer = TaskTokenizer.open(Path(data.tokenizer.path).expanduser())
         labels = _labels(config, data, tokenizer, log=log)
         encoding = encoding_of(config, tokenizer, labels=labels)
+        augmentation = Augmentation(data.augment, task=config.task.kind)
         for name, source in data.sources.items():
             _check_beginning(name, source, encoding)
     with space_named(keys.root):
@@ -109,6 +112,7 @@ def _make(config: Config, data: ExamplesSection, *, log: Log) -> None:
                 encoding=encoding,
                 tokenizer=tokenizer,
                 labels=labels,
+                augmentation=augmentation,
             )
             _make_store(work, log=log)
 
@@ -177,7 +181,10 @@ def _split_records(work: _Work, rejected: Rejected) -> Iterator[tuple[Split, Rec
     fraction = 0.0 if work.held_out is not None else work.data.held_out_fraction
     wanted = work.encoding.wanted
     for number, record in enumerate(records(work.source, rejected=rejected, wanted=wanted)):
-        yield ("held_out" if is_held_out(number, fraction) else "train"), record
+        if is_held_out(number, fraction):
+            yield "held_out", record
+        else:
+            yield from (("train", made) for made in work.augmentation.of(record))
     if work.held_out is not None:
         for record in records(work.held_out, rejected=rejected, wanted=wanted):
             yield "held_out", record

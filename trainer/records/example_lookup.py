@@ -42,8 +42,9 @@ CODE = (
     "data/best_fit.py",
     "data/task_tokenizer.py",
     "data/template.py",
+    "data/augment.py",
 )
-_OF_ROWS = ("sequence_length", "packing", "held_out_fraction", "labels")
+_OF_ROWS = ("sequence_length", "packing", "held_out_fraction", "labels", "augment")
 
 
 def find_example_stores(
@@ -104,6 +105,8 @@ def example_keys(data: Mapping[str, Any], task: Mapping[str, Any]) -> StoreKeys:
     tokenizer = _digest(tokenizer_facts(data["tokenizer"]["path"]))
     facts = {name: _source_facts(data, name) for name in data["sources"]}
     shared: list[Any] = [tokenizer, dict(task), {k: data[k] for k in _OF_ROWS}, code_digest()]
+    if (lexicon := data["augment"]["lexicon"]) is not None and data["augment"]["copies"]:
+        shared.append(_content({"format": "text"}, lexicon))
     if data["labels"] is None:  # they come from all sources, in which every source's numbers stand
         shared.append(facts)
     stores = {name: _digest([*shared, name, known]) for name, known in facts.items()}

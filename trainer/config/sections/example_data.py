@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trainer.config.sections.base import Section
 from trainer.config.sections.data import PretrainedTokenizer
-from trainer.config.sections.examples import AuditSettings, RecordsSource
+from trainer.config.sections.examples import AuditSettings, AugmentSettings, RecordsSource
 
 
 class ExampleSource(RecordsSource):
@@ -30,6 +30,7 @@ class ExamplesSection(Section):
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)]  # share of a source's examples
     # every label there is, in the order of the model's outputs; null: those of the data, sorted
     labels: tuple[str, ...] | None
+    augment: AugmentSettings
     audit: AuditSettings
     tokenizer: PretrainedTokenizer
     store_root: str  # where example stores are kept; shared by runs

@@ -65,3 +65,17 @@ class AuditSettings(Section):
 
     allow: tuple[AuditKind, ...]  # what may be there all the same
     near_copies: bool  # look for held-out rows that are nearly trained on: 50 us a row
+
+
+class AugmentSettings(Section):
+    """More examples to train on, made of those there are. Shares are of a text's words."""
+
+    copies: Annotated[int, Field(ge=0, le=100)]  # of each example; 0: none
+    seed: Annotated[int, Field(ge=0)]
+    fields: Annotated[tuple[Literal["text", "text_pair", "source"], ...], Field(min_length=1)]
+    lexicon: str | None  # lines of a word, a tab, and what may stand for it, between commas
+    synonyms: Annotated[float, Field(ge=0, le=1)]  # replaced, of the words that the lexicon has
+    delete: Annotated[float, Field(ge=0, lt=1)]  # left out; one word always stays
+    swap: Annotated[float, Field(ge=0, le=1)]  # change places with another word
+    mask: Annotated[float, Field(ge=0, lt=1)]  # in runs of 1 to 5 words, each one mask_text
+    mask_text: str  # as the tokenizer spells it; a special token's name stays text
