@@ -41,7 +41,7 @@ from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.storage.remote import joined
-from trainer.tasks.table import head_of, task_of
+from trainer.tasks.table import change_of, head_of, task_of
 
 # What matrix products compute in, where it is not bf16: the peak that MFU is a fraction of.
 _COMPUTE = {"fp32": torch.float32, "fp16": torch.float16}
@@ -68,7 +68,9 @@ def build_job(
     startup.lap("load")
     faultpoint("start.loaded")
     cursor = saved.get("cursor")
-    stream = world.each(lambda: open_stream(plan, world, sources=sources, cursor=cursor))
+    stream = world.each(
+        lambda: open_stream(plan, world, sources=sources, cursor=cursor, change=change_of(plan))
+    )
     task = task_of(plan)
     evals = world.each(lambda: evals_of(plan, task, stream=stream, sources=sources))
     startup.lap("data")

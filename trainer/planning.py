@@ -23,7 +23,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.data import DataSection, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderShape, FolderModel
-from trainer.config.sections.tasks import ClassifyTask, Task
+from trainer.config.sections.tasks import ClassifyTask, RelationsTask, Task
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
@@ -302,7 +302,7 @@ def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
             f"{shape.vocab_size:,} entries"
         )
         if isinstance(config.model, FolderModel):
-            found.append(Problem("data.tokenizer", what, _fitting_tokenizer(config, shape)))
+            found.append(_tokens_without_rows(config, shape, tokens, what))
         else:
             found.append(Problem("model.vocab_size", what, "model.vocab_size=0"))
     row, limit = config.data.sequence_length, shape.max_row_tokens
@@ -310,6 +310,15 @@ def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
         what = f"rows of {row:,} tokens, but the model has {limit:,} positions"
         found.append(Problem("data.sequence_length", what, f"data.sequence_length={limit}"))
     return found
+
+
+def _tokens_without_rows(config: Config, shape: Shape, tokens: int, what: str) -> Problem:
+    """Rows can be added for new tokens; else it is another model's tokenizer."""
+    if isinstance(config.task, RelationsTask) and config.task.new_tokens:
+        rows = -(-tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        fix = f"model.vocab_size={rows}, or task.new_tokens=false"
+        return Problem("model.vocab_size", f"{what}; task.markers are new tokens", fix)
+    return Problem("data.tokenizer", what, _fitting_tokenizer(config, shape))
 
 
 def _fitting_tokenizer(config: Config, shape: Shape) -> str:

@@ -31,6 +31,12 @@ NEEDS = {
     },
     "task=classify": ON_AN_ENCODER,
     "task=tag": ON_AN_ENCODER,
+    "task=relations": ON_AN_ENCODER,
+    "task=masked_lm": [
+        "model=encoder_debug",
+        "data/tokenizer=pretrained",
+        "data.tokenizer.path=tokenizer",
+    ],
     "task=extract_qa": ON_AN_ENCODER,
     "task=chat": EXAMPLES,
     "task=seq2seq": EXAMPLES,
@@ -41,6 +47,7 @@ NEEDS = {
     "engine=zero3_offload_nvme": ["engine.nvme_path=/local"],
     "precision=fp16": ["resources.device=cuda"],
     "task=custom": ["task.target=mine:Task", "run.trust=[mine]"],
+    "experiment=classify_encoder": EXAMPLES[1:],
     "data=custom": ["data.sources.custom.target=mine:Source", "run.trust=[mine]"],
     "data=datasets": ["data.sources.dataset.path=folder"],
     "data=mixture": ["data.sources.prose.paths=[a.txt]"],
@@ -73,6 +80,10 @@ def test_every_choice_composes_is_valid_and_plans(choices: list[str], tmp_path: 
     overrides = [*choices, *(need for choice in choices for need in NEEDS.get(choice, []))]
     if choices == ["model=hf_folder"]:
         (tmp_path / "config.json").write_text(json.dumps(_llama()))
+        (tmp_path / "model.safetensors").touch()
+        overrides.append(f"model.path={tmp_path}")
+    if choices == ["experiment=classify_encoder"]:
+        (tmp_path / "config.json").write_text(json.dumps(_llama() | {"model_type": "bert"}))
         (tmp_path / "model.safetensors").touch()
         overrides.append(f"model.path={tmp_path}")
     config = validate(compose(overrides).values)

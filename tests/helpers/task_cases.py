@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.configs import config
-from tests.helpers.tokenizer_folders import bert_folder
+from tests.helpers.tokenizer_folders import bert_folder, gpt_folder
 from trainer.data.prepare import prepare
 from trainer.plan import RunPlan
 from trainer.planning import make_plan
@@ -22,13 +22,15 @@ _WORDS = WORDS.split()
 
 # SGD, so that a loss of the wrong scale shows; no dropout, so that cutting a step up differently
 # is all that differs; 5 rows, which no world and no accumulation divides.
-TINY = (
-    "model=encoder_debug",
+_SIZE = (
     "model.hidden_size=32",
     "model.intermediate_size=48",
     "model.num_hidden_layers=2",
     "model.num_attention_heads=4",
-    "model.max_position_embeddings=64",
+)
+ENCODER = ("model=encoder_debug", *_SIZE, "model.max_position_embeddings=64")
+DECODER = ("model=llama_debug", *_SIZE, "model.num_key_value_heads=2", "model.head_dim=8")
+TINY = (
     "data=examples",
     "data.sequence_length=48",
     "data.held_out_fraction=0.2",
@@ -59,6 +61,8 @@ class Case:
 
     overrides: tuple[str, ...]
     row: Rows
+    model: tuple[str, ...] = ENCODER
+    tokenizer: Callable[[Path], Path] = bert_folder
 
 
 def words(draw: random.Random, most: int) -> str:
@@ -82,11 +86,73 @@ def _number(draw: random.Random, number: int) -> dict[str, Any]:
     return {"text": f"{words(draw, 9)} {number}", "label": round(draw.uniform(-2, 2), 3)}
 
 
+_TAGS = {"Peter": "B-PER", "Blackburn": "I-PER", "Acme": "B-ORG", "Berlin": "B-LOC"}
+
+
+def _tagged(draw: random.Random, number: int) -> dict[str, Any]:
+    tokens = f"{words(draw, 9)} Peter Blackburn {words(draw, 9)} {number}".split()
+    tags = [_TAGS.get(token, "O") for token in tokens]
+    for at, (token, before) in enumerate(zip(tokens, [None, *tokens], strict=False)):
+        if token == "Blackburn" and before != "Peter":
+            tags[at] = "B-PER"
+    return {"tokens": tokens, "tags": tags}
+
+
+def _related(draw: random.Random, number: int) -> dict[str, Any]:
+    text = f"{words(draw, 4)} <e1>house</e1> {words(draw, 4)} <e2>engine</e2> {number}"
+    label = draw.choice(["Whole(e1,e2)", "Whole(e2,e1)", "Cause(e1,e2)", "Other"])
+    return {"text": text, "label": label}
+
+
+def _asked(draw: random.Random, number: int) -> dict[str, Any]:
+    """Contexts of one to several windows; one question in four has no answer."""
+    said = [draw.choice(_WORDS) for _ in range(draw.randint(4, 40))]
+    first = draw.randrange(len(said))
+    text = " ".join(said[first : first + 2])
+    start = len(" ".join([*said[:first], ""]))
+    found = {"text": [text], "answer_start": [start]} if number % 4 else _NO_ANSWER
+    return {
+        "question": f"{words(draw, 3)} {number}?",
+        "context": " ".join(said),
+        "answers": found,
+    }
+
+
+_NO_ANSWER: dict[str, list[Any]] = {"text": [], "answer_start": []}
+
+
+def _chat(draw: random.Random, number: int) -> dict[str, Any]:
+    turns = [("user", f"{words(draw, 3)} {number}"), ("assistant", words(draw, 3))]
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def _prompted(draw: random.Random, number: int) -> dict[str, Any]:
+    return {"source": f"{words(draw, 4)} {number}", "target": words(draw, 4)}
+
+
 CASES: dict[str, Case] = {
     "classify": Case(("task=classify",), _single),
     "classify_pair": Case(("task=classify",), _pair),
     "classify_multi": Case(("task=classify", "task.answers=multi"), _multi),
     "regression": Case(("task=classify", "task.answers=regression"), _number),
+    "tag": Case(("task=tag", "task.scheme=bioes"), _tagged),
+    "relations": Case(("task=relations", "task.none=Other"), _related),
+    "extract_qa": Case(
+        (
+            "task=extract_qa",
+            "task.stride=4",
+            "evals.held_out_rows=100",
+            "task.no_answer_threshold=100",  # answers, not "none", from the first step on
+        ),  # fmt: skip
+        _asked,
+    ),
+    "chat": Case(("task=chat", "task.template=plain"), _chat, DECODER, gpt_folder),
+    "seq2seq": Case(
+        ("task=seq2seq", "task.target_tokens=24"),
+        _prompted,
+        DECODER,
+        gpt_folder,
+    ),
 }
 
 
@@ -108,10 +174,11 @@ def case_plan(
     """The plan of a run on one rank, its store prepared under `folder`."""
     case = CASES[name]
     path = written(folder / name, case.row, count=count)
-    tokenizer = folder / "tokenizer"
+    tokenizer = folder / case.tokenizer.__name__
     if not tokenizer.exists():  # training one again may give another
-        bert_folder(tokenizer)
+        case.tokenizer(tokenizer)
     wanted = config(
+        *case.model,
         *TINY,
         *case.overrides,
         f"data.sources.examples.paths=[{path}]",

@@ -14,7 +14,9 @@ from tests.helpers.encoders import (
     tiny_encoder,
 )
 from trainer.batch import IGNORED, ExampleBatch
+from trainer.errors import ConfigError
 from trainer.models.heads import HeadSpec
+from trainer.tasks.relations import Relations
 from trainer.tasks.tag import Tag
 
 TAGS = ("B-PER", "I-PER", "B-LOC", "I-LOC", "O")
@@ -86,3 +88,62 @@ def test_tags_without_spans_are_scored_a_word() -> None:
     assert values["token_accuracy"] == pytest.approx(2 / 3)
     assert values["macro_f1"] == pytest.approx(0.8 / 2)
     assert "entity_f1" not in values
+
+
+RELATIONS = ("Other", "Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Sibling")
+
+
+class Chooses(torch.nn.Module):
+    """A model whose class of each example is given."""
+
+    def __init__(self, classes: tuple[int, ...], num_labels: int) -> None:
+        super().__init__()
+        self.logits_EC = torch.nn.functional.one_hot(torch.tensor(classes), num_labels).float()
+
+    def forward(self, fields: dict[str, torch.Tensor], *, want: str) -> torch.Tensor:
+        assert want == "sequence"
+        return self.logits_EC
+
+
+def test_relations_are_scored_with_their_direction_and_padding_is_none() -> None:
+    task = Relations(RELATIONS, none="Other", symmetric=["Sibling"])
+    fields = {
+        "classes_E": torch.tensor([0, 1, 1, 3, 1]),
+        "weights_E": torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]),
+    }
+    said = Chooses((0, 1, 2, 3, 2), len(RELATIONS))  # the third one is the wrong way round
+    batch = ExampleBatch(fields, (0,), 4, 20)
+    values = task.values(task.score(said, batch))
+    assert values["accuracy"] == pytest.approx(3 / 4)
+    assert values["relation_precision"] == pytest.approx(2 / 3)
+    assert values["relation_recall"] == pytest.approx(2 / 3)
+    assert values["relation_f1_any_direction"] == 1.0
+    theirs = torch.nn.functional.cross_entropy(said.logits_EC[:4], fields["classes_E"][:4])
+    assert task.loss_sum(said, batch).item() / 4 == pytest.approx(theirs.item(), abs=5e-6)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_loss_of_relations_is_that_of_hugging_face(family: str) -> None:
+    found = examples()
+    head = HeadSpec("sequence", RELATIONS, "single_label_classification")
+    model = sharp_encoder(tiny_encoder(family), head)
+    given = {"input_ids": found.inputs_ET, "attention_mask": found.mask_ET}
+    if family in ("bert", "roberta"):
+        given["token_type_ids"] = found.segments_ET
+    classes = torch.tensor([2, 0, 1, 3])
+    theirs = hugging_face(model)(**given, labels=classes).loss.item()
+    task = Relations(RELATIONS, none="Other", symmetric=())
+    for fields in (found.apart, found.packed):
+        padding = len(fields["first_E"]) - 4
+        fields["classes_E"] = torch.cat([classes, torch.zeros(padding, dtype=torch.long)])
+        fields["weights_E"] = torch.tensor([1.0] * 4 + [0.0] * padding)
+        ours = task.loss_sum(model, ExampleBatch(fields, (0,), 4, 31)).item() / 4
+        assert ours == pytest.approx(theirs, abs=5e-6)
+
+
+def test_a_name_that_is_no_label_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'Othr' is none of the data's") as seen:
+        Relations(RELATIONS, none="Othr", symmetric=())
+    assert seen.value.problems[0].fix == "task.none=Other"
+    with pytest.raises(ConfigError, match=r"task\.symmetric: 'Sister' is none"):
+        Relations(RELATIONS, none=None, symmetric=["Sister"])

@@ -15,6 +15,7 @@ from trainer.dist.seeds import seed_of
 from trainer.dist.world import Alone
 from trainer.errors import DataError
 from trainer.plan import RunPlan
+from trainer.tasks.table import change_of
 
 
 @dataclass(frozen=True)
@@ -75,4 +76,6 @@ def _drawn_rows(plan: RunPlan, rows: int) -> TokenBatch:
 
 
 def _stream(plan: RunPlan) -> Stream[Any]:
-    return open_stream(plan, Alone(), sources=open_sources(plan), cursor=None)
+    return open_stream(
+        plan, Alone(), sources=open_sources(plan), cursor=None, change=change_of(plan)
+    )

@@ -6,13 +6,22 @@ from collections.abc import Iterator
 
 from trainer.config.names import nearest
 from trainer.config.schema import Config
+from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
-from trainer.config.sections.tasks import ClassifyTask, Seq2SeqTask
+from trainer.config.sections.tasks import (
+    ClassifyTask,
+    MaskedLmTask,
+    RelationsTask,
+    Seq2SeqTask,
+    Task,
+)
 from trainer.errors import Problem
 
 
 def task_problems(config: Config) -> Iterator[Problem]:
     task, data = config.task, config.data
+    if isinstance(task, MaskedLmTask):
+        yield from _masking_problems(task, config)
     if not isinstance(data, ExamplesSection):
         if task.data == "examples":
             what = f"{task.kind} is trained on labelled examples, and the data is plain text"
@@ -23,11 +32,20 @@ def task_problems(config: Config) -> Iterator[Problem]:
         yield Problem("task", what, "task=classify, or other data such as data=jsonl")
         return
     yield from _held_out_problems(data)
-    if isinstance(task, ClassifyTask):
-        yield from _label_problems(task, data)
+    yield from _label_problems(task, data)
     if isinstance(task, Seq2SeqTask) and task.prompt.count("{source}") != 1:
         what = "it has to hold {source} once, where the text that is read goes"
         yield Problem("task.prompt", what, "task.prompt='{source}'")
+
+
+def _masking_problems(task: MaskedLmTask, config: Config) -> Iterator[Problem]:
+    if not isinstance(config.data.tokenizer, PretrainedTokenizer):
+        what = "a tokenizer that is trained here has no mask token, which masked_lm needs"
+        fix = "data/tokenizer=pretrained data.tokenizer.path=FOLDER, of an encoder"
+        yield Problem("data.tokenizer", what, fix)
+    if task.to_mask + task.to_random > 1:
+        what = f"with task.to_mask={task.to_mask:g} it is more than all of the hidden tokens"
+        yield Problem("task.to_random", what, f"task.to_random={max(0.0, 1 - task.to_mask):g}")
 
 
 def _held_out_problems(data: ExamplesSection) -> Iterator[Problem]:
@@ -38,16 +56,22 @@ def _held_out_problems(data: ExamplesSection) -> Iterator[Problem]:
             yield Problem(f"data.held_out.{name}", what, f"name it {near}, as in data.sources")
 
 
-def _label_problems(task: ClassifyTask, data: ExamplesSection) -> Iterator[Problem]:
+def _label_problems(task: Task, data: ExamplesSection) -> Iterator[Problem]:
     labels = data.labels
     if labels is None:
         return
-    if task.answers == "regression":
+    if isinstance(task, ClassifyTask) and task.answers == "regression":
         what = "a regression predicts numbers and has no labels"
         yield Problem("data.labels", what, "data.labels=null")
+    elif task.head not in ("sequence", "tokens"):
+        yield Problem("data.labels", f"{task.kind} has no labels", "data.labels=null")
     elif len(set(labels)) < len(labels):
         twice = next(name for name in labels if labels.count(name) > 1)
         yield Problem("data.labels", f"{twice!r} stands in it twice", "name each label once")
-    elif len(labels) < (2 if task.answers == "single" else 1):
+    elif len(labels) < (1 if isinstance(task, ClassifyTask) and task.answers == "multi" else 2):
         what = f"{len(labels)} labels are no choice"
         yield Problem("data.labels", what, "data.labels=null, to take those of the data")
+    elif isinstance(task, RelationsTask) and task.none not in (None, *labels):
+        near = nearest(str(task.none), list(labels)) or labels[0]
+        what = f"{task.none!r} is none of data.labels"
+        yield Problem("task.none", what, f"task.none={near}")

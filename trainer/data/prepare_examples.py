@@ -235,7 +235,7 @@ def _publish(work: _Work, writer: ExampleStoreWriter, *, counts: _Counts, log: L
     with space_named(writer.incoming):
         for file in all_tokenizer_files(work.data.tokenizer.path):
             shutil.copy(file, writer.incoming / file.name)
-    if not (writer.incoming / TOKENIZER).exists():
+    if work.tokenizer.has_new_tokens or not (writer.incoming / TOKENIZER).exists():
         work.tokenizer.write(writer.incoming)
     manifest = ExampleManifest(
         source=work.name,

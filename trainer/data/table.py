@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.sections.example_data import ExamplesSection
+from trainer.data.changed_reader import Change, ChangedReader
 from trainer.data.example_reader import ExampleReader
 from trainer.data.example_store import ExampleStore
 from trainer.data.row_shape import RowShape, StreamSource
@@ -31,9 +32,17 @@ def open_sources(plan: RunPlan) -> list[StreamSource[Any]]:
 
 
 def open_stream(
-    plan: RunPlan, world: World, *, sources: Sources, cursor: dict[str, Any] | None
+    plan: RunPlan,
+    world: World,
+    *,
+    sources: Sources,
+    cursor: dict[str, Any] | None,
+    change: Change | None = None,
 ) -> Stream[Any]:
-    """Raises: DataError if the stores do not fit each other, or hold too little."""
+    """`change`: what the task does to rows, see changed_reader.py.
+
+    Raises: DataError if the stores do not fit each other, or hold too little.
+    """
     config = plan.config
     shape = RowShape(
         global_batch_size=config.batch.global_batch_size,
@@ -43,6 +52,8 @@ def open_stream(
     )
     examples = isinstance(config.data, ExamplesSection)
     reader: Any = ExampleReader(sources, shape) if examples else TokenReader(sources, shape)
+    if change is not None:
+        reader = ChangedReader(reader, change)
     return Stream(
         sources,
         reader,

@@ -6,11 +6,12 @@ What a special token spells, in a text, is text: "[SEP]" of a user never ends a 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data.tokenizer import vendor_tokenizer
+from trainer.data.tokenizer import add_tokens, vendor_tokenizer
 from trainer.errors import DataError
 from trainer.records.json_file import read_untrusted_json, write_json
 from trainer.records.token_store import TOKENIZER
@@ -48,6 +49,7 @@ class TaskTokenizer:
     def __init__(self, tokenizer: Any, *, specials: dict[str, int]) -> None:
         self._tokenizer = tokenizer
         self._length = 0
+        self.has_new_tokens = False
         self.specials = dict(specials)
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
@@ -64,6 +66,10 @@ class TaskTokenizer:
         """One more than the highest id: what an embedding must hold."""
         ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return 1 + max(ids.values())
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Make each of them one token wherever it stands in a text; those that are one stay so."""
+        self.has_new_tokens |= add_tokens(self._tokenizer, texts) > 0
 
     @property
     def padding_id(self) -> int:
@@ -126,7 +132,8 @@ class TaskTokenizer:
         return [_encoded(window) for window in (found, *found.overflowing)]
 
     def write(self, folder: Path) -> None:
-        """tokenizer.json, of a tokenizer that was given in an older form."""
+        """tokenizer.json, of a tokenizer that has new tokens, or was given in an older form."""
+        self._limit(0)  # a limit would be written with it
         write_json(folder / TOKENIZER, json.loads(self._tokenizer.to_str()))
 
     def decode(self, ids: list[int]) -> str:

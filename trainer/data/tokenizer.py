@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainer.config.sections.data import PretrainedTokenizer, TrainedTokenizer
 from trainer.errors import DataError
@@ -86,6 +86,12 @@ def vendor_tokenizer(folder: Path) -> tuple[Tokenizer, Path | None]:
     return _from_file(file) if file else _from_vocabulary(files), files.get(CONFIG)
 
 
+def add_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+    """Texts that are one token each from now on, as they are spelled; how many were new."""
+    added: int = tokenizer.add_tokens([AddedToken(text, normalized=False) for text in texts])
+    return added
+
+
 def tokenizer_digest(folder: Path) -> str:
     """sha256 of tokenizer.json: two stores can be mixed when theirs are equal."""
     return hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
@@ -145,20 +151,28 @@ def _from_vocabulary(files: dict[str, Path]) -> Tokenizer:
 
 
 def _end_of_text_id(tokenizer: Tokenizer, config: Path | None, *, where: Path) -> int:
-    if config is not None:
-        try:
-            named: Any = read_untrusted_json(config).get("eos_token")
-        except (OSError, ValueError, AttributeError) as e:
-            raise DataError(f"{config} cannot be read: {e}") from e
-        name = named.get("content") if isinstance(named, dict) else named
-        found = tokenizer.token_to_id(name) if isinstance(name, str) else None
-        if found is not None:
-            return int(found)
+    if (end := _named(config, "eos_token", tokenizer)) is not None:
+        return end
     for name in KNOWN_ENDS:
         found = tokenizer.token_to_id(name)
         if found is not None:
             return int(found)
+    if (separator := _named(config, "sep_token", tokenizer)) is not None:
+        return separator  # BERT ends a text with it
     raise DataError(
         f"{where}: this tokenizer names no end-of-text token (asked for eos_token in {CONFIG}, "
         f"then {', '.join(KNOWN_ENDS)}); add one to its {CONFIG}"
     )
+
+
+def _named(config: Path | None, name: str, tokenizer: Tokenizer) -> int | None:
+    """The id of what tokenizer_config.json calls `name`. Raises: DataError if it is unreadable."""
+    if config is None:
+        return None
+    try:
+        named: Any = read_untrusted_json(config).get(name)
+    except (OSError, ValueError, AttributeError) as e:
+        raise DataError(f"{config} cannot be read: {e}") from e
+    text = named.get("content") if isinstance(named, dict) else named
+    found = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    return None if found is None else int(found)

@@ -34,7 +34,8 @@ def evals_of(
     if batches:
         reference = {"unigram_entropy": _unigram_entropy(sources)} if is_text else {}
         found.append(HeldOut(task, batches, every=config.steps.eval_every, reference=reference))
-    if is_text and config.evals.sample_prompt and config.evals.sample_tokens:
+    generates = is_text and config.task.head == "next_token"
+    if generates and config.evals.sample_prompt and config.evals.sample_tokens:
         found.append(
             Sample(
                 TextTokenizer.open(Path(plan.stores[0].path)),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.config.sections.tasks import (
     ChatTask,
     ClassifyTask,
     CustomTask,
     ExtractQaTask,
+    MaskedLmTask,
+    RelationsTask,
     Seq2SeqTask,
     TagTask,
 )
+from trainer.data.changed_reader import Change
+from trainer.data.words import token_kinds
 from trainer.models.heads import HeadSpec, ProblemType
 from trainer.plan import RunPlan
 from trainer.tasks.answers import Answers
@@ -18,6 +24,9 @@ from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.classify import Classify
 from trainer.tasks.custom import load_task
 from trainer.tasks.extract_qa import ExtractQa
+from trainer.tasks.masked_lm import MaskedLm
+from trainer.tasks.masked_rows import MaskedRows
+from trainer.tasks.relations import Relations
 from trainer.tasks.tag import Tag
 
 _PROBLEMS: dict[str, ProblemType] = {
@@ -36,6 +45,8 @@ def task_of(plan: RunPlan) -> Task:
         return Classify(section.answers, labels_of(plan))
     if isinstance(section, TagTask):
         return Tag(labels_of(plan), section.learnt)
+    if isinstance(section, RelationsTask):
+        return Relations(labels_of(plan), none=section.none, symmetric=section.symmetric)
     if isinstance(section, ExtractQaTask):
         return ExtractQa(
             answer_tokens=section.answer_tokens,
@@ -44,6 +55,8 @@ def task_of(plan: RunPlan) -> Task:
         )
     if isinstance(section, ChatTask | Seq2SeqTask):
         return Answers()
+    if isinstance(section, MaskedLmTask):
+        return MaskedLm()
     return CausalLm()
 
 
@@ -54,11 +67,27 @@ def head_of(plan: RunPlan) -> HeadSpec | None:
         # a regression's one output has a name in Hugging Face's config as well
         labels = labels_of(plan) or ("value",)
         return HeadSpec("sequence", labels, _PROBLEMS[section.answers])
+    if isinstance(section, RelationsTask):
+        return HeadSpec("sequence", labels_of(plan), _PROBLEMS["single"])
     if isinstance(section, TagTask):
         return HeadSpec("tokens", labels_of(plan))
     if isinstance(section, ExtractQaTask):
         return HeadSpec("spans")
+    if isinstance(section, MaskedLmTask):
+        return HeadSpec("mlm")
     return None
+
+
+def change_of(plan: RunPlan) -> Change | None:
+    """What the task does to rows of text before they are trained on. Not collective.
+
+    Raises: DataError for a tokenizer that the task cannot use.
+    """
+    config = plan.config
+    if not isinstance(config.task, MaskedLmTask):
+        return None
+    kinds = token_kinds(Path(plan.stores[0].path))
+    return MaskedRows(config.task, kinds, seed=config.run.seed, packing=config.data.packing)
 
 
 def labels_of(plan: RunPlan) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from trainer.records.fragment import MASTER, Fragment
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.storage.local import LocalStorage
+from trainer.tasks.table import change_of
 from trainer.verify.layouts import Layout, plan_of
 from trainer.verify.reference import train_reference
 
@@ -59,7 +60,9 @@ def reference_for(base: RunPlan, *, packing: bool) -> Reference:
     model = causal_lm(config.model, vocab_size=plan.vocab_size)
     _fill(model, plan)
     optimizer = _optimizer(config.optimizer, model)
-    stream = open_stream(plan, Alone(), sources=open_sources(plan), cursor=None)
+    stream = open_stream(
+        plan, Alone(), sources=open_sources(plan), cursor=None, change=change_of(plan)
+    )
     try:
         losses = train_reference(
             model,

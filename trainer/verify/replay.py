@@ -32,7 +32,7 @@ from trainer.records.json_file import read_lines
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.tasks.base import Task
-from trainer.tasks.table import task_of
+from trainer.tasks.table import change_of, task_of
 from trainer.verify.cause import Evidence, Repetition, RowLoss
 
 # Relative, of a loss: sums taken in another order, and what grows of it over a few steps.
@@ -174,7 +174,9 @@ def _stand(run: RunFiles, plan: RunPlan, base: int, step: int, *, left_out: set[
         cursor = store.load(world, engine, step=base)["cursor"]
     else:
         engine.load(starting_values(plan, engine), step=0)
-    stream = open_stream(plan, world, sources=open_sources(plan), cursor=cursor)
+    stream = open_stream(
+        plan, world, sources=open_sources(plan), cursor=cursor, change=change_of(plan)
+    )
     standing = Standing(engine, task, plan, stream)
     for earlier in range(base + 1, step):
         batches = stream.step(earlier)

@@ -45,6 +45,7 @@ from trainer.records.attempt import Done, Started, error_record, write_first, wr
 from trainer.records.fragment import MASTER
 from trainer.records.json_file import append_line, read_json
 from trainer.records.run_files import RunFiles
+from trainer.tasks.table import change_of
 
 Item = Literal["moments", "cursor", "learning_rate", "rng"]
 ITEMS: tuple[Item, ...] = get_args(Item)
@@ -99,7 +100,9 @@ def _without(item: Item, job: Job, plan: RunPlan, first: int) -> Job:
     if item == "cursor":
         job.stream.close()
         anew = {"step": first, "next_sample": 0, "skipped": []}
-        stream = open_stream(plan, job.world, sources=open_sources(plan), cursor=anew)
+        stream = open_stream(
+            plan, job.world, sources=open_sources(plan), cursor=anew, change=change_of(plan)
+        )
         return replace(job, stream=stream)
     for held in job.engine.fragments():
         if held.fragment.kind != MASTER:

@@ -14,6 +14,7 @@ from trainer.config.sections.base import Section, Target
 from trainer.config.sections.encodings import (
     ChatSettings,
     QaSettings,
+    RelationSettings,
     Seq2SeqSettings,
     TagSettings,
 )
@@ -87,8 +88,41 @@ class Seq2SeqTask(_Task, Seq2SeqSettings):
     kind: Literal["seq2seq"]
 
 
-# masked_lm, relations and preference stand here, each with a class.
+class RelationsTask(_Task, RelationSettings):
+    """Two marked entities of a text get the relation between them; a label says its direction."""
+
+    data: ClassVar[DataKind] = "examples"
+    head: ClassVar[str] = "sequence"
+
+    kind: Literal["relations"]
+    new_tokens: bool  # markers become tokens of their own
+    none: str | None  # the label that says there is no relation
+    symmetric: tuple[str, ...]  # relations without a direction
+
+
+class MaskedLmTask(_Task):
+    """Text of which some tokens are hidden: how encoders are pretrained."""
+
+    head: ClassVar[str] = "mlm"
+
+    kind: Literal["masked_lm"]
+    rate: Annotated[float, Field(gt=0, lt=1)]  # share of tokens that are hidden and predicted
+    to_mask: Annotated[float, Field(ge=0, le=1)]  # share of those that become the mask token
+    # share of those that become a random token; the rest stays as it is
+    to_random: Annotated[float, Field(ge=0, le=1)]
+    unit: Literal["token", "word", "span"]
+
+
+# preference stands here, with a class.
 Task = Annotated[
-    CausalLmTask | CustomTask | ClassifyTask | TagTask | ExtractQaTask | ChatTask | Seq2SeqTask,
+    CausalLmTask
+    | CustomTask
+    | ClassifyTask
+    | TagTask
+    | RelationsTask
+    | ExtractQaTask
+    | ChatTask
+    | Seq2SeqTask
+    | MaskedLmTask,
     Field(discriminator="kind"),
 ]

@@ -11,6 +11,7 @@ from trainer.config.sections.tasks import (
     ChatTask,
     ClassifyTask,
     ExtractQaTask,
+    RelationsTask,
     Seq2SeqTask,
     TagTask,
 )
@@ -18,6 +19,7 @@ from trainer.data.encodings.base import Encoding
 from trainer.data.encodings.chat import ChatEncoding
 from trainer.data.encodings.classify import ClassifyEncoding
 from trainer.data.encodings.extract_qa import QaEncoding
+from trainer.data.encodings.relations import RelationEncoding
 from trainer.data.encodings.seq2seq import PromptedEncoding
 from trainer.data.encodings.tag import TagEncoding
 from trainer.data.task_tokenizer import TaskTokenizer
@@ -34,6 +36,10 @@ def encoding_of(config: Config, tokenizer: TaskTokenizer, *, labels: Sequence[st
         return ClassifyEncoding(task, tokenizer, labels=labels, row_tokens=row)
     if isinstance(task, TagTask):
         return TagEncoding(task, tokenizer, labels=labels, row_tokens=row)
+    if isinstance(task, RelationsTask):
+        if task.new_tokens:
+            tokenizer.add(task.markers)
+        return RelationEncoding(task, tokenizer, labels=labels, row_tokens=row)
     if isinstance(task, ExtractQaTask):
         return QaEncoding(task, tokenizer, row_tokens=row)
     if isinstance(task, Seq2SeqTask):
