@@ -50,6 +50,7 @@ def tiny_encoder(family: str, **changes: Any) -> EncoderShape:
 def sharp_encoder(section: EncoderShape, head: HeadSpec) -> EncoderModel:
     """Values wide enough that attention is far from uniform; biases that are not 0."""
     model = build_model(section, vocab_size=VOCAB, dtype=torch.float32, head=head)
+    assert isinstance(model, EncoderModel)
     rules = {
         n: Rule("normal", 0.3) if r.kind != "ones" else r for n, r in initial_rules(model).items()
     }

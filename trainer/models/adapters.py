@@ -22,7 +22,7 @@ from torch import nn
 
 from trainer.config.sections.model import FrozenLayers, LoraAdapter, Model
 from trainer.errors import ConfigError, Problem
-from trainer.models.language_model import LanguageModel
+from trainer.models.encoder import EncoderModel
 from trainer.models.wrappers import AnyModel
 
 _ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.default(\.weight)?$")
@@ -84,7 +84,7 @@ def _freeze(model: AnyModel, adapter: FrozenLayers) -> None:
 def _low_rank(model: AnyModel, adapter: LoraAdapter) -> None:
     peft: Any = importlib.import_module("peft")
     targets = _targets(model, adapter)
-    trained = [] if isinstance(model, LanguageModel) else _outside_the_trunk(model)
+    trained = _outside_the_trunk(model) if isinstance(model, EncoderModel) else []
     config = peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,

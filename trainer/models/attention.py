@@ -15,6 +15,8 @@ from trainer.config.sections.model import FolderModel, Model
 from trainer.errors import ModelError
 from trainer.models.build import SMALL_VOCAB, small_model
 from trainer.models.encoder import EncoderModel
+from trainer.models.encoder_decoder import FAMILIES as ENCODER_DECODERS
+from trainer.models.encoder_decoder import NOT_PACKED, EncoderDecoderModel
 from trainer.models.encoder_families import FAMILIES as ENCODERS
 from trainer.models.heads import HeadSpec
 from trainer.models.hf_config import family_of
@@ -31,13 +33,22 @@ def check_packing(section: Model, *, device: torch.device) -> None:
     Call it only when `data.packing` is on. Draws nothing from torch's global random state.
     Raises: ModelError.
     """
-    is_encoder = family_of(section) in ENCODERS
+    family = family_of(section)
+    if family in NOT_PACKED:
+        raise ModelError(
+            f"model {family}: its positions are places of a row, so that packed examples would get "
+            "those of others; train it with data.packing=false"
+        )
+    if family in ENCODER_DECODERS:
+        return  # T5's positions are differences: tests/unit/test_encoder_decoder.py
+    is_encoder = family in ENCODERS
     model = small_model(section, device=device, head=HeadSpec("mlm") if is_encoder else None)
     _fill(model)
     flash = device.type == "cuda" and section.attention == "flash_attention_2"
     if flash:
         model.to(torch.bfloat16)
     name = section.path if isinstance(section, FolderModel) else section.family
+    assert not isinstance(model, EncoderDecoderModel)
     logits = encoder_logits(model) if isinstance(model, EncoderModel) else model.logits
     refuse_leak(logits, name=name, device=device, tolerance=0.05 if flash else 1e-4)
 

@@ -13,9 +13,10 @@ import torch
 
 from trainer.config.sections.model import Model
 from trainer.errors import ConfigError, ModelError, Problem
-from trainer.models import causal_families, encoder_families
+from trainer.models import causal_families, encoder_decoder, encoder_families
 from trainer.models.adapters import fit_adapter
 from trainer.models.encoder import EncoderModel
+from trainer.models.encoder_decoder import EncoderDecoderModel
 from trainer.models.heads import HeadSpec
 from trainer.models.hf_config import (
     config_class,
@@ -48,7 +49,7 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device | None = None,
     head: HeadSpec,
-) -> EncoderModel: ...
+) -> EncoderModel | EncoderDecoderModel: ...
 
 
 def build_model(
@@ -165,6 +166,10 @@ def _vocab_size(section: Model) -> int:
 def model_class_of(family: str, head: HeadSpec | None) -> str:
     """Raises: ConfigError if the family cannot do what the task asks for."""
     encoder = encoder_families.FAMILIES.get(family)
+    if family in encoder_decoder.FAMILIES:
+        if head is None or head.kind != "seq2seq":
+            _refuse("model", f"{family} is an encoder-decoder: it makes one text from another")
+        return encoder_decoder.FAMILIES[family][1]
     if head is None:
         if encoder is not None:
             _refuse("model", f"{family} is an encoder: it cannot predict the next token")
@@ -178,6 +183,8 @@ def model_class_of(family: str, head: HeadSpec | None) -> str:
 def _wrapped(hf: Any, family: str, head: HeadSpec | None, loss_chunk_tokens: int) -> AnyModel:
     if head is None:
         return LanguageModel(hf, loss_chunk_tokens=loss_chunk_tokens)
+    if family in encoder_decoder.FAMILIES:
+        return EncoderDecoderModel(hf, loss_chunk_tokens=loss_chunk_tokens)
     kept = encoder_families.FAMILIES[family]
     return EncoderModel(hf, family=kept, head=head, loss_chunk_tokens=loss_chunk_tokens)
 
@@ -191,7 +198,7 @@ def _construct(config: Any, model_class: str, dtype: torch.dtype, attention: str
 def _check_attention(attention: str, device: torch.device, family: str) -> None:
     if attention != "flash_attention_2":
         return
-    if family in encoder_families.FAMILIES:
+    if family in encoder_families.FAMILIES or family in encoder_decoder.FAMILIES:
         # It would need the bounds of the examples (cu_seqlens) instead of a mask.
         _refuse("model.attention", "flash_attention_2 takes no block mask, which encoders need")
     if device.type != "cuda":

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config.sections.model import EncoderShape, FolderModel, Model
 from trainer.errors import ConfigError, LonghaulError, ModelError, Problem
-from trainer.models import causal_families, encoder_families
+from trainer.models import causal_families, encoder_decoder, encoder_families
 from trainer.models.heads import HeadSpec
 from trainer.records.json_file import read_untrusted_json
 
@@ -53,6 +53,8 @@ def family_of(section: Model) -> str:
 
 
 def config_class(family: str) -> str:
+    if family in encoder_decoder.FAMILIES:
+        return encoder_decoder.FAMILIES[family][0]
     known = encoder_families.FAMILIES | causal_families.FAMILIES
     return known[family].config_class
 
@@ -112,7 +114,7 @@ def _folder_config(section: FolderModel, vocab_size: int, more: dict[str, Any]) 
 
 
 def _known() -> list[str]:
-    return [*causal_families.FAMILIES, *encoder_families.FAMILIES]
+    return [*causal_families.FAMILIES, *encoder_families.FAMILIES, *encoder_decoder.FAMILIES]
 
 
 def read_config(path: Path) -> dict[str, Any]:

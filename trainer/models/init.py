@@ -144,6 +144,10 @@ def _adapter_rule(name: str, module: nn.Module) -> Rule:
 
 
 def _matrix_rule(config: Any, path: str) -> Rule:
+    if config.model_type == "t5":
+        return Rule("normal", _t5_std(config, path))
+    if config.model_type == "bart":
+        return Rule("normal", float(config.init_std))
     std = float(config.initializer_range)
     residual = std / math.sqrt(2 * config.num_hidden_layers)
     leaf = path.rpartition(".")[2]
@@ -154,3 +158,18 @@ def _matrix_rule(config: Any, path: str) -> Rule:
         widths = {"Wo": residual, "dense": residual, "classifier": config.hidden_size**-0.5}
         return Rule("normal", widths.get(leaf, std), cut)
     return Rule("normal", std)
+
+
+def _t5_std(config: Any, path: str) -> float:
+    """Source: transformers 5.23, T5PreTrainedModel._init_weights."""
+    width, factor = config.d_model, float(config.initializer_factor)
+    leaf = path.rpartition(".")[2]
+    inner = {
+        "q": (width * config.d_kv) ** -0.5,
+        "o": (config.num_heads * config.d_kv) ** -0.5,
+        "wo": config.d_ff**-0.5,
+        "shared": 1.0,
+        "embed_tokens": 1.0,
+        "lm_head": 1.0,
+    }
+    return factor * float(inner.get(leaf, width**-0.5))

@@ -11,8 +11,8 @@ import torch
 
 from trainer.config.sections.model import FolderModel, Model
 from trainer.models.adapters import base_name, is_adapter, is_magnitude, lies_transposed
+from trainer.models.encoder import EncoderModel
 from trainer.models.init import InitialValues, initial_rules
-from trainer.models.language_model import LanguageModel
 from trainer.models.weights import Leniency, SafetensorsFolder
 from trainer.models.wrappers import AnyModel
 from trainer.records.fragment import MASTER, Fragment
@@ -78,7 +78,7 @@ def starting_values(section: Model, model: AnyModel, *, seed: int) -> StartingVa
     if not isinstance(section, FolderModel) or section.weights == "fresh":
         return StartingValues(None, InitialValues(initial_rules(model), seed), model=model)
     grown = vocabulary_tensors(model) if section.vocab_size else frozenset()
-    trunk = None if isinstance(model, LanguageModel) else f"{model.hf.base_model_prefix}."
+    trunk = f"{model.hf.base_model_prefix}." if isinstance(model, EncoderModel) else None
     leniency = Leniency(trunk=trunk, grown=grown)
     folder = SafetensorsFolder(Path(section.path), base_layout(model), leniency=leniency)
     has_adapter = any(is_adapter(name) for name, _ in model.named_parameters())

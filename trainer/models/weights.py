@@ -36,7 +36,10 @@ _NOT_WEIGHTS = (
     ".rotary_emb.inv_freq",
     "embeddings.position_ids",
     "embeddings.token_type_ids",
+    "final_logits_bias",  # of BART: zeros, a buffer
+    ".EncDecAttention.relative_attention_bias.weight",  # of T5's first files: never used
 )
+_SHARED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _OLD_NAMES = {"lm_head.weight": "embed_out.weight"}
 _OLD_NORMS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
@@ -283,7 +286,9 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...], *, may_grow: bool) -
 
 
 def _known_extra(name: str, matched: Mapping[str, _Tensor]) -> bool:
-    """A second copy of a tied head."""
+    """A second copy of a tied head, or of an embedding that two stacks share."""
+    if name.endswith(_SHARED):
+        return any(n.endswith("shared.weight") for n in matched)
     return name in ("lm_head.weight", *_OLD_NAMES.values()) and "lm_head.weight" not in matched
 
 

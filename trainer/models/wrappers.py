@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.models.encoder import EncoderModel
+from trainer.models.encoder_decoder import EncoderDecoderModel
 from trainer.models.language_model import LanguageModel
 
-AnyModel = LanguageModel | EncoderModel
+AnyModel = LanguageModel | EncoderModel | EncoderDecoderModel
