@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from trainer.data.best_fit import packed_rows, windows
 from trainer.data.encodings.base import Encoding
 from trainer.data.encodings.labels import MOST_LABELS, in_order
 from trainer.data.encodings.table import encoding_of
+from trainer.data.exact_fit import exact_rows
 from trainer.data.example_store import ExampleSplit
 from trainer.data.example_store_writer import ExampleStoreWriter
 from trainer.data.formats.table import records
@@ -268,15 +269,25 @@ def _packed(
 ) -> PackedRows:
     """Read back from what was written, so that a restart packs what one go would have packed."""
     lengths_E = ExampleSplit(writer.incoming, manifest, split=split).lengths("T")
-    numbers, ends = array("q"), array("q")
-    for row in packed_rows(windows(lengths_E), work.data.sequence_length):
-        numbers.extend(row)
-        ends.append(len(numbers))
+    ways = [
+        _index_of(way(windows(lengths_E), work.data.sequence_length))
+        for way in (packed_rows, exact_rows)
+    ]
+    numbers, ends = min(ways, key=lambda index: len(index[1]))  # the one of fewer rows
     files = (
         writer.write_numbers(f"{split}.rows", np.asarray(numbers)),
         writer.write_numbers(f"{split}.row_ends", np.asarray(ends)),
     )
     return PackedRows(split, len(ends), files)
+
+
+def _index_of(rows: Iterable[list[int]]) -> tuple[array[int], array[int]]:
+    """(examples in the order of the rows, where each row ends): 16 bytes an example."""
+    numbers, ends = array("q"), array("q")
+    for row in rows:
+        numbers.extend(row)
+        ends.append(len(numbers))
+    return numbers, ends
 
 
 def _say(work: _Work, manifest: ExampleManifest, *, log: Log) -> None:

@@ -40,6 +40,7 @@ CODE = (
     "data/encodings",
     "data/formats",
     "data/best_fit.py",
+    "data/exact_fit.py",
     "data/task_tokenizer.py",
     "data/template.py",
     "data/augment.py",
