@@ -332,8 +332,8 @@ def test_what_refuses_is_one_sentence_with_rows_and_the_way_out(bert: TaskTokeni
     with pytest.raises(DataError) as caught:
         report.check()
     message = str(caught.value)
-    assert "20 examples repeat an earlier one: train.jsonl row 21, train.jsonl row 22" in message
-    assert "row 30 and 10 more; leave the copies out" in message
+    assert "20 examples repeat an earlier one: train.jsonl rows 21, 22, 23, 24" in message
+    assert "29, 30 and 10 more; leave the copies out" in message
     assert message.endswith("or as they are: data.audit.allow=[duplicates]")
     report.check(allow=("duplicates",))
     assert "allowed (duplicates)" in as_text(report, allow=("duplicates",))

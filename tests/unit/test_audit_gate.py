@@ -80,7 +80,7 @@ def test_bad_examples_are_refused_at_every_start_until_they_are_allowed(
         assert data.prepared() == Exit.STOP
         said = capsys.readouterr().err
         assert "repeat an earlier one: " in said
-        assert f"{data.csv} row 9" in said
+        assert f"{data.csv} rows 92, 9" in said
         assert "data.audit.allow=[" in said
         assert data.found() is None
     allowed = said.rpartition("allow=[")[2].rpartition("]")[0].split(",")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class Finding:
         more = (
             f" and {self.count - len(self.places):,} more" if self.count > len(self.places) else ""
         )
-        where = f": {', '.join(self.places)}{more}" if self.places else ""
+        where = f": {_listed(self.places)}{more}" if self.places else ""
         return f"{self.said}{where}; {self.fix}"
 
 
@@ -69,6 +69,17 @@ class AuditReport:
             f"the examples are not fit to train on: {first.line()}{others}; or as they are: "
             f"data.audit.allow=[{kinds}]"
         )
+
+
+def _listed(places: Sequence[str]) -> str:
+    """ "a.csv rows 7, 9, b.csv row 3": a file's long name stands there once."""
+    rows: dict[str, list[str]] = {}
+    for place in places:
+        file, _, row = place.rpartition(" row ")
+        if not file or not row.isdigit():
+            return ", ".join(places)
+        rows.setdefault(file, []).append(row)
+    return ", ".join(f"{f} row{'s' * (len(r) > 1)} {', '.join(r)}" for f, r in rows.items())
 
 
 def subject_name(digests: Mapping[str, str], *, near_copies: bool) -> str:
