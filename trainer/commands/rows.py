@@ -46,6 +46,8 @@ def rows_to_compare(plan: RunPlan, rows: int) -> ChosenRows:
             return ChosenRows(tuple(held_out), "held-out rows")
         return ChosenRows(_training_rows(plan, rows), "training rows (no text is held out)")
     except DataError:  # the store is gone, or is another one by now
+        if plan.config.task.data == "examples":
+            return ChosenRows((), "no rows (its example store cannot be read)")
         drawn = (_drawn_rows(plan, rows),) if rows > 0 else ()
         return ChosenRows(drawn, "rows of random tokens (its token store cannot be read)")
 
