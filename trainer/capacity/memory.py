@@ -9,13 +9,16 @@ CUDA context (about 0.5 GB), communication libraries, fragmentation, gradients o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.capacity.encoder import LABELLED_SHARE
 from trainer.capacity.head import BLOCK_ELEMENTS, head_bytes
 from trainer.capacity.shape import (
     GATED,
     Shape,
+    has_vocabulary,
     num_layer_matrix_elements,
     num_matrix_parameters,
     num_parameters,
@@ -221,6 +224,14 @@ def _layer_bytes_per_token(shape: Shape, precision: Precision, batch: MicroBatch
     queries, keys = heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     scores = (4 + a) * heads * batch.row_tokens if batch.eager_attention else 4 * heads
     masks = 2 * d if shape.dropout else 0  # the gated families drop in attention only
+    if shape.is_encoder:
+        # The mask of blocks is widened to the scores' dtype once a layer; autocast keeps what
+        # norms read in fp32.
+        wide = 4 if cast else a
+        mask = a * batch.row_tokens + 4 * wide
+        if shape.family == "modernbert":
+            return (24 if cast else 10 * a) * d + 4 * a * f + mask + scores + masks
+        return (24 if cast else 8 * a) * d + 2 * a * f + mask + scores + masks
     if shape.family in GATED:
         # Norms keep their input in fp32 and the normed value; autocast casts the input of each of
         # the five products anew.
@@ -237,8 +248,13 @@ def _layer_bytes_per_token(shape: Shape, precision: Precision, batch: MicroBatch
 
 
 def _head(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
+    tokens = batch.rows * batch.row_tokens
+    if not has_vocabulary(shape):  # labels are few: logits, their softmax and their gradient
+        return 3 * 4 * tokens * max(shape.num_labels, 2)
+    if shape.is_encoder:
+        tokens = math.ceil(tokens * LABELLED_SHARE)
     return head_bytes(
-        batch.rows * batch.row_tokens,
+        tokens,
         shape.vocab_size,
         hidden_size=shape.hidden_size,
         precision=precision,
