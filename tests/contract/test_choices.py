@@ -47,7 +47,10 @@ NEEDS = {
     "engine=zero3_offload_nvme": ["engine.nvme_path=/local"],
     "precision=fp16": ["resources.device=cuda"],
     "task=custom": ["task.target=mine:Task", "run.trust=[mine]"],
-    "experiment=classify_encoder": EXAMPLES[1:],
+    "experiment=masked_lm_small": [
+        "data.sources.files.paths=[a.txt]",
+        "data.tokenizer.path=tokenizer",
+    ],
     "data=custom": ["data.sources.custom.target=mine:Source", "run.trust=[mine]"],
     "data=datasets": ["data.sources.dataset.path=folder"],
     "data=mixture": ["data.sources.prose.paths=[a.txt]"],
@@ -57,6 +60,16 @@ NEEDS = {
     "data/tokenizer=pretrained": ["data.tokenizer.path=tokenizer"],
     "experiment=llama_125m_8gpu": ["data.sources.files.paths=[a.jsonl]"],
 }
+# Recipes for the weights of a folder, and whose they are.
+TUNED = {
+    "experiment=chat_decoder": "llama",
+    "experiment=classify_encoder": "bert",
+    "experiment=qa_encoder": "bert",
+    "experiment=relations_encoder": "bert",
+    "experiment=seq2seq_decoder": "llama",
+    "experiment=tag_encoder": "bert",
+}
+NEEDS |= dict.fromkeys(TUNED, EXAMPLES[1:])
 # Together in one composition where they can be: Hydra needs a tenth of a second a time.
 ALONE = (
     "cluster", "model", "engine", "experiment", "debug", "data", "data/tokenizer", "precision",
@@ -78,12 +91,10 @@ def _rounds() -> list[list[str]]:
 @pytest.mark.parametrize("choices", _rounds(), ids=" ".join)
 def test_every_choice_composes_is_valid_and_plans(choices: list[str], tmp_path: Path) -> None:
     overrides = [*choices, *(need for choice in choices for need in NEEDS.get(choice, []))]
-    if choices == ["model=hf_folder"]:
-        (tmp_path / "config.json").write_text(json.dumps(_llama()))
-        (tmp_path / "model.safetensors").touch()
-        overrides.append(f"model.path={tmp_path}")
-    if choices == ["experiment=classify_encoder"]:
-        (tmp_path / "config.json").write_text(json.dumps(_llama() | {"model_type": "bert"}))
+    family = TUNED.get(choices[0], "llama" if choices == ["model=hf_folder"] else None)
+    if family is not None:
+        made = _llama() | {"model_type": family, "max_position_embeddings": 2048}
+        (tmp_path / "config.json").write_text(json.dumps(made))
         (tmp_path / "model.safetensors").touch()
         overrides.append(f"model.path={tmp_path}")
     config = validate(compose(overrides).values)

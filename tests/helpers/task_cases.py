@@ -143,7 +143,7 @@ CASES: dict[str, Case] = {
             "task.stride=4",
             "evals.held_out_rows=100",
             "task.no_answer_threshold=100",  # answers, not "none", from the first step on
-        ),  # fmt: skip
+        ),
         _asked,
     ),
     "chat": Case(("task=chat", "task.template=plain"), _chat, DECODER, gpt_folder),

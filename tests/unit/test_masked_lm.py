@@ -62,17 +62,16 @@ def test_labels_are_what_was_hidden_and_special_tokens_never_are() -> None:
 
 def test_a_sample_is_masked_alike_wherever_it_stands_and_anew_in_the_next_epoch() -> None:
     both = masked()(rows((4, 5)), "train").fields["inputs_RT"]
-    second = TokenBatch(*(t[1:] for t in _tensors(rows((5,)))), (5,), 0, LENGTH)
+    whole = rows((5,))
+    second = TokenBatch(
+        whole.inputs_RT[1:], whole.labels_RT[1:], whole.positions_RT[1:], (5,), 0, LENGTH
+    )
     assert torch.equal(masked()(second, "train").fields["inputs_RT"][0], both[1])
     later = masked()(rows((104, 105)), "train").fields["inputs_RT"]
     assert not torch.equal(both[:2], later[:2])
     held_out = [masked()(rows((4, 5)), "held_out").fields["inputs_RT"] for _ in range(2)]
     assert torch.equal(*held_out)
     assert not torch.equal(held_out[0], both)
-
-
-def _tensors(batch: TokenBatch) -> tuple[torch.Tensor, ...]:
-    return batch.inputs_RT, batch.labels_RT, batch.positions_RT
 
 
 def test_whole_words_are_hidden_whole_and_end_with_their_document() -> None:

@@ -32,7 +32,7 @@ def check_export(
     Raises: ModelError if transformers cannot load the folder, or leaves weights unset."""
     head = head_of(trained.plan)
     ours = load_model(trained, dtype=dtype, device=torch.device("cpu"))
-    expected = [_ours(ours, batch) for batch in rows]
+    expected = [_ours(ours, batch, head) for batch in rows]
     del ours  # two models at once would double the memory
     theirs = load_pretrained(folder, dtype=dtype, head=head)
     largest = 0.0
@@ -47,18 +47,26 @@ def check_export(
     )
 
 
-def _ours(model: Any, batch: Batch) -> list[torch.Tensor]:
-    """Logits of all rows; of examples, of each alone, although they may share a row."""
-    if isinstance(batch, ExampleBatch):
+def _ours(model: Any, batch: Batch, head: HeadSpec | None) -> list[torch.Tensor]:
+    """Logits of all rows; of examples under a head, of each alone, though they may share a row."""
+    if head is not None:
+        assert isinstance(batch, ExampleBatch)
         return our_answers(model, batch.fields)
-    assert isinstance(batch, TokenBatch)
-    return [model.logits(batch.inputs_RT, batch.positions_RT)]
+    return [model.logits(*_rows(batch))]
 
 
 def _theirs(model: Any, batch: Batch, head: HeadSpec | None) -> list[torch.Tensor]:
-    if isinstance(batch, ExampleBatch):
-        assert head is not None
+    if head is not None:
+        assert isinstance(batch, ExampleBatch)
         return their_answers(model, batch.fields, head=head)
-    assert isinstance(batch, TokenBatch)
-    said = model(input_ids=batch.inputs_RT, position_ids=batch.positions_RT, use_cache=False)
+    inputs_RT, positions_RT = _rows(batch)
+    said = model(input_ids=inputs_RT, position_ids=positions_RT, use_cache=False)
     return [said.logits]
+
+
+def _rows(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a decoder is given: of text, or of examples that hold one."""
+    if isinstance(batch, ExampleBatch):
+        return batch.fields["inputs_RT"], batch.fields["positions_RT"]
+    assert isinstance(batch, TokenBatch)
+    return batch.inputs_RT, batch.positions_RT
