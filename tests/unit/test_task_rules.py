@@ -1,0 +1,90 @@
+"""What a task asks of its settings: each problem in one sentence, with what to type."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.configs import config
+from trainer.errors import ConfigError
+from trainer.planning import make_plan
+
+EXAMPLES = ("data=examples", "data.sources.examples.paths=[a.csv]", "data.tokenizer.path=tokenizer")
+ENCODER = ("model=encoder_debug", *EXAMPLES)
+
+REFUSED = {
+    "labels of a task without any": (
+        ("task=extract_qa", *ENCODER, "data.labels=[a,b]"),
+        ("data.labels", "extract_qa has no labels", "data.labels=null"),
+    ),
+    "one tag": (
+        ("task=tag", *ENCODER, "data.labels=[O]"),
+        ("data.labels", "1 labels are no choice", "data.labels=null, to take those of the data"),
+    ),
+    "a label that says none, which is no label": (
+        ("task=relations", *ENCODER, "data.labels=[Other,Cause]", "task.none=Othr"),
+        ("task.none", "'Othr' is none of data.labels", "task.none=Other"),
+    ),
+    "a prompt without its source": (
+        ("task=seq2seq", *EXAMPLES, "task.prompt=translate"),
+        (
+            "task.prompt",
+            "it has to hold {source} once, where the text that is read goes",
+            "task.prompt='{source}'",
+        ),
+    ),
+    "a tokenizer without a mask": (
+        ("task=masked_lm", "model=encoder_debug"),
+        (
+            "data.tokenizer",
+            "a tokenizer that is trained here has no mask token, which masked_lm needs",
+            "data/tokenizer=pretrained data.tokenizer.path=FOLDER, of an encoder",
+        ),
+    ),
+    "more than all tokens": (
+        (
+            "task=masked_lm", "model=encoder_debug", "data/tokenizer=pretrained",
+            "data.tokenizer.path=tokenizer", "task.to_random=0.3",
+        ),
+        (
+            "task.to_random",
+            "with task.to_mask=0.8 it is more than all of the hidden tokens",
+            "task.to_random=0.2",
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_a_task_cannot_have(name: str) -> None:
+    overrides, said = REFUSED[name]
+    with pytest.raises(ConfigError) as seen:
+        config(*overrides)
+    assert [(p.where, p.what, p.fix) for p in seen.value.problems] == [said]
+
+
+def test_markers_that_the_embedding_has_no_room_for(tmp_path: Path) -> None:
+    shape = {
+        "model_type": "bert", "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    folder = ("model=hf_folder", f"model.path={tmp_path}", "model.weights=fresh")
+    wanted = config("task=relations", *folder, *EXAMPLES)
+    with pytest.raises(ConfigError) as seen:
+        make_plan(
+            wanted,
+            attempt=1,
+            run_id="r",
+            stores=(),
+            device="cpu",
+            cores=1,
+            vocab_size_of_tokenizer=132,
+        )
+    (problem,) = seen.value.problems
+    assert problem.where == "model.vocab_size"
+    assert problem.what.endswith("128 entries; task.markers are new tokens")
+    assert problem.fix == "model.vocab_size=192, or task.new_tokens=false"
