@@ -58,9 +58,9 @@ def test_systems_histories_and_tools_are_kept(tmp_path: Path) -> None:
     [
         ([USER], "nobody answers in this chat"),
         ([], "not a list of messages"),
-        ([USER, {"role": "assistant", "contnet": "x"}],
-         "message 2 has an unknown key 'contnet'; is it 'content'?"),
-        ([USER, {"role": "asistant", "content": "x"}], "message 2 has the role 'asistant'"),
+        ([USER, {"role": "assistant", "contentt": "x"}],
+         "message 2 has an unknown key 'contentt'; is it 'content'?"),
+        ([USER, {"role": "helper", "content": "x"}], "message 2 has the role 'helper'"),
         ([USER, {"role": "assistant", "content": ""}], "message 2: its content is empty"),
         ([USER, {"role": "assistant", "content": 3}], "its content is int, not text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}, BOT], "pictures and sounds"),
