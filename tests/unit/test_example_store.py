@@ -22,7 +22,7 @@ from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.dist.world import Alone
 from trainer.errors import DataError, Refused
 from trainer.plan import RunPlan, StorePlan
-from trainer.records.example_lookup import find_example_stores
+from trainer.records.example_lookup import example_keys, find_example_stores
 from trainer.records.json_file import read_lines
 
 NAME = "classify_pair"
@@ -227,6 +227,18 @@ def test_what_decides_a_store_makes_another_one(packed: RunPlan, folder: Path) -
     before = path.read_text()
     path.write_text(before.replace("good", "fine"))
     assert not found(config)
+
+
+def test_a_template_is_known_by_its_text(packed: RunPlan, tmp_path: Path) -> None:
+    values = packed.config.model_dump(mode="json")
+    template = tmp_path / "mine.jinja"
+
+    def key(text: str) -> dict[str, str]:
+        template.write_text(text)
+        return example_keys(values["data"], {"kind": "chat", "template": str(template)}).stores
+
+    assert key("{{ messages }}") == key("{{ messages }}")
+    assert key("{{ messages }}") != key("{{ messages }}!")
 
 
 def test_other_code_makes_another_store_and_runs_go_on_with_the_same_bytes(

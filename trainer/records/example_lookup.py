@@ -105,7 +105,8 @@ def example_keys(data: Mapping[str, Any], task: Mapping[str, Any]) -> StoreKeys:
     """Raises: DataError if a path is missing or a pattern matches nothing."""
     tokenizer = _digest(tokenizer_facts(data["tokenizer"]["path"]))
     facts = {name: _source_facts(data, name) for name in data["sources"]}
-    shared: list[Any] = [tokenizer, dict(task), {k: data[k] for k in _OF_ROWS}, code_digest()]
+    rows = {k: data[k] for k in _OF_ROWS}
+    shared: list[Any] = [tokenizer, dict(task), _template(task), rows, code_digest()]
     if (lexicon := data["augment"]["lexicon"]) is not None and data["augment"]["copies"]:
         shared.append(_content({"format": "text"}, lexicon))
     if data["labels"] is None:  # they come from all sources, in which every source's numbers stand
@@ -164,6 +165,12 @@ def _content(source: Mapping[str, Any], path: str) -> list[tuple[str, int, int]]
         files = expanded([path])
     stats = [(file, file.stat()) for file in files]
     return [(str(file), status.st_size, status.st_mtime_ns) for file, status in stats]
+
+
+def _template(task: Mapping[str, Any]) -> str:
+    """Of the chat template that the task names by a path: its text decides, not its name."""
+    path = Path(str(task.get("template") or "")).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _digest(value: Any) -> str:
