@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -170,26 +169,51 @@ def test_an_ordinary_user_has_the_same_sandbox() -> None:
     ], done.stderr
 
 
-def test_without_namespaces_programs_are_refused_unless_that_is_allowed() -> None:
-    program = (
-        "from trainer.evals.metrics.sandbox import *\n"
-        "from trainer.errors import Refused\n"
-        "try: run_program('')\n"
-        "except Refused as e: print(e)\n"
-        f"print(run_program({ESCAPES!r}, allow_network=True).passed)\n"
-        "short = Limits(seconds=0.3)\n"
-        "print(run_program('while True: pass', limits=short, allow_network=True).said)"
+def without_namespaces(*lines: str, user: int) -> list[str]:
+    """What a program prints where no network namespace can be made: root of a container of one
+    user, who is `user` outside."""
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if python is None or os.geteuid() != 0:
+        pytest.skip("it takes root, and a Python that all users may start")
+    start = (f"import sys; sys.path.insert(0, {str(ROOT)!r})",)
+    imports = (
+        "from trainer.evals.metrics.sandbox import *",
+        "from trainer.errors import Refused",
     )
+    program = "\n".join((*start, *imports, *lines))
     forbid = 'echo 0 >/proc/sys/user/max_net_namespaces && exec "$@"'
     done = subprocess.run(
-        ["unshare", "-U", "-r", "sh", "-c", forbid, "sh", sys.executable, "-c", program],
-        cwd=ROOT, capture_output=True, text=True, timeout=100,
+        ["unshare", "-U", "-r", "sh", "-c", forbid, "sh", python, "-c", program],
+        user=user, group=user, extra_groups=[], cwd="/",
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    refusal, passed, late = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_without_namespaces_programs_are_refused_unless_that_is_allowed() -> None:
+    refusal, passed, late = without_namespaces(
+        "try: run_program('')",
+        "except Refused as e: print(e)",
+        f"print(run_program({ESCAPES!r}, allow_network=True).passed)",
+        "short = Limits(seconds=0.3)",
+        "print(run_program('while True: pass', limits=short, allow_network=True).said)",
+        user=65534,
+    )
     assert refusal.startswith("programs that a model wrote are run apart from network and files")
     assert "say allow_network=true" in refusal
     assert (passed, late) == ("True", "timeout: it takes more than 0.3 s")
     assert not asleep()
+
+
+def test_root_who_cannot_become_another_runs_nothing_without_namespaces() -> None:
+    """The kernel limits no processes of root: a program that forks for ever would take all."""
+    (refusal,) = without_namespaces(
+        "try: run_program('', allow_network=True)",
+        "except Refused as e: print(e)",
+        user=0,
+    )
+    assert "no limit of processes holds for root" in refusal
 
 
 def test_a_sandbox_too_small_for_an_empty_program_is_refused() -> None:

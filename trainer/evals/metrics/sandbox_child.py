@@ -55,6 +55,8 @@ def main() -> None:
     except OSError as e:
         if not settings["allow_network"]:
             _end(how, f"refused: {e.strerror}")
+        if _is_root_for_good(settings):
+            _end(how, "refused: no limit of processes holds for root, and there is nobody else")
         _prctl(_SUBREAPER, 1)  # whatever loses its parent comes here
         _watch(settings, how, _start_program(settings, how, settings["folder"]))
     first = os.fork()
@@ -99,9 +101,20 @@ def _can_become_another(settings: dict[str, Any]) -> bool:
     """Root is not enough: in a container of one user there is nobody else to become."""
     if os.geteuid() != 0:
         return False
+    user = _user(settings)
+    return any(first <= user < first + count for first, _, count in _known_users())
+
+
+def _is_root_for_good(settings: dict[str, Any]) -> bool:
+    """Root outside of the container as well: the kernel limits no processes of that one."""
+    outside = any(first == beyond == 0 for first, beyond, _ in _known_users())
+    return os.geteuid() == 0 and outside and not _can_become_another(settings)
+
+
+def _known_users() -> list[tuple[int, ...]]:
+    """(first number in here, the same one outside, how many) of each range that is known here."""
     lines = Path("/proc/self/uid_map").read_text().splitlines()
-    known = [tuple(map(int, line.split())) for line in lines]
-    return any(first <= _user(settings) < first + count for first, _, count in known)
+    return [tuple(map(int, line.split())) for line in lines]
 
 
 def _close_file_system(folder_mb: int) -> str:
