@@ -15,6 +15,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.settings.asked import from_overrides
+from launch.settings.several import members
 from trainer.records.json_file import read_lines
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +128,7 @@ def test_the_readme_is_short_and_says_what_was_not_run() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/add-a-thing.md", "docs/design.md"])
 def test_the_files_a_page_points_to_are_there(page: str) -> None:
     text = (_ROOT / page).read_text(encoding="utf-8")
-    mine = re.compile(r"/(mine|x)\.\w+$")  # stands for a file that the reader writes
+    mine = re.compile(r"/(mine|x|NAME)\.\w+$")  # stands for a file that the reader writes
     missing = [
         name
         for name in _POINTER.findall(text)
@@ -147,7 +148,10 @@ def test_the_settings_in_a_verbs_help_are_real(
     assert examples
     for example in examples:
         settings = [word for word in _words(example) if "=" in word and not word.startswith("-")]
-        from_overrides(settings)  # raises with every problem
+        if "-m" in example.split():
+            members(settings)
+        else:
+            from_overrides(settings)  # raises with every problem
 
 
 def test_add_a_thing_works_from_an_empty_folder(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_command_answers_what_a_plan_needs(tmp_path: Path) -> None:
     done = subprocess.run(_command(made, tmp_path / "c"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "c" / "result.json").read_text())
-    assert answer["stores"] == [p.model_dump() for p in prepare(made, log=silent)]
+    assert answer["stores"] == [p.model_dump(mode="json") for p in prepare(made, log=silent)]
     manifest = TokenStore.open(Path(answer["stores"][0]["path"])).manifest
     assert answer["vocabulary"]["vocab_size"] == manifest.vocab_size
     assert answer["vocabulary"]["unigram_entropy_nats"] == manifest.unigram_entropy_nats
