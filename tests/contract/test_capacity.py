@@ -22,7 +22,7 @@ from trainer.capacity.shape import (
 )
 from trainer.planning import shape_of
 
-# Encoders have tests of their own, in tests/unit/test_encoder_capacity.py.
+# Encoders have tests of their own, in tests/contract/test_encoder_capacity.py.
 PRESETS = [
     name
     for name in Folders.find().choices("model")

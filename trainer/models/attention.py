@@ -40,7 +40,7 @@ def check_packing(section: Model, *, device: torch.device) -> None:
             "those of others; train it with data.packing=false"
         )
     if family in ENCODER_DECODERS:
-        return  # T5's positions are differences: tests/unit/test_encoder_decoder.py
+        return  # T5's positions are differences: tests/contract/test_encoder_decoder.py
     is_encoder = family in ENCODERS
     model = small_model(section, device=device, head=HeadSpec("mlm") if is_encoder else None)
     _fill(model)

@@ -1,7 +1,7 @@
 """The families of encoders: where transformers keeps their parts, and how a shape is said.
 
 A row here and its tensors in trainer/capacity are all that a new family needs; the tests of
-tests/unit/test_encoder.py then hold it against Hugging Face's own classes.
+tests/contract/test_encoder.py then hold it against Hugging Face's own classes.
 
 Shapes: E examples, D hidden size, C labels, N tokens.
 """
