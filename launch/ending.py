@@ -91,11 +91,17 @@ def _next(run: RunFiles) -> list[str]:
     return [
         "",
         "next",
-        *([] if is_examples(config.get("data", {})) else [speaks]),
+        *([speaks] if _goes_on_with_a_text(config) else []),
         *([f"  longhaul evaluate {name}"] if _has_held_out(plan) else []),
         f"  longhaul export {name}",
         f"  longhaul status {name}",
     ]
+
+
+def _goes_on_with_a_text(config: Mapping[str, Any]) -> bool:
+    """Whether `generate` can: a model of masked tokens fills gaps, and one of examples answers."""
+    masked = config.get("task", {}).get("kind") == "masked_lm"
+    return not masked and not is_examples(config.get("data", {}))
 
 
 def _has_held_out(plan: Mapping[str, Any]) -> bool:
