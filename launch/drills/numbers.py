@@ -93,7 +93,8 @@ def spike(bench: Bench) -> Result:
 def flipped_weights(bench: Bench) -> Result:
     """D28. A bit flips in one replica of three: that rank is named, nothing is saved from it."""
     site, name = bench.site, "d28"
-    settings = ("resources.ranks_per_node=3", "guard.replica_check_every=1")
+    # one restart more than is the rule: here it is another machine each time
+    settings = ("resources.ranks_per_node=3", "guard.replica_check_every=1", "restart.hardware=3")
     whole = bench.reference_of(*settings)
     faults = [
         Fault("step.update", "flip", rank=rank, step=3 + rank * SAVE_EVERY, value=11, token=token)
