@@ -14,6 +14,8 @@ from trainer.evals.metrics.translation import Bleu, Chrf
 WORDS = [*("the", "a", "Cat", "sat,", "on", "mat.", "and", "(dogs)", "run;", "don't", "stop"),
          *("3.14", "of", "10%", "-", "it's", "Haus")]  # fmt: skip
 
+EXTRA = "the extra `eval` is not installed: pip install longhaul[eval]"
+
 
 def texts(count: int, seed: int = 0) -> tuple[list[str], list[list[str]]]:
     """Answers, and two references for each: its words, some of them changed."""
@@ -42,7 +44,7 @@ def parts_of(metric: Any, said: list[Any], given: list[Any]) -> tuple[dict[str, 
 
 @pytest.mark.parametrize("tokenize", [None, "intl", "char", "zh", "none"])
 def test_bleu_is_sacrebleus(tokenize: str | None) -> None:
-    library = pytest.importorskip("sacrebleu.metrics")
+    library = pytest.importorskip("sacrebleu.metrics", reason=EXTRA)
     said, given = texts(40)
     said[3], said[4] = "", "The cat sat on the mat ."
     whole, merged = parts_of(Bleu(tokenize=tokenize), said, given)
@@ -54,7 +56,7 @@ def test_bleu_is_sacrebleus(tokenize: str | None) -> None:
 
 
 def test_lower_case_and_few_ngrams_are_sacrebleus_too() -> None:
-    library = pytest.importorskip("sacrebleu.metrics")
+    library = pytest.importorskip("sacrebleu.metrics", reason=EXTRA)
     said, given = ["Ein Haus", "der Hund"], [["ein haus"], ["Der hund bellt"]]
     columns = [["ein haus", "Der hund bellt"]]
     for settings in ({}, {"lowercase": True}):
@@ -65,7 +67,7 @@ def test_lower_case_and_few_ngrams_are_sacrebleus_too() -> None:
 
 @pytest.mark.parametrize("word_order", [0, 2])
 def test_chrf_is_sacrebleus(word_order: int) -> None:
-    library = pytest.importorskip("sacrebleu.metrics")
+    library = pytest.importorskip("sacrebleu.metrics", reason=EXTRA)
     said, given = texts(40)
     whole, merged = parts_of(Chrf(word_order=word_order), said, given)
     columns = [list(column) for column in zip(*given, strict=True)]
@@ -75,7 +77,7 @@ def test_chrf_is_sacrebleus(word_order: int) -> None:
 
 
 def test_rouge_is_rouge_scores_mean() -> None:
-    scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    scorer = pytest.importorskip("rouge_score.rouge_scorer", reason=EXTRA)
     said, given = texts(40)
     said = [text.replace(", ", "\n") for text in said]  # sentences are lines
     whole, merged = parts_of(Rouge(), said, given)

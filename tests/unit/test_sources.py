@@ -157,7 +157,8 @@ def test_damaged_containers_are_named(tmp_path: Path) -> None:
 
 
 def test_a_datasets_folder_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_dict({"body": ["one", "", "two"]})
     datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "d"))
     rows.save_to_disk(str(tmp_path / "single"))
