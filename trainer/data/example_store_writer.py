@@ -19,8 +19,15 @@ import numpy.typing as npt
 
 from trainer.data.encodings.base import PLACES, TEXT
 from trainer.data.encodings.example import Example, bits_of
-from trainer.data.store_files import create, flushed, reopened, write_all
-from trainer.data.store_writer import space_named
+from trainer.data.store_files import (
+    PROGRESS,
+    create,
+    flushed,
+    put_in_place,
+    reopened,
+    space_named,
+    write_all,
+)
 from trainer.errors import DataError
 from trainer.records.example_store import (
     Column,
@@ -29,10 +36,9 @@ from trainer.records.example_store import (
     StoredFile,
     write_example_manifest,
 )
-from trainer.records.json_file import fsync_folder, read_json, write_json
+from trainer.records.json_file import read_json, write_json
 from trainer.records.token_store import Split
 
-PROGRESS = "progress.json"
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 _TOGETHER = 512  # examples that are written at once
 
@@ -147,12 +153,7 @@ class ExampleStoreWriter:
         """Make the store real: manifest last, then the rename."""
         with space_named(self.incoming):
             write_example_manifest(self.incoming, manifest)
-            (self.incoming / PROGRESS).unlink(missing_ok=True)
-            fsync_folder(self.incoming)
-            if self.final.exists():  # found damaged before, or the user wants it made again
-                shutil.rmtree(self.final)
-            self.incoming.replace(self.final)
-            fsync_folder(self.final.parent)
+            put_in_place(self.incoming, self.final)
 
     def close(self) -> None:
         for shard in self._shards.values():

@@ -30,7 +30,8 @@ from trainer.data.preparing import Log, locked, nothing_written
 from trainer.data.progress import Progress
 from trainer.data.sample import sampled, total_bytes
 from trainer.data.sources import AnySource, Rejected, custom_digest, documents
-from trainer.data.store_writer import StoreWriter, space_named
+from trainer.data.store_files import space_named
+from trainer.data.store_writer import StoreWriter
 from trainer.data.tokenizer import CONFIG, TextTokenizer, pretrained, tokenizer_digest, trained
 from trainer.errors import DataError
 from trainer.plan import StorePlan

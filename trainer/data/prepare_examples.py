@@ -32,7 +32,7 @@ from trainer.data.formats.table import records
 from trainer.data.order import is_held_out
 from trainer.data.preparing import Log, locked, nothing_written
 from trainer.data.sources import Rejected
-from trainer.data.store_writer import space_named
+from trainer.data.store_files import space_named
 from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.data.tokenizer import tokenizer_digest
 from trainer.errors import DataError

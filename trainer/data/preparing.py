@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.data.store_writer import space_named
+from trainer.data.store_files import space_named
 from trainer.errors import DataError, Refused
 
 Log = Callable[[str], None]

@@ -6,10 +6,7 @@ how many documents are in and how long every file was at that moment; what is lo
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,14 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.encoder import Ids
-from trainer.data.store_files import create, flushed, pieces, reopened, write_all
-from trainer.errors import DataError
-from trainer.records.json_file import fsync_folder, read_json, write_json
+from trainer.data.store_files import (
+    PROGRESS,
+    create,
+    flushed,
+    pieces,
+    put_in_place,
+    reopened,
+    space_named,
+    write_all,
+)
+from trainer.records.json_file import read_json, write_json
 from trainer.records.token_store import Shard, Split, StoreManifest, write_manifest
 
-PROGRESS = "progress.json"
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass
@@ -135,12 +138,7 @@ class StoreWriter:
         """Make the store real: manifest last, then the rename."""
         with space_named(self.incoming):
             write_manifest(self.incoming, manifest)
-            (self.incoming / PROGRESS).unlink(missing_ok=True)
-            fsync_folder(self.incoming)
-            if self.final.exists():  # found damaged before, or the user wants it made again
-                shutil.rmtree(self.final)
-            self.incoming.replace(self.final)
-            fsync_folder(self.final.parent)
+            put_in_place(self.incoming, self.final)
 
     def discard(self) -> None:
         self.close()
@@ -233,17 +231,3 @@ class StoreWriter:
         for path in self.incoming.iterdir():
             if path.suffix in (".tokens", ".documents") and path.stem not in known:
                 path.unlink()
-
-
-@contextmanager
-def space_named(folder: Path) -> Iterator[None]:
-    """Turns "no space" into one sentence. Raises: DataError."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in _NO_SPACE:
-            raise
-        raise DataError(
-            f"no space left for the token store {folder} ({e.strerror}); free some or set "
-            "data.store_root to a larger disk, then run again: finished shards are kept"
-        ) from e
