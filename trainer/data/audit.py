@@ -65,7 +65,7 @@ class _Split:
 
 
 class Audit:
-    """`near`: whether near copies are looked for, which takes longest (0.4 to 0.6 ms a row when busy)."""
+    """`near`: whether near copies are looked for, which takes longest (half a millisecond a row)."""
 
     def __init__(self, subject: Subject, *, near: bool = True) -> None:
         self._subject = subject
