@@ -65,7 +65,7 @@ class _Split:
 
 
 class Audit:
-    """`near`: whether near copies are looked for, which takes longest (half a millisecond a row)."""
+    """`near`: whether near copies are looked for: half a millisecond a row, most of the time."""
 
     def __init__(self, subject: Subject, *, near: bool = True) -> None:
         self._subject = subject
