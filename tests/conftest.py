@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> RankPool:
     """Worlds of 1 to 3 ranks: `ranks.run(2, fn, *args)`."""
     return RankPool(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(request: pytest.FixtureRequest, _empty_folder: Path) -> Iterator[None]:
+    """Unit and golden tests run in an empty folder, whatever runs and stores lie in this one.
+
+    The others stay: processes that they start find the tests' own modules in the current folder.
+    """
+    if request.path.parent.name not in ("unit", "golden"):
+        yield
+        return
+    with contextlib.chdir(_empty_folder):
+        yield
+    assert not list(_empty_folder.iterdir()), "a test left files in the current folder"
+
+
+@pytest.fixture(scope="session")
+def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("empty")
 
 
 @pytest.fixture

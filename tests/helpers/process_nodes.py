@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from launch.driving.nodes import Node
 from launch.driving.pipes import PipeHandle
-from launch.node.processes import die_with_parent
+from launch.node.processes import alive, die_with_parent
+from tests.helpers.agent_process import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 _KILLED = -9
@@ -44,11 +46,26 @@ class ProcessNodes:
         return PipeHandle(process, losing=(_KILLED,))
 
     def lose(self, name: str) -> None:
-        """As if its machine were switched off."""
+        """As if its machine were switched off: when this returns, none of its processes runs."""
         self.present.remove(name)
         for node, process in self.started:
             if node == name and process.poll() is None:
-                process.kill()
+                _switch_off(process)
 
     def close(self) -> None:
         """Nothing is kept."""
+
+
+def _switch_off(agent: subprocess.Popen[bytes]) -> None:
+    below = _descendants(agent.pid)
+    agent.kill()
+    wait_for(lambda: not alive(below), seconds=30)  # they die with it, each in its own time
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread ended
+            for child in map(int, listed.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found

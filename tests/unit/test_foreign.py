@@ -23,6 +23,7 @@ from trainer.foreign.zero_folder import read_deepspeed
 from trainer.records.fragment import MASTER, Fragment
 
 _HERE = Path("canary")
+_REPOSITORY = Path(__file__).parents[2]
 _PICKLES = sorted(hostile.pickles(_HERE))
 _LIES = sorted(hostile.lies(_HERE))
 
@@ -121,7 +122,7 @@ def test_the_reading_process_can_do_next_to_nothing(tmp_path: Path) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        argv = [sys.executable, "-I", "-S", "-c", _PROBE, str(Path.cwd()), str(tmp_path / "x")]
+        argv = [sys.executable, "-I", "-S", "-c", _PROBE, str(_REPOSITORY), str(tmp_path / "x")]
         argv.append(str(port))
         done = subprocess.run(argv, capture_output=True, text=True, env={}, timeout=60)
     assert done.returncode == 0, done.stderr
