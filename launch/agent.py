@@ -44,6 +44,7 @@ from launch.run.lease import Lease
 from launch.run.liveness import own_mark, write_mark
 from launch.run.next_attempt import bring_back, next_attempt, superseded
 from launch.run.run_folder import locked, own
+from launch.run.turned_back import tell_copies
 from launch.watch.watching import POLL_S, Watch
 from trainer.errors import Exit, LonghaulError
 from trainer.records.attempt import error_record, write_first
@@ -105,6 +106,8 @@ def carry(
                 place = goes_on(run, following)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
         give_back_if_over(files, outcome, node=node_rank)
+    if driver is None and (untold := tell_copies(run, outcome)):
+        say(untold)
     return outcome
 
 

@@ -34,6 +34,7 @@ from launch.run.lease import Lease
 from launch.run.liveness import own_mark, write_mark
 from launch.run.next_attempt import RESTART_FILE, superseded
 from launch.run.run_folder import locked, own
+from launch.run.turned_back import tell_copies
 from launch.watch.watching import record_hang
 from trainer.errors import LonghaulError
 from trainer.records.attempt import Stop, StopCause, read_stop, write_record
@@ -218,6 +219,8 @@ def drive(run: RunFiles, attempt: int, nodes: Nodes, *, env: Mapping[str, str]) 
             if following is not None:
                 place = goes_on(run, following)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
+    if untold := tell_copies(run, outcome):
+        say(untold)
     return outcome
 
 

@@ -34,6 +34,7 @@ from launch.run.lease import read_beat
 from launch.run.next_attempt import bring_back, next_attempt, superseded
 from launch.run.node_record import read_nodes, silent_hosts
 from launch.run.run_folder import attempts, locked
+from launch.run.turned_back import tell_copies
 from launch.slurm.client import state_of
 from launch.slurm.place import job_of
 from launch.slurm.resubmit import script_of, would_take
@@ -170,6 +171,14 @@ def _leave(outcome: Outcome) -> str:
     return f"leave {0 if as_asked else int(code)}"
 
 
+def _tell_copies(run: RunFiles) -> None:
+    """Where the run is over: nobody starts who would do it."""
+    known = attempts(run)
+    outcome = concluded(run, known[-1].number) if known else None
+    if outcome is not None and outcome.action != "again" and (untold := tell_copies(run, outcome)):
+        say(untold)
+
+
 def _may_requeue(run: RunFiles) -> bool:
     """As the script says that this job was made from: attempts that follow have none."""
     script = script_of(run)
@@ -186,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, job = RunFiles(given.run_folder), JobFacts.from_env(os.environ)
     try:
         print(begin(run, given.first, job) if given.after is None else after(run, given.after, job))
+        _tell_copies(run)
     except LonghaulError as e:
         say(str(e))
         print(f"leave {int(e.exit_code)}")

@@ -12,22 +12,20 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.loading import Newer, load_step, quarantine, way_out
 from trainer.checkpoint.remote_steps import (
     CHECKPOINTS,
-    WITHDRAWN,
     StepsView,
     committed,
+    put_withdrawals,
     withdrawals,
 )
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError, DamagedCheckpoint, RunFolderError
 from trainer.records.run_files import RunFiles
-from trainer.records.withdrawn import Withdrawal, encode, merged, read_withdrawals
+from trainer.records.withdrawn import merged, read_withdrawals
 from trainer.storage.patient import Patient
 from trainer.storage.remote import ObjectStore
 
@@ -101,19 +99,14 @@ def _copies(store: ObjectStore, run: RunFiles) -> dict[str, Any]:
         there = withdrawals(store)
         listed = merged(there, read_withdrawals(run.withdrawn))
         if listed != there:  # now, not with the next save: this machine may be gone by then
-            _tell(store, listed)
+            with contextlib.suppress(OSError):  # the uploader will
+                put_withdrawals(store, listed)
         folders = {folder.step: folder.name for folder in committed(store, listed)}
     except OSError as e:
         return {"folders": {}, "problem": e.strerror or str(e)}
     except ValueError as e:
         raise CheckpointError(f"{run.withdrawn}: {e}") from e
     return {"folders": folders, "problem": ""}
-
-
-def _tell(store: ObjectStore, listed: tuple[Withdrawal, ...]) -> None:
-    content = np.frombuffer(encode(listed), dtype=np.uint8)
-    with contextlib.suppress(OSError):  # the uploader will
-        store.put(WITHDRAWN, lambda: [content], size=len(content))
 
 
 def _refuse_to_begin(

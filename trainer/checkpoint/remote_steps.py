@@ -96,6 +96,12 @@ def withdrawals(store: ObjectStore) -> tuple[Withdrawal, ...]:
         raise CheckpointError(f"{WITHDRAWN} of the remote copies cannot be read: {e}") from e
 
 
+def put_withdrawals(store: ObjectStore, listed: Sequence[Withdrawal]) -> None:
+    """Raises: OSError."""
+    content = np.frombuffer(withdrawn.encode(listed), dtype=np.uint8)
+    store.put(WITHDRAWN, lambda: [content], size=len(content))
+
+
 def is_withdrawn(manifest: Manifest, listed: Sequence[Withdrawal]) -> bool:
     return any(
         one.covers(manifest.step, attempt=manifest.attempt, created=manifest.created)
