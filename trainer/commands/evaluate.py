@@ -1,8 +1,10 @@
-"""longhaul evaluate RUN: loss, perplexity and token accuracy on the held-out split.
+"""longhaul evaluate RUN: loss, perplexity and the task's own scores on the held-out split.
 
 RUN may be a run, one of its checkpoints, or a folder made by longhaul export. One process: the
 model must fit on it (during training, evaluation runs on all ranks: steps.eval_every).
+--answers writes what the model says to held-out examples of chat or seq2seq, and scores it.
 example: longhaul evaluate first-run --rows 512
+         longhaul evaluate my-summaries --answers 100 --scores rouge,bleu --write said.jsonl
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 
 from trainer.commands.arguments import defaults_of, trained_parser
 from trainer.commands.ending import ended
@@ -20,11 +23,17 @@ from trainer.plan import RunPlan
 def main(argv: list[str] | None = None) -> int:
     parser = trained_parser("evaluate", __doc__)
     parser.add_argument("--rows", type=int, default=256, help="held-out rows to score")
+    parser.add_argument("--answers", type=int, default=0, help="held-out examples to answer")
+    parser.add_argument("--scores", default=None, help="of answers: bleu,chrf,rouge,exact_match")
+    parser.add_argument("--max-new-tokens", type=int, default=None, help="of an answer")
+    parser.add_argument("--beams", type=int, default=1, help="1: the likeliest token each time")
+    parser.add_argument("--write", type=Path, help="a new file for the answers, a JSON line each")
     given = parser.parse_args(argv)
     return ended(lambda: _evaluate(given))
 
 
 def _evaluate(given: argparse.Namespace) -> Exit:
+    from trainer.commands.answers import answer, wish_of
     from trainer.commands.rows import held_out_rows
     from trainer.dist.device import choose_device
     from trainer.dist.world import Alone, Place
@@ -36,12 +45,15 @@ def _evaluate(given: argparse.Namespace) -> Exit:
 
     started = time.perf_counter()
     trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
+    wish = wish_of(given, trained.plan) if given.answers else None
     batches = held_out_rows(trained.plan, given.rows)
     if not batches:
         raise Refused(_nothing_to_score(trained.plan, given.rows))
     device = choose_device(trained.plan.device, Place())
     dtype = weight_dtype(trained.plan.config.precision.kind)
     model = load_model(trained, dtype=dtype, device=device)
+    if wish is not None:
+        return answer(wish, trained, model, as_json=given.json)
     task = task_of(trained.plan)
     totals = total_scores(Alone(device), task, model, batches, device=device)
     values = values_of(task, totals)

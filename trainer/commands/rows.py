@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer.batch import IGNORED, TokenBatch
+from trainer.batch import IGNORED, Batch, TokenBatch
 from trainer.data.stream import Stream
 from trainer.data.table import open_sources, open_stream
 from trainer.dist.seeds import seed_of
@@ -22,11 +22,11 @@ from trainer.tasks.table import change_of
 class ChosenRows:
     """`what` they are, as it is told: "held-out rows"."""
 
-    batches: tuple[TokenBatch, ...]
+    batches: tuple[Batch, ...]
     what: str
 
 
-def held_out_rows(plan: RunPlan, rows: int) -> list[TokenBatch]:
+def held_out_rows(plan: RunPlan, rows: int) -> list[Batch]:
     """The first `rows` of the run's held-out order, in micro-batches; fewer if there are fewer.
 
     Raises: DataError if a token store is gone or is not the one the run was planned with.
@@ -52,10 +52,10 @@ def rows_to_compare(plan: RunPlan, rows: int) -> ChosenRows:
         return ChosenRows(drawn, "rows of random tokens (its token store cannot be read)")
 
 
-def _training_rows(plan: RunPlan, rows: int) -> tuple[TokenBatch, ...]:
+def _training_rows(plan: RunPlan, rows: int) -> tuple[Batch, ...]:
     if rows < 1:
         return ()
-    found: list[TokenBatch] = []
+    found: list[Batch] = []
     with closing(_stream(plan)) as stream:
         for batch in stream.step(1):
             if sum(len(b.sample_indices) for b in found) < rows:

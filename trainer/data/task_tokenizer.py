@@ -140,6 +140,11 @@ class TaskTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
+    def decode_plain(self, ids: Sequence[int]) -> str:
+        """Without special tokens: what an answer says."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def _limit(self, length: int) -> None:
         if length:
             self._tokenizer.enable_truncation(length, strategy="longest_first")

@@ -1,0 +1,154 @@
+"""What a trained model answers to held-out examples, held against transformers one by one."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import task_cases
+from trainer.batch import IGNORED, ExampleBatch
+from trainer.build import build_job
+from trainer.commands import evaluate
+from trainer.dist.startup import StartUp
+from trainer.dist.world import Alone
+from trainer.errors import Exit
+from trainer.evals.asked import Asked, asked_of
+from trainer.evals.generated import Decoding, answers
+from trainer.export.trained import load_model, open_trained
+from trainer.job import wind_up
+from trainer.loop import fit
+from trainer.plan import write_plan
+from trainer.records.run_files import RunFiles
+
+_PLAIN = (
+    "engine=plain",
+    "resources.ranks_per_node=1",
+    "optimizer=adamw",
+    "optimizer.learning_rate=0.01",
+    "steps.total=30",
+    "observers.tensorboard.enabled=false",
+)
+
+
+def _answer_in_three(draw: random.Random, number: int) -> dict[str, Any]:
+    """Sources of many lengths, one of two targets, which the source's first word decides."""
+    first, target = draw.choice([("Acme", "the engine"), ("Berlin", "a house")])
+    return {"source": f"{first} {task_cases.words(draw, 9)} {number}", "target": target}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    """A decoder that has learnt which of two answers to give; rows of several examples."""
+    folder = tmp_path_factory.mktemp("answers")
+    case = task_cases.Case(
+        ("task=seq2seq", "task.target_tokens=12", "data.packing=true"),
+        _answer_in_three,
+        task_cases.DECODER,
+        task_cases.gpt_folder,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(task_cases.CASES, "answers", case)
+        plan = task_cases.case_plan(folder, "answers", _PLAIN, count=80)
+    run = RunFiles(folder / "runs" / "answers")
+    run.attempt(1).root.mkdir(parents=True)
+    write_plan(run.attempt(1).plan, plan)
+    run.run_json.write_text("{}")
+    job, state = build_job(plan, Alone(), run=run, stop=threading.Event(), startup=StartUp())
+    assert fit(job, state) == "finished"
+    wind_up(job, state.step)
+    return run
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert evaluate.main(list(argv)) == code
+    shown = capsys.readouterr()
+    return shown.err if code else shown.out
+
+
+def test_the_command_writes_and_scores_answers(
+    run: RunFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(run.root), "--answers", "9", "--scores", "exact_match,bleu,chrf,rouge", "--json"]
+    result = json.loads(said(capsys, *argv, "--write", str(tmp_path / "said.jsonl")))
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert len(rows) == result["answers"] == 9
+    assert {row["references"][0] for row in rows} == {"the engine", "a house"}
+    right = [row["answer"] == row["references"][0] for row in rows]
+    assert result["exact_match"] == sum(right) / 9
+    assert sum(right) >= 7, rows  # it has learnt the task: chance is a half
+    assert result["rouge1"] > 0.7
+    shown = said(capsys, str(run.root), "--answers", "2")
+    assert "asked     <s>" in shown
+    assert "answered  " in shown
+    assert "step 30, 2 answers" in shown
+
+
+def test_a_batch_answers_as_each_prompt_alone(run: RunFiles) -> None:
+    """Prompts of other lengths beside it are out of its sight; the end ends an answer."""
+    trained = open_trained(run.root)
+    model = load_model(trained, dtype=torch.float32, device=torch.device("cpu"))
+    draw = random.Random(7)
+    prompts = [[draw.randrange(4, 300) for _ in range(n)] for n in (3, 17, 9, 30, 5)]
+    how = Decoding(max_new_tokens=12, batch_size=3, ends={1}, padding_id=1)
+    found = dict(answers(model, prompts, how))
+    assert sorted(found) == list(range(5))
+    for number, prompt in enumerate(prompts):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 12:
+            positions = torch.arange(len(ids)).unsqueeze(0)
+            with torch.no_grad():
+                best = int(model.logits(torch.tensor([ids]), positions)[0, -1].argmax())
+            if best == 1:
+                break
+            ids.append(best)
+        assert found[number] == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--scores", "bleu,charm"], "--scores charm: there is bleu, chrf, rouge, exact_match"),
+        (["--beams", "0"], "--beams and --max-new-tokens at least 1"),
+        (["--max-new-tokens", "100000"], "no prompt leaves room for 100000 new tokens"),
+        (["--write", "{run}/run.json"], "the file exists; name a new one"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(
+    argv: list[str], message: str, run: RunFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.format(run=run.root) for word in argv]
+    assert message in said(capsys, str(run.root), "--answers", "3", *words, code=Exit.REFUSED)
+
+
+def _batch(rows: list[list[tuple[int, int]]], text: list[Any]) -> ExampleBatch:
+    """Rows of (input, label), examples of four positions each."""
+    inputs = torch.tensor([[i for i, _ in row] for row in rows])
+    labels = torch.tensor([[label for _, label in row] for row in rows])
+    documents = torch.arange(inputs.shape[1]).div(4, rounding_mode="floor").add(1).expand_as(inputs)
+    fields = {"inputs_RT": inputs, "labels_RT": labels, "documents_RT": documents}
+    return ExampleBatch(fields, (0,), 1, 8, text)
+
+
+def test_the_last_answer_of_every_example_is_asked_for() -> None:
+    none = IGNORED
+    two_turns = [(1, 2), (2, none), (3, 4), (4, 5)]
+    nothing = [(6, none), (7, none), (8, none), (9, none)]
+    batch = _batch([two_turns + nothing], [{"messages": []}, {"references": ["x"]}])
+    spelt = iter([["4 5"]])
+
+    def decode(ids: Any) -> str:
+        assert next(spelt) == [" ".join(map(str, ids))]
+        return "four five"
+
+    found: Iterator[Asked] = asked_of([batch], decode=decode)
+    assert list(found) == [Asked((1, 2, 3), ("four five",))]
+    told = _batch([two_turns], [{"references": ["a", "b"]}])
+    assert list(asked_of([told], decode=decode)) == [Asked((1, 2, 3), ("a", "b"))]
