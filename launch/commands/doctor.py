@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launch.doctor.job import Examined, Request, examine
 from launch.doctor.judge import judge_result
@@ -53,13 +53,12 @@ def main(argv: list[str]) -> int:
     settings, options = split(argv) if argv else ([], [])
     given = _parsed(options)
     config, said = asked_for(settings, config_dirs=given.config_dir, root=given.root)
-    needs = _needs(config)
-    here = _here(config, needs)
-    examined = Examined(None)
+    examined = Examined(None, device=device_for(config.resources.device))
     if not given.here:
         expected = given.expect * 1e9 if given.expect else None
         examined = examine(config, Request(pairs=given.pairs, expected_bytes_per_s=expected))
-    findings, nodes = _judged(examined, here, needs, is_local=config.launch.kind == "local")
+    needs, here = needs_of(config, examined.device), _here(config)
+    findings, nodes = judged(examined, here, needs, is_local=config.launch.kind == "local")
     findings = [*said, *findings, *_slurm(config, needs)]
     _show(findings, nodes, examined, given)
     return Exit.DONE if is_well(findings) else Exit.STOP
@@ -83,9 +82,8 @@ def _parsed(options: list[str]) -> argparse.Namespace:
     return given
 
 
-def _needs(config: Config) -> Needs:
-    """Of the run that these settings mean."""
-    device = device_for(config.resources.device)
+def needs_of(config: Config, device: Literal["cpu", "cuda"]) -> Needs:
+    """Of the run that these settings mean. `device`: what its ranks compute on."""
     wandb = config.observers.wandb
     return Needs(
         nodes=config.resources.nodes,
@@ -96,7 +94,7 @@ def _needs(config: Config) -> Needs:
     )
 
 
-def _checkpoint_bytes(config: Config, device: Any) -> int:
+def _checkpoint_bytes(config: Config, device: Literal["cpu", "cuda"]) -> int:
     """0 where the settings do not say it yet: the doctor answers all the same."""
     try:
         return make_plan(
@@ -112,13 +110,13 @@ def _checkpoint_bytes(config: Config, device: Any) -> int:
         return 0
 
 
-def _here(config: Config, needs: Needs) -> dict[str, Any]:
+def _here(config: Config) -> dict[str, Any]:
     root = Path(config.run.root)
     place = next(one for one in (root, *root.resolve().parents) if one.is_dir())
     return {"machine": gather_machine(os.environ, run_root=place), "versions": gather_versions()}
 
 
-def _judged(
+def judged(
     examined: Examined, here: dict[str, Any], needs: Needs, *, is_local: bool
 ) -> tuple[list[Finding], list[str]]:
     """(findings, names of nodes). Of this machine only what its ranks have not said themselves."""
@@ -131,14 +129,19 @@ def _judged(
     found = [judge_versions({host: here["versions"]["packages"]})]
     if examined.failure is not None:
         found.append(examined.failure)
-    seen = examined.early or [{"node": host, "machine": here["machine"]}]
+    is_node = is_local or examined.failure is None  # else its ranks are elsewhere, and silent
+    seen = examined.early or ([{"node": host, "machine": here["machine"]}] if is_node else [])
+    if not seen:
+        found += _submitter(here, needs, is_local=is_local)
     for one in seen:
         found += judge_machine(one["machine"], needs, node=one["node"])
     nodes = [one["node"] for one in seen]
     if examined.failure is not None and len(seen) < needs.nodes:
-        what = f"{len(seen)} of {needs.nodes} nodes were heard of: {', '.join(nodes[:8])}"
+        names = f": {', '.join(nodes[:8])}" if nodes else ""
+        what = f"{len(seen)} of {needs.nodes} nodes were heard of{names}"
+        who = "the others" if nodes else "they"
         found.append(
-            Finding("nodes", what, "problem", "the others cannot start Python, or see run.root")
+            Finding("nodes", what, "problem", f"{who} cannot start Python, or see run.root")
         )
     return found, nodes
 

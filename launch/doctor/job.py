@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launch.backends.table import backend_of
 from launch.base import Backend, JobState
 from launch.doctor.settings import NAME, doctor_config
 from launch.node.failure import read_failure
-from launch.run.run_folder import create, new_attempt
+from launch.run.run_folder import create, new_attempt, read_record
 from launch.stand import Standing, frozen_hash, plan_of
 from launch.start import write_attempt
 from trainer.config.schema import Config
@@ -34,6 +34,7 @@ _RANKS = "trainer.doctor.rank"
 _REQUEST = "doctor.json"  # of the attempt, for the ranks
 _RESULT = "doctor.json"  # of the run folder, by rank 0
 _POLL_S = 2.0
+_STOP_S = 60.0  # for ranks to be ended
 _SILENCE_S = 30.0  # from a job's end to its files, as a shared disk may show them late
 
 
@@ -48,9 +49,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Examined:
-    """`result` None: the job did not come to its end; `early`: what nodes wrote before they met."""
+    """`result` None: the job did not come to its end; `early`: what nodes wrote before they met.
+
+    `device`: what `resources.device` means where the ranks are, which may not be so here.
+    """
 
     result: dict[str, Any] | None
+    device: Literal["cpu", "cuda"]
     early: list[dict[str, Any]] = field(default_factory=list)
     failure: Finding | None = None
 
@@ -69,7 +74,7 @@ def examine(config: Config, request: Request) -> Examined:
         values = small.model_dump(mode="json")
         run = create(folder, config=values, frozen_hash=frozen_hash(small))
         files = new_attempt(run)
-        plan = plan_of(standing, attempt=files.number, run_id="doctor")
+        plan = plan_of(standing, attempt=files.number, run_id=read_record(run).run_id)
         submission = backend.render(plan, run_folder=str(run.root))
         write_attempt(files, plan, submission)
         write_json(files.root / _REQUEST, _asked(request))
@@ -80,7 +85,7 @@ def examine(config: Config, request: Request) -> Examined:
             _wait(backend, run, files)
         if files.stop.exists():  # Ctrl-C: the ranks were told, and there is nothing to judge
             raise KeyboardInterrupt
-        return _examined(run, files)
+        return _examined(run, files, device=plan.device)
 
 
 def _backend(kind: str) -> Backend:
@@ -139,24 +144,38 @@ def _wait(backend: Backend, run: RunFiles, files: AttemptFiles) -> None:
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         backend.stop(files)
+        _until_over(backend, files)
         raise
 
 
-def _examined(run: RunFiles, files: AttemptFiles) -> Examined:
+def _until_over(backend: Backend, files: AttemptFiles) -> None:
+    """Who carries the job writes into its folder to the end: only then may that go."""
+    _say("stopping; once more Ctrl-C leaves it to itself")
+    deadline = time.monotonic() + _STOP_S
+    while backend.jobs([files])[0].state is not JobState.ENDED and time.monotonic() < deadline:
+        time.sleep(_POLL_S / 4)
+
+
+def _examined(run: RunFiles, files: AttemptFiles, *, device: Literal["cpu", "cuda"]) -> Examined:
     known = [read_json(path) for path in sorted(files.root.glob("node-*.json"), reverse=True)]
     early = list({one["node"]: one for one in known}.values())[::-1]
     result = run.root / _RESULT
     if result.exists():
-        return Examined(read_json(result), early)
+        return Examined(read_json(result), device, early)
     error = read_failure(files)
     if error is None:
         fix = f"what it said is in {run.root}"
-        return Examined(None, early, Finding("job", "it ended without a result", "problem", fix))
-    first = error.message.strip().splitlines()[0]
+        return Examined(
+            None, device, early, Finding("job", "it ended without a result", "problem", fix)
+        )
+    lines = error.message.strip().splitlines()
+    first = " ... ".join(line.strip() for line in dict.fromkeys((lines[0], lines[-1])))
     log = files.rank_log(error.rank)
     said = f"rank {error.rank} on {error.host}: {error.kind}: {first}; its log: {log}"
     node = next((one["node"] for one in early if one["host"] == error.host), error.host)
-    return Examined(None, early, Finding("job", said, "problem", _HINTS.get(error.kind, ""), node))
+    return Examined(
+        None, device, early, Finding("job", said, "problem", _HINTS.get(error.kind, ""), node)
+    )
 
 
 _HINTS = {

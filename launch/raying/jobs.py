@@ -123,8 +123,13 @@ class JobsApi:
                 f"the Ray cluster at {self.url} does not take the token\n     try: the token that "
                 "it was started with, in RAY_AUTH_TOKEN or launch.token_file; launch.auth=token"
             )
-        last = (text.strip().splitlines() or ["it said nothing"])[-1]
-        return f"the Ray dashboard at {self.url} answered {code}: {last[:300]}"
+        return f"the Ray dashboard at {self.url} answered {code}: {_last_words(text)[:300]}"
+
+
+def _last_words(text: str) -> str:
+    """Of a trace, what went wrong; a trace that is quoted by another ends with a lonely dot."""
+    lines = [line.strip() for line in text.splitlines() if any(c.isalpha() for c in line)]
+    return lines[-1] if lines else "it said nothing"
 
 
 def _token(launch: RayLaunch) -> str | None:

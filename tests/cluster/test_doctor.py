@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.nodes import Lab, environment, machines, skip
+from tests.helpers.nodes import TIMED, Lab, environment, machines, skip
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from trainer.errors import Exit
 
@@ -50,7 +50,7 @@ def test_slurm_the_unfit_machine_of_two_is_named_and_left_out(
     assert "node2" in said["exclude"]  # node1 shares its cores with whatever runs here
     wrong = {(one["name"], one["node"]) for one in said["findings"] if one["verdict"] == "problem"}
     assert [node for name, node in wrong if name == "shared memory"] == ["node2"]
-    assert {name for name, _ in wrong} <= {"shared memory", "compute"}, wrong
+    assert {name for name, _ in wrong} <= {"shared memory", *TIMED}, wrong
     names = {one["name"] for one in said["findings"]}
     assert {"settings", "clock", "all-reduce across nodes", "all-reduce within a node"} <= names
     assert {"Slurm", "Slurm KillWait", "Slurm GraceTime", "Slurm JobRequeue"} <= names

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.agent_process import wait_for
+from tests.helpers.nodes import TIMED
 from tests.helpers.ray_cluster import RayCluster, RayRun, ray_cluster
 from trainer.errors import Exit
 from trainer.records.attempt import read_error, read_stop
@@ -183,6 +188,56 @@ def test_a_node_switched_off_is_gone_on_without_and_taken_back(
     assert (stop.cause, stop.detail[:5]) == ("resize", "node1")
     assert [line["cause"] for line in one.attempts()] == ["node", "preempt", None]
     assert [line["world_size"] for line in one.attempts()] == [4, 2, 4]
+
+
+# --- longhaul doctor ------------------------------------------------------------------------------
+
+
+def look(cluster: RayCluster, root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`longhaul doctor` over the cluster, which has no GPU: what `auto` means is its business."""
+    argv = [sys.executable, "-m", "launch", "doctor", "launch=ray", f"run.root={root}"]
+    argv += [f"launch.address={cluster.address}", "resources.ranks_per_node=1"]
+    argv += ["launch.environment=[PYTHONPATH,OMP_NUM_THREADS]", "resources.device=auto", *words]
+    return subprocess.run(
+        cluster.lab.login.words(argv),
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_doctor_names_the_unfit_node(cluster: RayCluster, tmp_path: Path) -> None:
+    small = cluster.lab.node("node2")
+    small.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", "/dev/shm"])
+    try:
+        done = look(cluster, tmp_path / "runs", "resources.nodes=2", "--json")
+    finally:
+        small.run(["umount", "/dev/shm"])
+    assert done.returncode == Exit.STOP, done.stderr
+    said = json.loads(done.stdout)
+    assert [one["node"] for one in said["measured"]["ranks"]] in (
+        ["node1", "node2"],
+        ["node2", "node1"],
+    )
+    wrong = {(one["name"], one["node"]) for one in said["findings"] if one["verdict"] == "problem"}
+    assert [node for name, node in wrong if name == "shared memory"] == ["node2"]
+    assert {name for name, _ in wrong} <= {"shared memory", *TIMED}, wrong
+    assert not (tmp_path / "runs").exists(), "the job is over, and its folder is gone"
+
+
+def test_doctor_goes_as_a_job_of_the_head_as_often_as_one_likes(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    """Ray takes each name of a job once in the life of a cluster."""
+    words = ["launch.submit=job", f"launch.dashboard={cluster.dashboard}", "resources.nodes=1"]
+    done = look(cluster, tmp_path / "runs", *words, "--json")
+    assert done.returncode in (Exit.DONE, Exit.STOP), done.stderr
+    assert re.search(r"attempt 1 is job longhaul-[0-9a-f]{16}-0001 of", done.stderr), done.stderr
+    said = json.loads(done.stdout)
+    assert len(said["measured"]["ranks"]) == 1
+    assert {x["name"] for x in said["findings"] if x["verdict"] == "problem"} <= TIMED, said
+    assert not (tmp_path / "runs").exists()
 
 
 # --- said before anything is written --------------------------------------------------------------

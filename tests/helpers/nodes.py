@@ -35,6 +35,8 @@ from launch.node.processes import die_with_parent
 REPOSITORY = Path(__file__).parents[2]
 UNPACKED = Path(sys.prefix) / "debian"  # where .ci/setup unpacks what is not installed
 REQUIRE = "LONGHAUL_REQUIRE_CLUSTER"  # "1": what cannot be tested here is a failure
+# What the doctor may find wrong with machines that share the cores and the disk of a busy one.
+TIMED = frozenset({"compute", "disk speed", "rendezvous", "shared folder", "name resolution"})
 _NETWORK = "10.77.0"
 _PATIENCE_S = 90.0
 _HOLD = "import sys; print('ready', flush=True); sys.stdin.read()"

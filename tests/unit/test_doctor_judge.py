@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from launch.commands.doctor import judged, needs_of
+from launch.doctor.job import Examined
 from launch.doctor.judge import judge_result, slow_with_all
 from launch.doctor.report import as_json, as_text, excluded, is_well
+from tests.helpers.configs import config
 from trainer.doctor.pairs import partner, tournament
 from trainer.health.finding import Finding, Needs
 
@@ -292,3 +295,30 @@ def test_the_json_holds_findings_the_verdict_and_what_was_measured() -> None:
     assert (back["well"], back["exclude"]) == (False, ["n1"])
     assert back["findings"][0]["verdict"] == "problem"
     assert back["measured"] == json.loads(json.dumps(measured))
+
+
+# --- a job that came to no result -----------------------------------------------------------------
+
+HERE = {"machine": machine("login"), "versions": {"packages": {"python": "3.12"}}}
+FAILED = Finding("job", "it ended without a result", "problem")
+
+
+def test_the_machine_that_hands_a_job_over_is_none_of_its_nodes() -> None:
+    lost = Examined(None, "cpu", failure=FAILED)
+    found, nodes = judged(lost, HERE, Needs(nodes=2), is_local=False)
+    assert nodes == []
+    (said,) = [one for one in found if one.name == "nodes"]
+    assert said.value == "0 of 2 nodes were heard of"
+    assert {one.node for one in found if one.name == "run root"} == {"login (here)"}
+    assert not [one for one in found if one.name == "cores"]
+
+
+def test_nodes_that_were_heard_of_are_judged_by_what_their_ranks_compute_on() -> None:
+    """The machine that hands the job over need have no GPU."""
+    early = [{"node": "n0", "host": "n0", "machine": machine("n0")}]
+    some = Examined(None, "cuda", early, FAILED)
+    needs = needs_of(config("resources.nodes=2", "batch.micro_batch_size=1"), some.device)
+    found, nodes = judged(some, HERE, needs, is_local=False)
+    assert nodes == ["n0"]
+    assert [one.node for one in found if one.name == "GPUs" and one.verdict == "problem"] == ["n0"]
+    assert [one.value for one in found if one.name == "nodes"] == ["1 of 2 nodes were heard of: n0"]
