@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.nodes_of import cores_for, device_of
-from launch.outcome import newest_checkpoint, quarantined
+from launch.outcome import complete_checkpoints, quarantined
 from launch.run.kept_states import has_states
 from launch.run.liveness import ProcessMark
 from launch.run.run_folder import attempts, existing, refuse_if_running
@@ -211,9 +211,12 @@ def _is_worthless(run: RunFiles, config: Config) -> bool:
 
 
 def nothing_is_left(run: RunFiles, config: Config) -> bool:
-    """No checkpoint here, none elsewhere, and no state in this machine's memory."""
+    """No checkpoint here, none elsewhere, and no state in this machine's memory.
+
+    Step 0 is one: it is there only where it was imported.
+    """
     elsewhere = config.checkpoint.remote.url or _stored(run).checkpoint.remote.url
-    return not newest_checkpoint(run) and not elsewhere and not has_states(run)
+    return not complete_checkpoints(run) and not elsewhere and not has_states(run)
 
 
 def _besides(run: RunFiles, config: Config) -> str:

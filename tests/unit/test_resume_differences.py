@@ -228,6 +228,18 @@ def test_a_run_that_saved_nothing_says_how_its_name_is_freed(
     stand(config("model=gpt2"))  # its name is free
 
 
+def test_what_was_imported_as_step_0_was_saved(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(config(), step=0)
+    (run.checkpoints / "step-00000000").mkdir(parents=True)
+    (run.checkpoints / "step-00000000/manifest.json").write_text("{}")
+    assert main(["train", "optimizer.learning_rate=0.5"]) == Exit.REFUSED
+    said = capsys.readouterr().err
+    assert "saved nothing" not in said
+    assert "try: resume.allow=[optimizer.learning_rate]" in said
+
+
 def test_a_finished_run_without_a_checkpoint_is_answered_in_one_sentence(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""`python -m trainer.commands.turned_back RUN --attempt N`: tell copies where their run turned back.
+"""`python -m trainer.commands.turned_back RUN --attempt N`: copies hear where the run turned back.
 
 For the end of a run: withdrawn.json of this machine is joined with the list beside the copies, so
 that a machine with nothing goes on from the step this one would go on from.
