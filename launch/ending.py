@@ -56,7 +56,11 @@ def _result(run: RunFiles, files: AttemptFiles) -> list[str]:
     shown = f"loss {loss:.4f}" if loss is not None else "no loss was measured"
     entropy = _unigram_entropy(files)
     against = "" if entropy is None else f"; unigram entropy of the data {entropy:.4f}"
-    return ["", f"{run.name}: finished at step {done.step}, {shown}{against}"]
+    lines = ["", f"{run.name}: finished at step {done.step}, {shown}{against}"]
+    if not done.said:
+        return lines
+    taken = "" if done.best_step is None else f"; export and evaluate take step {done.best_step}"
+    return [*lines, f"  {done.said}{taken}"]
 
 
 def _unigram_entropy(files: AttemptFiles) -> float | None:
@@ -100,7 +104,7 @@ def _next(run: RunFiles) -> list[str]:
 
 def _goes_on_with_a_text(config: Mapping[str, Any]) -> bool:
     """Whether `generate` can: a model of masked tokens fills gaps, and one of examples answers."""
-    masked = config.get("task", {}).get("kind") == "masked_lm"
+    masked = config.get("task", {}).get("kind") in ("masked_lm", "span_denoising")
     return not masked and not is_examples(config.get("data", {}))
 
 

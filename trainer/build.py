@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
+from trainer.best import Best
 from trainer.cadence import SaveWhenBest
 from trainer.checkpoint.peer import peers_of
 from trainer.checkpoint.store import CheckpointStore
@@ -21,11 +23,13 @@ from trainer.dist.world import World
 from trainer.engine import canonical, plain
 from trainer.engine.base import Engine
 from trainer.engine.model_setup import weight_dtype
+from trainer.errors import ConfigError, Problem
+from trainer.evals.held_out import HeldOut
 from trainer.evals.table import evals_of
 from trainer.faultpoints import faultpoint
 from trainer.guard.guard import Guard
 from trainer.guard.incident import Incidents
-from trainer.job import Every, Job, SaveTimes, StopFlag, TrainState, restored
+from trainer.job import Eval, Every, Job, SaveTimes, StopFlag, TrainState, restored
 from trainer.meter import Meter
 from trainer.models import starting
 from trainer.models.attention import check_packing
@@ -95,6 +99,7 @@ def build_job(
         meter=_meter(plan, world),
         guard=Guard(config.guard, saved.get("guard")),
         incidents=_incidents(plan, world, run),
+        best=_best(plan, world, engine=engine, evals=evals, saved=saved.get("best")),
         pulse=startup.pulse,
     )
     startup.lap("peak")
@@ -202,6 +207,27 @@ def _save_times(
         saved=saved,
         nodes_in_memory=plan.config.resources.nodes if plan.config.checkpoint.peer.every else 0,
     )
+
+
+def _best(
+    plan: RunPlan,
+    world: World,
+    *,
+    engine: Engine,
+    evals: Sequence[Eval],
+    saved: dict[str, Any] | None,
+) -> Best:
+    """Raises: ConfigError if evaluations cannot decide: there is none, or not of that metric."""
+    best = Best(plan.config.regularize.early_stopping, saved)
+    held_out = [one for one in evals if isinstance(one, HeldOut)]
+    if not best.decides:
+        return best
+    if not held_out:
+        where = "regularize.early_stopping.patience"
+        what = "no row is held out of these data, so that no evaluation could tell when to stop"
+        raise ConfigError([Problem(where, what, f"{where}=0, or a larger data.held_out_fraction")])
+    best.value_of(dict.fromkeys(held_out[0].names(world, engine), 0.0))
+    return best
 
 
 def remote_of(plan: RunPlan) -> Remote | None:

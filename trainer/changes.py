@@ -46,6 +46,8 @@ _CLASSES: dict[str, tuple[Class, str]] = {
     "data.prefetch_steps": ("free", "how early rows are read"),
     "optimizer": ("branch", "updates are others from here on"),
     "optimizer.kind": ("frozen", "its moments mean something else"),
+    "regularize": ("branch", "another regularisation from here on"),
+    "regularize.early_stopping": ("free", "where the run ends, and which step is its best"),
     "schedule": ("branch", "the learning rate is another from here on"),
     "engine": ("free", "any engine loads any checkpoint"),
     "precision": ("drift", "rounding differs; the fp32 master weights stay"),

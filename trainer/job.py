@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from trainer.batch import Batch
+from trainer.best import Best
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.heartbeat import Pulse
 from trainer.dist.world import World
@@ -17,6 +19,7 @@ from trainer.guard.guard import Guard
 from trainer.guard.incident import Incidents
 from trainer.meter import Meter
 from trainer.observers.base import Observer
+from trainer.records.attempt import Done
 from trainer.reports import EvalReport, SaveReport, StepReport, UploadReport
 from trainer.tasks.base import Task
 
@@ -94,6 +97,7 @@ class Job:
     pulse: Pulse  # read from outside the rank
     guard: Guard
     incidents: Incidents
+    best: Best = field(default_factory=partial(Best, None))  # of its evaluations
 
 
 @dataclass
@@ -127,6 +131,8 @@ def training_of(job: Job, state: TrainState) -> dict[str, Any]:
         "cursor": job.stream.cursor(state.step),
         "guard": job.guard.saved(),
         "save": job.save.saved(),
+        "best": job.best.saved(),
+        "best_step": job.best.step,  # retention keeps it
         "needed_before": job.guard.first_anomaly,  # retention keeps a step older than this one
     }
 
@@ -136,6 +142,12 @@ def restored(training: dict[str, Any]) -> TrainState:
     return TrainState(
         step, training["tokens_seen"], training["last_loss"], training.get("updates", step)
     )
+
+
+def done_of(job: Job, state: TrainState) -> Done:
+    """What rank 0 writes down where training has ended."""
+    step, said = job.best.result, job.best.said()
+    return Done(time.time(), state.step, state.last_loss, best_step=step, said=said)
 
 
 def tell_saved(job: Job, reports: Sequence[SaveReport]) -> None:

@@ -18,7 +18,7 @@ from trainer.guard.guard import APPLIED, Verdict
 from trainer.guard.replicas import check_replicas
 from trainer.job import Eval, Job, TrainState, tell_saved, tell_uploaded, training_of
 from trainer.meter import Clock
-from trainer.remedy import Made, go_back, note
+from trainer.remedy import Made, go_back, note, take_best
 from trainer.reports import StepReport
 
 Outcome = Literal["finished", "stopped"]
@@ -37,8 +37,9 @@ class Told:
 def fit(job: Job, state: TrainState) -> Outcome:
     """Train from `state` to the end, or until told to stop. Collective."""
     job.checkpoints.prepare(job.world, job.engine)
+    _catch_up(job, state)
     going = steps(job, state)
-    while (now := next(going, None)) is not None:
+    while not job.best.over and (now := next(going, None)) is not None:
         report, told = now
         state.advance(report)
         for observer in job.observers:
@@ -48,19 +49,22 @@ def fit(job: Job, state: TrainState) -> Outcome:
             tell_saved(job, job.checkpoints.finish(job.world))
         if told.verdict.action == "rewind":
             go_back(job, state, told.verdict)
+            _catch_up(job, state)
             going = steps(job, state)
             if told.stop:
                 return "stopped"  # nothing happened since that checkpoint
             continue
         last = state.step == job.total_steps
         _keep(job, state, told)
-        if last or told.stop or job.save.due(state.step):
+        saved = last or told.stop or job.save.due(state.step)
+        if saved:
             _save(job, state, must=last or told.stop)
         if told.stop and not last:
             return "stopped"
-        for evaluation in job.evals:
-            if last or evaluation.due(state.step):
-                _evaluate(job, evaluation, state.step)
+        _evaluate(job, state.step)
+        if job.best.over or (job.best.step == state.step and not saved):
+            _save(job, state, must=job.best.over)
+    take_best(job, state)
     faultpoint("end.begin")
     return "finished"
 
@@ -197,9 +201,25 @@ def _save(job: Job, state: TrainState, *, must: bool) -> None:
         raise SaveFailed(f"the save at step {step}, the last one, failed: {report.problem}")
 
 
-def _evaluate(job: Job, evaluation: Eval, step: int) -> None:
+def _evaluate(job: Job, step: int) -> None:
+    """All evaluations that are due, and what follows for the run's end. Collective."""
+    for evaluation in job.evals:
+        if step == job.total_steps or evaluation.due(step):
+            _run(job, evaluation, step)
+
+
+def _run(job: Job, evaluation: Eval, step: int) -> None:
     job.pulse.beat("eval", step)
     faultpoint("eval.begin")
     report = evaluation.run(job.world, job.engine, step)
     for observer in job.observers:
         observer.on_eval(report)
+    if job.best.decides and (value := job.best.value_of(report.values)) is not None:
+        job.best.judge(step, job.world.lead(lambda: value))
+
+
+def _catch_up(job: Job, state: TrainState) -> None:
+    """Evaluations that decide, of the step that training goes on from: its checkpoint was written
+    before they were made. Collective."""
+    if not job.best.has_judged(state.step):
+        _evaluate(job, state.step)

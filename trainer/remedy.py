@@ -7,6 +7,7 @@ checkpoint 40    41 42 43  44*  45  46*  47*      * not applied; the third one a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from trainer.errors import DamagedCheckpoint, NonFiniteStep
 from trainer.guard.guard import Rewound, Verdict
 from trainer.job import Job, TrainState, restored, tell_saved
 from trainer.reports import GuardReport
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,7 @@ def go_back(job: Job, state: TrainState, verdict: Verdict) -> None:
     job.stream.go_back(training["cursor"], without=(start, stop))
     done = Rewound(at=at, to=to.step, first=first, start=start, stop=stop)
     job.guard.rewound(training.get("guard"), done)
+    job.best.go_back(training.get("best"))
     state.go_back(to)
     assert verdict.anomaly is not None
     report = GuardReport(
@@ -96,6 +100,26 @@ def go_back(job: Job, state: TrainState, verdict: Verdict) -> None:
     )
     for observer in job.observers:
         observer.on_guard(report)
+
+
+def take_best(job: Job, state: TrainState) -> None:
+    """Load the best step's weights where training has ended, if evaluations decide. Collective.
+
+    A checkpoint of it that is gone or damaged is said; then the last step is the result.
+    """
+    best = job.best.step
+    if best is None or best == state.step:
+        return
+    if best in job.world.lead(job.checkpoints.steps):
+        try:
+            job.checkpoints.load(job.world, job.engine, step=best)
+            return
+        except DamagedCheckpoint:
+            pass  # all ranks raised alike
+        job.checkpoints.load(job.world, job.engine, step=state.step)
+    job.best.gone = True
+    if job.world.place.rank == 0:
+        _log.warning("%s", f"no whole checkpoint of step {best}, the best one, is left")
 
 
 def _older(job: Job, first: int) -> list[int]:

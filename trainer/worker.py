@@ -88,7 +88,7 @@ class Rank:
         from trainer.build import build_job, build_observers
         from trainer.dist.join import join
         from trainer.dist.world import leave
-        from trainer.job import wind_up
+        from trainer.job import done_of, wind_up
         from trainer.loop import fit
 
         self._startup.lap("imports")
@@ -115,8 +115,7 @@ class Rank:
         if outcome == "stopped":
             self._stop.record(self._files.stop)
         elif world.place.rank == 0:
-            done = records.Done(time.time(), state.step, state.last_loss)
-            records.write_record(self._files.done, done)
+            records.write_record(self._files.done, done_of(job, state))
         wind_up(job, state.step)
         leave(world)
         return Exit.DONE if outcome == "finished" else Exit.SAVED

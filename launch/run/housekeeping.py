@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.outcome import quarantined
+from launch.outcome import observe, quarantined
 from launch.run.kept_states import has_states, left_in_memory
 from launch.run.run_folder import attempts, list_runs, read_record
 from launch.run.standing import refuse_if_active, standings
@@ -100,9 +100,9 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
             found.append(_item(run, run.root, "failed, and has no checkpoint"))
             continue
         own_keep, forever = _retention(run)
-        stay = keep or own_keep or len(complete)
+        stay, best = keep or own_keep or len(complete), _best_step(run, complete)
         for step, path in complete[:-stay]:
-            if not forever or step % forever:
+            if step != best and (not forever or step % forever):
                 why = f"not among the newest {stay} of {len(complete)}"
                 if own_keep and stay < own_keep:
                     why += f"; the run itself keeps {own_keep}"
@@ -157,6 +157,20 @@ def _complete(run: RunFiles) -> list[tuple[int, Path]]:
     folders = (p.parent for p in run.checkpoints.glob("step-*/manifest.json"))
     steps = ((p.name.removeprefix("step-"), p) for p in folders)
     return sorted((int(step), p) for step, p in steps if step.isdigit())
+
+
+def _best_step(run: RunFiles, complete: list[tuple[int, Path]]) -> int | None:
+    """The step that evaluations found the best, if they decide: it is the run's result."""
+    for files in reversed(attempts(run)):
+        if (done := observe(run, files.number).done) is not None and done.best_step is not None:
+            return done.best_step
+    if not complete:
+        return None
+    try:
+        step = read_json(complete[-1][1] / "manifest.json")["training"].get("best_step")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return int(step) if step is not None else None
 
 
 def _retention(run: RunFiles) -> tuple[int, int]:

@@ -156,12 +156,19 @@ def read_failure(error: OSError, path: Path) -> CheckpointError:
 
 
 def doomed(
-    steps: list[int], *, keep_last: int, keep_every: int, needed_before: int | None = None
+    steps: list[int],
+    *,
+    keep_last: int,
+    keep_every: int,
+    needed_before: int | None = None,
+    best: int | None = None,
 ) -> list[int]:
     """The steps that retention gives up, oldest first: not among the newest, no multiple.
 
-    Nor the newest of those older than `needed_before`: the run may have to go back to it.
+    Nor the newest of those older than `needed_before`: the run may have to go back to it. Nor the
+    `best`, which will be the run's result.
     """
     older = sorted(steps)[:-keep_last]
     needed = max((s for s in steps if needed_before is not None and s < needed_before), default=-1)
-    return [s for s in older if s != needed and not (keep_every and s % keep_every == 0)]
+    kept = (needed, best)
+    return [s for s in older if s not in kept and not (keep_every and s % keep_every == 0)]

@@ -45,7 +45,7 @@ class WriteFile:
 class Publish:
     """`manifest`: the whole text. `owner`: of the run, when the rank started; see fence.py.
 
-    `needed_before`: the run may go back to the newest step older than this one.
+    `needed_before`: the run may go back to the newest step older than this one. `best_step`: kept.
     """
 
     step: int
@@ -56,6 +56,7 @@ class Publish:
     keep_every: int
     needed_before: int | None
     owner: Mapping[str, Any] | None
+    best_step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,7 @@ def publish(folders: StepFolders, order: Publish) -> dict[str, Any]:
             keep_last=order.keep_last,
             keep_every=order.keep_every,
             needed_before=order.needed_before,
+            best=order.best_step,
         ):
             folders.remove(old)
     except OSError as e:

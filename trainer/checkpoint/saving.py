@@ -69,6 +69,7 @@ class SaveSettings:
             keep_last=self.keep_last,
             keep_every=self.keep_every,
             needed_before=manifest.training.get("needed_before"),
+            best_step=manifest.training.get("best_step"),
             owner=asdict(self.owner) if self.owner else None,
         )
 

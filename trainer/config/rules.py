@@ -19,6 +19,7 @@ from trainer.config.names import nearest_setting
 from trainer.config.nodes_rules import nodes_problems
 from trainer.config.peer_rules import peer_problems
 from trainer.config.remote_rules import remote_problems
+from trainer.config.regularize_rules import regularize_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
@@ -51,6 +52,7 @@ def problems(config: Config) -> list[Problem]:
         *peer_problems(config),
         *slurm_problems(config),
         *nodes_problems(config),
+        *regularize_problems(config),
         *cloud_problems(config),
     ]
 

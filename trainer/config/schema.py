@@ -12,6 +12,7 @@ from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.guard import GuardSection
 from trainer.config.sections.launch import Launch
 from trainer.config.sections.model import Model
+from trainer.config.sections.regularize import RegularizeSection
 from trainer.config.sections.restart import RestartSection
 from trainer.config.sections.run import (
     BatchSection,
@@ -50,6 +51,7 @@ class Config(Section):
     task: Task
     data: Data
     optimizer: Optimizer
+    regularize: RegularizeSection
     schedule: Schedule
     engine: Engine
     precision: PrecisionSection

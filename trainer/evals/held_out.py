@@ -37,20 +37,22 @@ class HeldOut:
     def due(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0
 
+    def names(self, world: World, engine: Engine) -> tuple[str, ...]:
+        """Of the values it reports, from one batch. Collective."""
+        return tuple(self._values(world, engine, self._batches[:1]))
+
     def run(self, world: World, engine: Engine, step: int) -> EvalReport:
         """Collective."""
         started = time.perf_counter()
+        values = self._values(world, engine, self._batches)
+        return EvalReport(step=step, values=values, seconds=time.perf_counter() - started)
+
+    def _values(self, world: World, engine: Engine, batches: Sequence[Batch]) -> dict[str, float]:
         model = engine.model
         was_training = model.training
         model.eval()
         try:
-            totals = total_scores(
-                world, self._task, engine.model, self._batches, device=engine.device
-            )
+            totals = total_scores(world, self._task, engine.model, batches, device=engine.device)
         finally:
             model.train(was_training)
-        return EvalReport(
-            step=step,
-            values=values_of(self._task, totals) | self._reference,
-            seconds=time.perf_counter() - started,
-        )
+        return values_of(self._task, totals) | self._reference

@@ -21,6 +21,7 @@ from trainer.models.merged import adapted_values
 from trainer.models.starting import fill_later
 from trainer.models.weights import SafetensorsFolder
 from trainer.plan import RunPlan, stored_plan
+from trainer.records.attempt import read_done
 from trainer.records.fragment import MASTER, Fragment
 from trainer.records.json_file import read_json, write_json
 from trainer.records.manifest import Manifest
@@ -48,7 +49,7 @@ class Trained:
 def open_trained(
     path: Path, *, step: int | None = None, defaults: Mapping[str, Any] | None = None
 ) -> Trained:
-    """`path`: a run folder (its newest checkpoint, or `step`), a step's folder, an exported folder.
+    """`path`: a run folder (its result, or `step`), a step's folder, an exported folder.
     `defaults`: settings that a plan of an older version lacks.
 
     Raises: Refused if there is nothing of the kind; CheckpointError if it cannot be read.
@@ -113,7 +114,7 @@ def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> T
         is_over = any(run.attempts.glob("*/done.json"))
         left = "is finished and none of its checkpoints is left" if is_over else "has saved nothing"
         raise Refused(f"run {run.name} {left}: no checkpoint in {run.checkpoints}")
-    chosen = steps[-1] if step is None else step
+    chosen = _result(run, steps) if step is None else step
     if chosen not in steps:
         near = ", ".join(str(s) for s in steps[-5:])
         raise Refused(f"run {run.name} has no checkpoint of step {chosen}; there is {near}")
@@ -142,6 +143,14 @@ def _whole(
     meta = build_model(section, vocab_size=plan.vocab_size, dtype=torch.float32, head=head_of(plan))
     values = adapted_values(stored, meta, section, seed=plan.config.run.seed)
     return values, tuple(values.layout)
+
+
+def _result(run: RunFiles, steps: list[int]) -> int:
+    """The best step where evaluations decided and the run has ended; else the newest."""
+    newest = max(run.attempts.glob("[0-9]*"), default=None)
+    done = read_done(newest / "done.json") if newest is not None else None
+    best = done.best_step if done is not None else None
+    return best if best in steps else steps[-1]
 
 
 def _exported(path: Path, defaults: Mapping[str, Any]) -> Trained:

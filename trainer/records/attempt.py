@@ -48,6 +48,8 @@ class Done:
     time: float
     step: int
     loss: float | None
+    best_step: int | None = None  # whose checkpoint is the result, where evaluations decide
+    said: str = ""  # about that, for people
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,10 @@ from trainer.dist.device import choose_device, use_host
 from trainer.dist.startup import StartUp
 from trainer.dist.world import Place, World, leave, meet
 from trainer.errors import Exit
-from trainer.job import Job, Stream, TrainState
+from trainer.job import Job, Stream, TrainState, done_of
 from trainer.loop import fit
 from trainer.plan import RunPlan, plan_of_attempt
-from trainer.records.attempt import Done, Started, error_record, write_first, write_record
+from trainer.records.attempt import Started, error_record, write_first, write_record
 from trainer.records.fragment import MASTER
 from trainer.records.json_file import append_line, read_json
 from trainer.records.run_files import RunFiles
@@ -84,7 +84,7 @@ def run_attempt(world: World, run: RunFiles, attempt: int, *, lose: Item | None 
 
 def _finish(job: Job, state: TrainState, done: Path) -> None:
     if job.world.place.rank == 0:
-        write_record(done, Done(time.time(), state.step, state.last_loss))
+        write_record(done, done_of(job, state))
 
 
 # --- losing something -----------------------------------------------------------------------------

@@ -1,0 +1,24 @@
+"""What keeps a model from learning its training rows by heart."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.config.sections.base import Section
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class EarlyStoppingSection(Section):
+    """The best checkpoint is kept, and is what export and the others take when the run ended."""
+
+    patience: Count  # evaluations in a row without a better value; 0: off
+    metric: Annotated[str, Field(min_length=1)]  # as evaluations report it, without eval_
+    better: Literal["lower", "higher"]
+    margin: Annotated[float, Field(ge=0)]  # a value counts as better if it is so by more than this
+
+
+class RegularizeSection(Section):
+    early_stopping: EarlyStoppingSection
