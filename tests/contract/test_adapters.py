@@ -22,10 +22,15 @@ from tests.helpers.models import (
     wide_model,
 )
 from trainer.config.explain import validate
-from trainer.config.sections.model import FrozenLayers, LoraAdapter
+from trainer.config.sections.adapters import (
+    BottleneckAdapter,
+    FrozenLayers,
+    Ia3Adapter,
+    LoraAdapter,
+)
 from trainer.engine.model_setup import settle, trained
 from trainer.errors import ConfigError
-from trainer.models.adapters import base_name
+from trainer.models.adapters import base_name, is_adapter, place_of
 from trainer.models.build import build_model
 from trainer.models.merged import adapted_values
 from trainer.models.starting import fill_parameter, keep_frozen_values, starting_values
@@ -39,6 +44,19 @@ CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 
 def lora(*targets: str, kind: Any = "lora") -> LoraAdapter:
     return LoraAdapter(kind=kind, rank=4, alpha=6.0, dropout=0.0, targets=targets or ("all",))
+
+
+IA3 = Ia3Adapter(kind="ia3", targets=("auto",))
+BOTTLENECK = BottleneckAdapter(kind="bottleneck", size=4, targets=("auto",))
+ROOT = LoraAdapter(
+    kind="lora", rank=4, alpha=6.0, rslora=True, dropout=0.0, targets=("all-linear",)
+)
+OF_IA3 = {  # as the paper says: keys, values, what the feed-forward's last matrix reads
+    "llama": ["k_proj", "v_proj", "down_proj"],
+    "gpt2": ["c_attn", "mlp.c_proj"],
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+}
+KINDS = {"lora": lora(), "dora": lora(kind="dora"), "rslora": ROOT, "ia3": IA3}
 
 
 def adapted(section: Any, seed: int = 3, head: Any = None) -> Any:
@@ -70,21 +88,22 @@ class Held:
         out.copy_(self.values[fragment.name].view(-1)[fragment.start : fragment.stop])
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", [*KINDS, "bottleneck"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_new_adapter_changes_nothing(family: str, kind: str, tmp_path: Path) -> None:
     base = wide_model(tiny_shape(family))
     hugging_face(base).save_pretrained(tmp_path)
-    section = folder_model(tmp_path).model_copy(update={"adapter": lora(kind=kind)})
+    adapter = (KINDS | {"bottleneck": BOTTLENECK})[kind]
+    section = folder_model(tmp_path).model_copy(update={"adapter": adapter})
     model = adapted(section)
     torch.testing.assert_close(model.logits(*tokens()), base.logits(*tokens()), **CLOSE)
-    assert all(".lora_" in name for name, _ in trained(model))
+    assert all(is_adapter(name) for name, _ in trained(model))
     learned = sum(p.numel() for _, p in trained(model))
     assert 0 < learned < sum(p.numel() for p in base.parameters()) / 2
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_an_adapter_and_its_merge_compute_what_pefts_do(
@@ -92,13 +111,18 @@ def test_an_adapter_and_its_merge_compute_what_pefts_do(
 ) -> None:
     base = wide_model(tiny_shape(family))
     hugging_face(base).save_pretrained(tmp_path)
-    section = folder_model(tmp_path).model_copy(update={"adapter": lora(kind=kind)})
+    section = folder_model(tmp_path).model_copy(update={"adapter": KINDS[kind]})
     model = shaken(adapted(section))
     ours, (inputs, positions) = model.logits(*tokens()), tokens()
     assert (ours - base.logits(inputs, positions)).abs().max() > 0.05
-    names = sorted({n.partition(".lora_")[0] for n, _ in trained(model)})
-    config = peft.LoraConfig(r=4, lora_alpha=6.0, target_modules=names, use_dora=kind == "dora",
-                             fan_in_fan_out=family == "gpt2")  # fmt: skip
+    names = sorted({place_of(n) for n, _ in trained(model)})
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6.0, target_modules=names, use_dora=kind == "dora",
+        use_rslora=kind == "rslora", fan_in_fan_out=family == "gpt2",
+    )  # fmt: skip
+    if kind == "ia3":
+        config = peft.IA3Config(target_modules=OF_IA3[family], fan_in_fan_out=family == "gpt2",
+                                feedforward_modules=OF_IA3[family][-1:])  # fmt: skip
     theirs = peft.get_peft_model(hugging_face(base), config)
     peft.set_peft_model_state_dict(theirs, {
         f"base_model.model.{n.replace('.default', '')}".replace("vector.weight", "vector"): p
@@ -145,6 +169,13 @@ def test_a_head_is_trained_beside_an_encoders_adapters() -> None:
     assert all(torch.equal(p, same.get_parameter(n)) for n, p in frozen.items())
 
 
+def test_what_is_asked_for_is_trained_whole_beside_an_adapter() -> None:
+    asked = lora("q_proj").model_copy(update={"modules_to_save": ("lm_head", "norm")})
+    model = adapted(tiny_shape("llama", adapter=asked))
+    outside = [n for n, _ in trained(model) if not is_adapter(n)]
+    assert outside == ["model.norm.weight", "lm_head.weight"]
+
+
 def test_frozen_layers_have_no_gradient_and_others_do() -> None:
     section = tiny_shape(
         "llama", adapter=FrozenLayers(kind="freeze", frozen=("*.layers.0.*", "*embed*"))
@@ -163,6 +194,15 @@ def test_frozen_layers_have_no_gradient_and_others_do() -> None:
     [
         (lora("query_key_value"), "'query_key_value' matches nothing; there is mlp.down_proj,"),
         (lora("q_proj", "*.attn.*"), r"'\*.attn.\*' matches nothing"),
+        (Ia3Adapter(kind="ia3", targets=("q_lin",)), "'q_lin' matches nothing; there is mlp.down"),
+        (
+            BottleneckAdapter(kind="bottleneck", size=2, targets=("auto", "fc1")),
+            "'fc1' matches nothing; there is mlp.down_proj",
+        ),
+        (
+            lora().model_copy(update={"modules_to_save": ("classifier",)}),
+            "modules_to_save: 'classifier' matches nothing; there is lm_head, model,",
+        ),
         (FrozenLayers(kind="freeze", frozen=("transformer.*",)), "matches nothing; there is mod"),
         (FrozenLayers(kind="freeze", frozen=("*",)), "nothing would be trained"),
     ],
@@ -178,6 +218,7 @@ def test_patterns_that_match_nothing_are_refused_with_the_names_there_are(
     ("overrides", "said"),
     [
         ("model/adapter=dora engine=zero3", "ZeRO-3 has shared them out"),
+        ("model/adapter=qlora", "needs a CUDA device and was not run on GPUs yet"),
         ("model/adapter=lora model.adapter.rank=300", "rank 300 is more than the 256 columns"),
     ],
 )

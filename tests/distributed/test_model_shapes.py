@@ -15,7 +15,13 @@ from tests.helpers.encoders import THREE, examples, tiny_encoder
 from tests.helpers.models import VOCAB, tiny_shape
 from tests.helpers.ranks import RankPool
 from trainer.batch import IGNORED
-from trainer.config.sections.model import FrozenLayers, LoraAdapter, Model
+from trainer.config.sections.adapters import (
+    BottleneckAdapter,
+    FrozenLayers,
+    Ia3Adapter,
+    LoraAdapter,
+)
+from trainer.config.sections.model import Model
 from trainer.config.sections.training import PrecisionSection, Sgd
 from trainer.dist.world import World
 from trainer.engine.base import Engine
@@ -31,6 +37,8 @@ _STEPS = 3
 _SGD = Sgd(kind="sgd", learning_rate=0.1, weight_decay=0.1, max_grad_norm=1.0, momentum=0.9)
 _LORA = LoraAdapter(kind="lora", rank=4, alpha=8.0, dropout=0.0, targets=("all",))
 _FROZEN = FrozenLayers(kind="freeze", frozen=("*embed*", "*.layers.0.*"))
+_IA3 = Ia3Adapter(kind="ia3", targets=("auto",), modules_to_save=("model.norm",))
+_BOTTLENECK = BottleneckAdapter(kind="bottleneck", size=4, targets=("auto",))
 _WIDE = {"initializer_range": 0.1, "num_hidden_layers": 2}
 
 CASES: dict[str, tuple[Model, HeadSpec | None]] = {
@@ -42,8 +50,11 @@ CASES: dict[str, tuple[Model, HeadSpec | None]] = {
         None,
     ),
     "llama frozen": (tiny_shape("llama", adapter=_FROZEN, tie_word_embeddings=True, **_WIDE), None),
+    "llama ia3": (tiny_shape("llama", adapter=_IA3, **_WIDE), None),
+    "bert bottleneck": (tiny_encoder("bert", adapter=_BOTTLENECK, **_WIDE), THREE),
     "bert lora": (tiny_encoder("bert", adapter=_LORA, **_WIDE), THREE),
 }
+_LEARNT = {"llama ia3": 0.999}  # a few hundred factors
 _ALSO = ("llama lora, checkpointed",)  # at every stage
 
 
@@ -144,7 +155,7 @@ def test_two_ranks_of_every_stage_train_as_one_process_does(ranks: RankPool) -> 
     for (case, stage), one in first.items():
         expected, both = plain[case], [one, second[case, stage]]
         assert one.losses == pytest.approx(expected.losses, rel=2e-6), (case, stage)
-        assert expected.losses[-1] < expected.losses[0] * 0.99, case
+        assert expected.losses[-1] < expected.losses[0] * _LEARNT.get(case, 0.99), case
         theirs, ours = _masters([expected]), _masters(both)
         assert ours.keys() == theirs.keys(), (case, stage)
         for key, values in ours.items():
@@ -156,5 +167,7 @@ def test_two_ranks_of_every_stage_train_as_one_process_does(ranks: RankPool) -> 
         if isinstance(shape.adapter, LoraAdapter):
             outside = {n for n in names if ".lora_" not in n}
             assert all(n.startswith(("classifier", "bert.pooler")) for n in outside), case
+        if isinstance(shape.adapter, Ia3Adapter):
+            assert {n for n in names if ".ia3_l." not in n} == {"model.norm.weight"}
         if isinstance(shape.adapter, FrozenLayers):
             assert not any("embed" in n or ".layers.0." in n for n in names)

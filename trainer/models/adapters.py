@@ -1,10 +1,12 @@
-"""Training a part of a model: low-rank adapters through peft, or layers left frozen.
+"""Training a part of a model: small new parameters beside frozen ones, or layers left frozen.
 
 The one door to peft. Its layers stand in a model's place with names of their own:
 
     model.layers.0.self_attn.q_proj.weight                  without
     model.layers.0.self_attn.q_proj.base_layer.weight       frozen
     model.layers.0.self_attn.q_proj.lora_A.default.weight   trained; lora_B, lora_magnitude_vector
+    model.layers.0.self_attn.k_proj.ia3_l.default           trained: (outputs, 1), or (1, inputs)
+    model.layers.0.mlp.down_proj.bottleneck.down.weight     trained; ours (bottleneck.py)
 
 Frozen parameters have no gradient, no moments and no place in a checkpoint: they come from where
 they came from at the start, a folder or the initialiser, whenever a model is made.
@@ -17,16 +19,24 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-from torch import nn
-
-from trainer.config.sections.model import FrozenLayers, LoraAdapter, Model
+from trainer.config.sections.adapters import (
+    BottleneckAdapter,
+    FrozenLayers,
+    Ia3Adapter,
+    LoraAdapter,
+)
+from trainer.config.sections.model import Model
 from trainer.errors import ConfigError, Problem
-from trainer.models.encoder import EncoderModel
+from trainer.models.bottleneck import Bottleneck
+from trainer.models.factors import let_factors_be_gathered
+from trainer.models.targets import is_feed_forward, refuse_pattern, targets, trained_whole
 from trainer.models.wrappers import AnyModel
 
-_ADAPTER = re.compile(r"\.lora_(A|B|magnitude_vector)\.default(\.weight)?$")
-_IN_LAYER = re.compile(r"\.(layers|layer|h|block)\.\d+\.")
+_ADAPTER = re.compile(
+    r"\.(lora_(A|B|magnitude_vector)\.default(\.weight)?|ia3_l\.default"
+    r"|bottleneck\.(down|up)\.(weight|bias))$"
+)
+_PLACE = re.compile(r"\.(lora_(A|B|magnitude_vector)|ia3_l|bottleneck)\.")
 
 
 def fit_adapter(model: AnyModel, section: Model) -> AnyModel:
@@ -38,8 +48,17 @@ def fit_adapter(model: AnyModel, section: Model) -> AnyModel:
     adapter = section.adapter
     if isinstance(adapter, FrozenLayers):
         _freeze(model, adapter)
-    elif isinstance(adapter, LoraAdapter):
-        _low_rank(model, adapter)
+    elif isinstance(adapter, LoraAdapter | Ia3Adapter | BottleneckAdapter):
+        whole = trained_whole(model, adapter)
+        if isinstance(adapter, BottleneckAdapter):
+            _narrow(model, adapter)
+        else:
+            config = peft_config(model, section)
+            peft: Any = importlib.import_module("peft")
+            peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+        for parameter in whole:
+            parameter.requires_grad_(True)
+        let_factors_be_gathered(model)
     return model
 
 
@@ -57,9 +76,39 @@ def base_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
+def place_of(name: str) -> str:
+    """The matrix that a parameter of an adapter stands beside."""
+    return _PLACE.split(name)[0]
+
+
 def lies_transposed(model: AnyModel) -> bool:
     """Are the layers' matrices (inputs, outputs), as GPT-2's are?"""
     return bool(model.hf.config.model_type == "gpt2")
+
+
+def peft_config(model: AnyModel, section: Model) -> Any:
+    """What peft is told, here and in the adapter_config.json of an exported adapter."""
+    peft: Any = importlib.import_module("peft")
+    adapter = section.adapter
+    if isinstance(adapter, Ia3Adapter):
+        names = targets(model, adapter)
+        return peft.IA3Config(
+            target_modules=names,
+            feedforward_modules=[n for n in names if is_feed_forward(n)],
+            init_ia3_weights=False,
+            fan_in_fan_out=lies_transposed(model),
+        )
+    assert isinstance(adapter, LoraAdapter)
+    return peft.LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets(model, adapter),
+        use_dora=adapter.kind == "dora",
+        use_rslora=adapter.rslora,
+        init_lora_weights=False,  # on meta there is nothing to initialise
+        fan_in_fan_out=lies_transposed(model),
+    )
 
 
 # --- layers left frozen ---------------------------------------------------------------------------
@@ -70,7 +119,7 @@ def _freeze(model: AnyModel, adapter: FrozenLayers) -> None:
     for pattern in adapter.frozen:
         found = [p for name, p in named if fnmatchcase(name, pattern)]
         if not found:
-            _refuse_pattern("model.adapter.frozen", pattern, [name for name, _ in named])
+            refuse_pattern("model.adapter.frozen", pattern, [name for name, _ in named])
         for parameter in found:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for _, p in named):
@@ -78,83 +127,17 @@ def _freeze(model: AnyModel, adapter: FrozenLayers) -> None:
         raise ConfigError([Problem("model.adapter.frozen", what, "")])
 
 
-# --- low-rank matrices ----------------------------------------------------------------------------
+# --- beside matrices ------------------------------------------------------------------------------
 
 
-def _low_rank(model: AnyModel, adapter: LoraAdapter) -> None:
-    peft: Any = importlib.import_module("peft")
-    targets = _targets(model, adapter)
-    trained = _outside_the_trunk(model) if isinstance(model, EncoderModel) else []
-    config = peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets,
-        use_dora=adapter.kind == "dora",
-        init_lora_weights=False,  # on meta there is nothing to initialise
-        fan_in_fan_out=lies_transposed(model),
-    )
-    peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-
-
-def _targets(model: AnyModel, adapter: LoraAdapter) -> list[str]:
-    """Whole names of the matrices that the patterns mean."""
-    matrices = [n for n, m in model.named_modules() if _is_matrix(m) and _IN_LAYER.search(n)]
-    found: set[str] = set()
-    for pattern in adapter.targets:
-        matched = [n for n in matrices if pattern == "all" or _matches(n, pattern)]
-        if not matched:
-            short = sorted({_IN_LAYER.split(n)[-1] for n in matrices})
-            _refuse_pattern("model.adapter.targets", pattern, short)
-        found |= set(matched)
-    return sorted(found)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    if "*" in pattern:
-        return fnmatchcase(name, pattern)
-    return name == pattern or name.endswith(f".{pattern}")
-
-
-def _is_matrix(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _outside_the_trunk(model: AnyModel) -> list[nn.Parameter]:
-    """The head's own parameters, a pooler's with them; a tied embedding is the trunk's."""
-    trunk = f"{model.hf.base_model_prefix}."
-    return [
-        p
-        for name, p in model.named_parameters()
-        if not name.startswith(trunk) or name.startswith(f"{trunk}pooler.")
-    ]
-
-
-def _refuse_pattern(where: str, pattern: str, names: list[str]) -> None:
-    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    raise ConfigError([Problem(where, f"{pattern!r} matches nothing; there is {shown}", "")])
-
-
-# --- what they come to ----------------------------------------------------------------------------
-
-
-def merged_rows(
-    base: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    *,
-    scale: float,
-    magnitude: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Rows of the matrix that computes what a frozen one and its adapter compute together.
-
-    fp32. Shapes: O of the rows of the output, I inputs, r rank; base (O, I), a (r, I), b (O, r),
-    magnitude (O). Source: peft 0.21, lora.layer.Linear.merge and lora.dora.
-    """
-    whole: torch.Tensor = base + scale * (b @ a)
-    if magnitude is None:
-        return whole
-    longer: torch.Tensor = magnitude / whole.norm(dim=1)
-    return whole * longer.unsqueeze(-1)
+def _narrow(model: AnyModel, adapter: BottleneckAdapter) -> None:
+    names = targets(model, adapter)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        base = model.get_submodule(name)
+        weight = base.get_parameter("weight")
+        outputs = weight.shape[1 if lies_transposed(model) else 0]
+        made = Bottleneck(base, size=adapter.size, outputs=outputs)
+        setattr(model.get_submodule(owner), leaf, made)

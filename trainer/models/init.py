@@ -133,10 +133,15 @@ def initial_rules(model: AnyModel) -> dict[str, Rule]:
 
 
 def _adapter_rule(name: str, module: nn.Module) -> Rule:
-    """What an adapter adds is 0 at first: B is. A as peft 0.21 draws it, kaiming_uniform(sqrt 5).
+    """What an adapter adds is 0 at first, and a factor 1. A as peft 0.21 draws it,
+    kaiming_uniform(sqrt 5); a bottleneck's first matrix as transformers' projections.
 
     A magnitude's rule is never asked: starting.py measures the frozen matrix.
     """
+    if ".ia3_l." in name:
+        return Rule("ones")
+    if ".bottleneck.down." in name:
+        return Rule("normal", 0.02) if name.endswith(".weight") else Rule("zeros")
     if ".lora_A." in name:
         assert isinstance(module, nn.Linear)
         return Rule("uniform", module.in_features**-0.5)

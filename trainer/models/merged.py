@@ -8,19 +8,26 @@ from typing import Protocol
 
 import torch
 
-from trainer.config.sections.model import LoraAdapter, Model
-from trainer.models.adapters import is_adapter, lies_transposed, merged_rows
+from trainer.config.sections.adapters import LoraAdapter
+from trainer.config.sections.model import Model
+from trainer.models.adapters import is_adapter, lies_transposed, place_of
 from trainer.models.starting import StartingValues, base_layout, starting_values
 from trainer.models.wrappers import AnyModel
 from trainer.records.fragment import MASTER, Fragment
 
 _PIECE_ELEMENTS = 4 << 20
+_MERGED = ("none", "freeze", "lora", "dora", "ia3")
 
 
 class Source(Protocol):
     """A FragmentSource, as trainer/engine calls it."""
 
     def read(self, fragment: Fragment, out: torch.Tensor) -> None: ...
+
+
+def merges(section: Model) -> bool:
+    """Is there a model without adapters that computes the same?"""
+    return section.adapter.kind in _MERGED
 
 
 class AdaptedValues:
@@ -39,14 +46,13 @@ class AdaptedValues:
         self._learned = {n for n, p in model.named_parameters() if p.requires_grad}
         self._transposed = lies_transposed(model)
         adapter = section.adapter
-        is_low_rank = isinstance(adapter, LoraAdapter)
-        self._scale = adapter.alpha / adapter.rank if isinstance(adapter, LoraAdapter) else 0.0
+        self._scale = adapter.scale if isinstance(adapter, LoraAdapter) else 0.0
+        places = {place_of(n) for n in self._named if is_adapter(n)}
         self._beside: Mapping[str, str] = {
-            f"{n.partition('.lora_')[0]}.weight": n.partition(".lora_")[0]
-            for n in self._named
-            if is_low_rank and is_adapter(n)
+            f"{place}.{leaf}": place for place in sorted(places) for leaf in ("weight", "bias")
         }
-        self._matrices: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._held: dict[str, torch.Tensor] = {}  # of one matrix, the last asked for
+        self._held_of = ""
         self.layout = base_layout(model)
 
     def read(self, fragment: Fragment, out: torch.Tensor) -> None:
@@ -59,8 +65,8 @@ class AdaptedValues:
             self._frozen.read(fragment, out)
 
     def _merged(self, fragment: Fragment, out: torch.Tensor) -> None:
-        """Whole rows at a time, as many as a piece holds; the last asked for is kept."""
-        width = fragment.shape[1]
+        """Whole rows at a time, as many as a piece holds."""
+        width = math.prod(fragment.shape[1:])
         first, last = fragment.start // width, -(-fragment.stop // width)
         at_a_time = max(1, _PIECE_ELEMENTS // width)
         for row in range(first, last, at_a_time):
@@ -71,8 +77,13 @@ class AdaptedValues:
             out[start_at - fragment.start : stop_at - fragment.start].copy_(part)
 
     def _rows(self, fragment: Fragment, first: int, last: int) -> torch.Tensor:
-        a, b, *more = self._low_rank(fragment.name)
-        magnitude = more[0] if more else None
+        adapter = self._adapter(self._beside[fragment.name])
+        if "ia3_l" in adapter:
+            return self._scaled(fragment, adapter["ia3_l"], first, last)
+        if len(fragment.shape) == 1:  # a bias, which low-rank matrices leave alone
+            return self._base(fragment, first, last)
+        a, b = adapter["lora_A"], adapter["lora_B"]
+        magnitude = adapter.get("lora_magnitude_vector")
         width = fragment.shape[1]
         if self._transposed:  # a row is one input's weights: the whole matrix, and of it the rows
             base = self._base(fragment, 0, fragment.shape[0] * width).view(fragment.shape)
@@ -82,25 +93,58 @@ class AdaptedValues:
         lengths = None if magnitude is None else magnitude[first:last]
         return merged_rows(base, a, b[first:last], scale=self._scale, magnitude=lengths)
 
+    def _scaled(
+        self, fragment: Fragment, factors: torch.Tensor, first: int, last: int
+    ) -> torch.Tensor:
+        """IA3's: factors of outputs (O, 1), bias and all; or of inputs (1, I)."""
+        of_inputs = factors.shape[0] == 1
+        if len(fragment.shape) == 1:
+            bias = self._base(fragment, first, last)
+            return bias if of_inputs else bias * factors.flatten()[first:last]
+        width = fragment.shape[1]
+        base = self._base(fragment, first * width, last * width).view(-1, width)
+        if of_inputs == self._transposed:  # each row has a factor
+            return base * factors.reshape(-1, 1)[first:last]
+        return base * factors.reshape(1, -1)
+
     def _base(self, fragment: Fragment, start: int, stop: int) -> torch.Tensor:
         values = torch.empty(stop - start)
         name = fragment.name
         self._frozen.read(Fragment(name, MASTER, fragment.shape, start, stop), values)
         return values
 
-    def _low_rank(self, name: str) -> tuple[torch.Tensor, ...]:
-        if name not in self._matrices:
-            place = self._beside[name]
-            names = [f"{place}.lora_A.default.weight", f"{place}.lora_B.default.weight"]
-            names += [f"{place}.lora_magnitude_vector.default.weight"]
-            self._matrices = {name: tuple(self._whole(n) for n in names if n in self._named)}
-        return self._matrices[name]
+    def _adapter(self, place: str) -> dict[str, torch.Tensor]:
+        if self._held_of != place:
+            names = [n for n in self._named if is_adapter(n) and place_of(n) == place]
+            self._held = {n[len(place) + 1 :].partition(".")[0]: self._whole(n) for n in names}
+            self._held_of = place
+        return self._held
 
     def _whole(self, name: str) -> torch.Tensor:
         shape = self._named[name]
         values = torch.empty(math.prod(shape))
         self._trained.read(Fragment(name, MASTER, shape, 0, math.prod(shape)), values)
         return values.view(shape)
+
+
+def merged_rows(
+    base: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    scale: float,
+    magnitude: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Rows of the matrix that computes what a frozen one and its adapter compute together.
+
+    fp32. Shapes: O of the rows of the output, I inputs, r rank; base (O, I), a (r, I), b (O, r),
+    magnitude (O). Source: peft 0.21, lora.layer.Linear.merge and lora.dora.
+    """
+    whole: torch.Tensor = base + scale * (b @ a)
+    if magnitude is None:
+        return whole
+    longer: torch.Tensor = magnitude / whole.norm(dim=1)
+    return whole * longer.unsqueeze(-1)
 
 
 def adapted_values(trained: Source, model: AnyModel, section: Model, *, seed: int) -> AdaptedValues:

@@ -29,6 +29,11 @@ def whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def is_factor(name: str) -> bool:
+    """IA3's factors lie as columns or rows, begin as 1 and mean nothing at 0."""
+    return ".ia3_l." in name
+
+
 def decays(shape: Sequence[int]) -> bool:
     """Matrices decay, vectors do not: biases and norm weights are vectors.
 
@@ -43,14 +48,16 @@ def decay_groups(named: Iterable[Named], *, weight_decay: float) -> list[Group]:
     Frozen parameters belong to no group.
     """
     trained = [(n, p) for n, p in named if p.requires_grad]
-    decay, no_decay = _split(trained, lambda name, shape: decays(shape))
+    decay, no_decay = _split(trained, lambda name, shape: decays(shape) and not is_factor(name))
     groups = [Group("decay", decay, weight_decay), Group("no_decay", no_decay, 0.0)]
     return [g for g in groups if g.parameters]
 
 
 def is_muon_matrix(name: str, shape: Sequence[int]) -> bool:
     """Matrices of decoder layers. Embeddings and the head act on one row at a time: AdamW."""
-    return len(shape) == 2 and _IN_A_LAYER.search(name) is not None
+    if "relative_attention_bias" in name:  # of T5's first layers: a row for each distance
+        return False
+    return len(shape) == 2 and _IN_A_LAYER.search(name) is not None and not is_factor(name)
 
 
 def muon_groups(

@@ -6,40 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from trainer.config.sections.adapters import Adapter, NoAdapter
 from trainer.config.sections.base import Section
 
 Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
 EncoderFamily = Literal["bert", "roberta", "distilbert", "modernbert"]
 Count = Annotated[int, Field(ge=1)]
 # Beyond any model there is, as in trainer/capacity/folder.py, which reads folders by anybody.
-
-
-class NoAdapter(Section):
-    """All parameters are trained."""
-
-    kind: Literal["none"] = "none"
-
-
-class LoraAdapter(Section):
-    """Low-rank matrices beside frozen ones (Hu et al. 2021); dora: and their lengths (Liu 2024)."""
-
-    kind: Literal["lora", "dora"]
-    rank: Annotated[int, Field(ge=1, le=1 << 14, examples=[8])]
-    alpha: Annotated[float, Field(gt=0)]  # what they add is multiplied by alpha / rank
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    # Names of matrices, the end of a name or a pattern with *; all: every one in the layers
-    targets: Annotated[tuple[str, ...], Field(min_length=1, examples=[("all",)])]
-
-
-class FrozenLayers(Section):
-    """Parameters that stay as they are."""
-
-    kind: Literal["freeze"]
-    # Patterns of parameter names, * for any part: model.layers.0.*
-    frozen: Annotated[tuple[str, ...], Field(min_length=1, examples=[("*embed*",)])]
-
-
-Adapter = Annotated[NoAdapter | LoraAdapter | FrozenLayers, Field(discriminator="kind")]
 
 
 class _Model(Section):
