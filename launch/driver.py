@@ -22,6 +22,7 @@ from pathlib import Path
 from launch.driving.conclusion import Ending, conclude
 from launch.driving.fit import fitted
 from launch.driving.lookout import Lookout
+from launch.driving.memory import give_back_everywhere, still_there
 from launch.driving.nodes import Node, Nodes
 from launch.driving.team import Team, start_team
 from launch.driving.waiting import say_waiting, waits_no_more
@@ -57,6 +58,7 @@ class Driver:
     inbox: SignalInbox
     lookout: Lookout
     team_before: list[str] = field(default_factory=list)
+    keeping: list[Node] = field(default_factory=list)  # states of the run may lie in their memory
     away: dict[str, float] = field(default_factory=dict)  # node -> until when it is not taken
     asked_to_stop: bool = False  # the run, not one attempt of it
     interrupts: int = 0
@@ -79,6 +81,7 @@ class Driver:
                 self._wait(files, spec, team, lease)
             finally:
                 team.close()
+                self.keeping = still_there(self.keeping, team)
         ending = Ending(
             team,
             has_waited=not chosen and not files.stop.exists(),
@@ -196,6 +199,15 @@ class Driver:
             if stop is not None and stop.cause == "user":
                 self._ask(files, "user", stop.detail)
 
+    def give_back(self, files: AttemptFiles, outcome: Outcome) -> None:
+        """Where the run is over, what nodes keep of it in memory."""
+        silent = give_back_everywhere(self.nodes, self.keeping, files, outcome)
+        if silent:
+            say(
+                f"{', '.join(silent)} did not say that the run's states in memory are gone there; "
+                "they go with the next start of a run of yours on that machine"
+            )
+
     def _ask(self, files: AttemptFiles, cause: StopCause, detail: str) -> None:
         if not files.stop.exists():  # `longhaul stop` has written its own before it signals us
             write_record(files.stop, Stop(cause=cause, time=time.time(), detail=detail))
@@ -215,10 +227,12 @@ def drive(run: RunFiles, attempt: int, nodes: Nodes, *, env: Mapping[str, str]) 
         stack.callback(lookout.close)
         driver = Driver(run, nodes, env, inbox, lookout)
         while following is not None:
-            outcome, following = driver.attempt(following)
+            files = following
+            outcome, following = driver.attempt(files)
             if following is not None:
                 place = goes_on(run, following)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
+        driver.give_back(files, outcome)
     if untold := tell_copies(run, outcome):
         say(untold)
     return outcome

@@ -10,9 +10,10 @@ from typing import Any
 
 from launch.outcome import Outcome, where_it_goes_on
 from launch.run.run_folder import attempts
-from trainer.errors import Exit
+from trainer.errors import Exit, Superseded
 from trainer.records.json_file import read_json
 from trainer.records.memory_files import MemoryFiles, give_back, is_held, memory_of
+from trainer.records.owner import refuse_if_superseded
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 
@@ -35,9 +36,30 @@ def goes_on(run: RunFiles, files: AttemptFiles) -> str:
 
 def give_back_if_over(files: AttemptFiles, outcome: Outcome, *, node: int) -> None:
     """Free the memory of this node, unless another attempt may want what is in it. Never raises."""
-    over = outcome.action in ("done", "give_up") or outcome.exit_code in (Exit.DONE, Exit.SAVED)
-    if over and (memory := kept_by(files)) is not None:
+    if is_over(outcome):
+        give_back_of(files, node=node)
+
+
+def is_over(outcome: Outcome) -> bool:
+    """Whether no attempt will go on from what is in memory."""
+    return outcome.action in ("done", "give_up") or outcome.exit_code in (Exit.DONE, Exit.SAVED)
+
+
+def give_back_of(files: AttemptFiles, *, node: int | None = None) -> None:
+    """What the attempt, and those before it, kept on this machine (`node`: on this node). Never
+    raises. Nothing where a later attempt has the run: the states are its own by now.
+    """
+    memory = kept_by(files)
+    if memory is not None and _is_ours(files):
         give_back(memory, node)
+
+
+def _is_ours(files: AttemptFiles) -> bool:
+    try:
+        refuse_if_superseded(RunFiles(files.root.parent.parent).owner, files.number)
+    except (Superseded, OSError):
+        return False
+    return True
 
 
 def left_in_memory(run: RunFiles) -> list[Path]:

@@ -23,7 +23,8 @@ from tests.helpers.agent_process import still_alive, wait_for
 from tests.helpers.process_nodes import ProcessNodes
 from trainer.errors import Exit, RunFolderError
 from trainer.records.attempt import Stop, read_error, read_stop, write_record
-from trainer.records.json_file import read_json, read_lines
+from trainer.records.json_file import read_json, read_lines, write_json
+from trainer.records.memory_files import MemoryFiles
 from trainer.records.run_files import RunFiles
 
 RULES = RestartRules(enabled=True, wait_s=5.0)
@@ -176,6 +177,23 @@ def test_a_rank_that_hangs_is_named_though_a_rank_of_another_node_waits_for_it(
     assert one.causes() == ["hang", None]
     for rank in (0, 1):
         assert (one.run.attempt(1).stacks / f"rank-0000{rank}.txt").exists()
+
+
+def test_nodes_free_their_memory_when_the_driver_gives_up(tmp_path: Path) -> None:
+    """Its agents have left by then, and each of them had to leave the states to an attempt."""
+    behaviours = {str(rank): ["wait"] for rank in range(4)} | {"3": ["refuse", "no way on"]}
+    one = Driven(tmp_path, behaviours)
+    peer = {"every": 1, "folder": str(tmp_path / "shm")}
+    plan = {"run_id": "r1", "world_size": 4, "config": {"checkpoint": {"peer": peer}}}
+    write_json(one.run.attempt(1).plan, plan)
+    memory = MemoryFiles(tmp_path / "shm", "r1")
+    (tmp_path / "shm").mkdir()
+    for node in (0, 1):
+        memory.enter(node)
+        memory.own(node, "0001.0").mkdir(parents=True)
+    assert one.drive().exit_code == Exit.STOP
+    assert list((tmp_path / "shm").iterdir()) == []
+    assert [name for name, _ in one.nodes.started] == ["n0", "n1"] * 2
 
 
 def test_a_second_driver_of_an_attempt_is_turned_away(tmp_path: Path) -> None:

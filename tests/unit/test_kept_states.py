@@ -107,6 +107,19 @@ def test_where_an_attempt_goes_on_is_said_as_far_as_it_is_known(tmp_path: Path) 
     assert goes_on(other, other.attempt(1)) == "from step 100"
 
 
+def test_an_attempt_that_was_replaced_leaves_the_memory_to_the_one_that_has_the_run(
+    tmp_path: Path,
+) -> None:
+    run = a_run(tmp_path)
+    (tmp_path / "shm").mkdir()
+    memory = MemoryFiles(tmp_path / "shm", "r1")
+    memory.enter(0)
+    memory.own(0, "0002.0").mkdir(parents=True)
+    own(run, 2)
+    give_back_if_over(run.attempt(1), Outcome("give_up", Exit.STOP, "replaced"), node=0)
+    assert memory.own(0, "0002.0").is_dir()
+
+
 @pytest.mark.parametrize(
     ("outcome", "stays"),
     [
