@@ -20,7 +20,7 @@ from launch.node.processes import die_with_parent
 from launch.run.run_folder import DEFAULT_ROOT, find
 from trainer.errors import Exit
 
-_FLAGS = ("--json", "-h", "--help")  # all other options have a value
+_FLAGS = ("--json", "--average", "-h", "--help")  # all other options have a value
 
 
 def compute(module: str, arguments: Sequence[str]) -> int:

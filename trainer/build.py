@@ -114,6 +114,7 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
     config = plan.config
     make_model = partial(_make_model, plan, world.device)
     make = partial(make_optimizer, config.optimizer)
+    average = config.regularize.ema
     if isinstance(config.engine, PlainEngine):
         return plain.PlainEngine(
             make_model,
@@ -121,6 +122,7 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
             device=world.device,
             precision=config.precision,
             max_grad_norm=config.optimizer.max_grad_norm,
+            average=average,
         )
     if isinstance(config.engine, CanonicalEngine):
         return canonical.CanonicalEngine(
@@ -131,6 +133,7 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
             precision=config.precision,
             max_grad_norm=config.optimizer.max_grad_norm,
             num_shards=num_micro_batches(config),
+            average=average,
         )
     # Not imported for the others: deepspeed costs half a second.
     from trainer.engine.deepspeed import DeepSpeedEngine
@@ -145,6 +148,7 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
         micro_batch_size=config.batch.micro_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         timeout_s=config.resources.collective_timeout_s,
+        average=average,
     )
 
 

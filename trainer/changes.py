@@ -48,6 +48,8 @@ _CLASSES: dict[str, tuple[Class, str]] = {
     "optimizer.kind": ("frozen", "its moments mean something else"),
     "regularize": ("branch", "another regularisation from here on"),
     "regularize.early_stopping": ("free", "where the run ends, and which step is its best"),
+    "regularize.ema": ("frozen", "the average is over all steps, in every checkpoint"),
+    "regularize.ema.evaluate": ("free", "what is measured"),
     "schedule": ("branch", "the learning rate is another from here on"),
     "engine": ("free", "any engine loads any checkpoint"),
     "precision": ("drift", "rounding differs; the fp32 master weights stay"),

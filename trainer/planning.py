@@ -201,6 +201,7 @@ def layout_of(config: Config, world: int) -> Layout:
         persistence_threshold_elements=zero.persistence_threshold_elements if zero else 0,
         background_saves=config.checkpoint.asynchronous,
         kept_states=_kept_states(config),
+        average=config.regularize.ema.decay > 0,
     )
 
 

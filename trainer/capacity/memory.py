@@ -48,6 +48,7 @@ class Layout:
     persistence_threshold_elements: int = 0
     background_saves: bool = False
     kept_states: int = 0  # of a rank's share, in its node's shared memory; the neighbour's included
+    average: bool = False  # of the weights, beside the moments
     canonical: bool = False  # moments, masters and sums in shares, two buckets; stage is 1
 
 
@@ -127,10 +128,12 @@ def _checkpoint_share(shape: Shape, layout: Layout) -> int:
 
 
 def moment_elements(shape: Shape, layout: Layout) -> int:
-    """Elements of optimizer state: AdamW two a parameter; Muon one a layer matrix, else two."""
+    """Elements of optimizer state: AdamW two a parameter; Muon one a layer matrix, else two. The
+    average of the weights is one more."""
+    average = num_parameters(shape) if layout.average else 0
     if layout.optimizer == "sgd":
-        return num_parameters(shape) if layout.has_momentum else 0
-    twice = 2 * num_parameters(shape)
+        return average + (num_parameters(shape) if layout.has_momentum else 0)
+    twice = 2 * num_parameters(shape) + average
     return twice - (num_layer_matrix_elements(shape) if layout.optimizer == "muon" else 0)
 
 

@@ -31,6 +31,11 @@ def trained_parser(
     return parser
 
 
+def add_average(parser: argparse.ArgumentParser) -> None:
+    about = "of the weights over training, where the run keeps it (regularize.ema.decay)"
+    parser.add_argument("--average", action="store_true", help=about)
+
+
 def defaults_of(given: argparse.Namespace) -> Mapping[str, Any]:
     """What conf/ says now; nothing where the command was not asked by `longhaul`."""
     known: dict[str, Any] = read_json(given.defaults) if given.defaults else {}

@@ -14,7 +14,7 @@ import json
 import time
 from pathlib import Path
 
-from trainer.commands.arguments import defaults_of, trained_parser
+from trainer.commands.arguments import add_average, defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit, Refused
 from trainer.plan import RunPlan
@@ -22,6 +22,7 @@ from trainer.plan import RunPlan
 
 def main(argv: list[str] | None = None) -> int:
     parser = trained_parser("evaluate", __doc__)
+    add_average(parser)
     parser.add_argument("--rows", type=int, default=256, help="held-out rows to score")
     parser.add_argument("--answers", type=int, default=0, help="held-out examples to answer")
     parser.add_argument("--scores", default=None, help="of answers: bleu,chrf,rouge,exact_match")
@@ -44,7 +45,9 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     from trainer.tasks.table import task_of
 
     started = time.perf_counter()
-    trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
+    trained = open_trained(
+        given.path, step=given.step, defaults=defaults_of(given), average=given.average
+    )
     wish = wish_of(given, trained.plan) if given.answers else None
     batches = held_out_rows(trained.plan, given.rows)
     if not batches:

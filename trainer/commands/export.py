@@ -10,7 +10,7 @@ import json
 import shlex
 from pathlib import Path
 
-from trainer.commands.arguments import defaults_of, trained_parser
+from trainer.commands.arguments import add_average, defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit
 from trainer.records.sample_prompt import typed_prompt
@@ -19,6 +19,7 @@ from trainer.records.sizes import bytes_of, size_text
 
 def main(argv: list[str] | None = None) -> int:
     parser = trained_parser("export", __doc__, path="a run, or one checkpoint of it")
+    add_average(parser)
     parser.add_argument("--to", type=Path, help="folder to write; RUN/export/step-N if not given")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="as trained if not given")
     parser.add_argument("--max-shard", type=_size, default=5 * 10**9, help="of one file: 5GB")
@@ -33,7 +34,9 @@ def _export(given: argparse.Namespace) -> Exit:
     from trainer.export.export import export_folder
     from trainer.export.trained import open_trained
 
-    trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
+    trained = open_trained(
+        given.path, step=given.step, defaults=defaults_of(given), average=given.average
+    )
     precision = trained.plan.config.precision.kind
     dtype = given.dtype or {"bf16": "bf16", "fp16": "fp16"}.get(precision, "fp32")
     folder = given.to or _run_folder(given.path) / "export" / f"step-{trained.step:08d}"

@@ -11,13 +11,14 @@ import json
 import sys
 from pathlib import Path
 
-from trainer.commands.arguments import defaults_of, trained_parser
+from trainer.commands.arguments import add_average, defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit, Refused
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = trained_parser("generate", __doc__)
+    add_average(parser)
     parser.add_argument("--prompt", default="", help="text to continue; - reads standard input")
     parser.add_argument("--max-new-tokens", type=_positive, default=128)
     parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token")
@@ -36,7 +37,9 @@ def _generate(given: argparse.Namespace) -> Exit:
     from trainer.export.generate import Sampling, continued
     from trainer.export.trained import load_model, open_trained
 
-    trained = open_trained(given.path, step=given.step, defaults=defaults_of(given))
+    trained = open_trained(
+        given.path, step=given.step, defaults=defaults_of(given), average=given.average
+    )
     if trained.plan.config.task.head != "next_token":
         kind = trained.plan.config.task.kind
         raise Refused(

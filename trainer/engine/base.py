@@ -7,6 +7,7 @@ given to `accumulate`. The caller divides by the step's weight; adapters undo wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -102,6 +103,10 @@ class Engine(Protocol):
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         """Names and whole shapes of all trained parameters, in the model's order."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the model computes with the average of its weights, if the engine keeps one;
+        nothing is trained, saved or loaded there. Collective to enter and to leave."""
 
     def replicated(self) -> Sequence[tuple[str, torch.Tensor]]:
         """Live weights that every rank holds whole and alike between steps, in the model's order.

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer.config.sections.regularize import EmaSection
 from trainer.config.sections.training import CanonicalEngine as EngineSection
 from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import World
@@ -37,6 +39,7 @@ from trainer.engine.model_setup import (
     trained,
     weight_dtype,
 )
+from trainer.engine.weight_average import average_of
 from trainer.errors import ConfigError, Problem
 from trainer.optim.muon import Muon
 
@@ -54,6 +57,7 @@ class CanonicalEngine:
         precision: PrecisionSection,
         max_grad_norm: float,
         num_shards: int,
+        average: EmaSection | None = None,
     ) -> None:
         """`num_shards`: V, the micro-batches that hold rows; `max_grad_norm`: 0 for no clipping.
 
@@ -80,6 +84,9 @@ class CanonicalEngine:
         self._masters = torch.zeros(self._flat.slice, device=self.device)
         self._sum = torch.zeros_like(self._masters)
         self._owners = self._own_slice()
+        self._average = average_of(
+            average, self._optimizer, self._owned, refresh=self._share_weights
+        )
         columns = max(1, min(engine.bucket_elements // self._size, self._flat.slice))
         # A row is of, or for, one rank; collectives take fewer than all columns of it at the end.
         self._leaving, self._coming = (
@@ -110,6 +117,8 @@ class CanonicalEngine:
                 self._sum.mul_(self._max_grad_norm / norm)
             self._optimizer.step()
             self._share_weights()
+            if self._average is not None:
+                self._average.update()
         self._next_shard = 0
         self._sum.zero_()
         return StepStats(norm, applied)
@@ -120,16 +129,24 @@ class CanonicalEngine:
     @torch.no_grad()
     def load(self, source: FragmentSource, *, step: int) -> None:
         fragments.fill(self._flat.regions(self._owners), self._optimizer, source, step=step)
+        if self._average is not None:
+            self._average.loaded(step)
         self._share_weights()
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         return [(name, tuple(p.shape)) for name, p in self._weights]
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.instead()
 
     def replicated(self) -> Sequence[tuple[str, torch.Tensor]]:
         return [(n, p.data) for n, p in self._weights] if self._size > 1 else []
 
     def close(self) -> None:
         """Nothing is held that garbage collection would not free."""
+
+    def _owned(self) -> list[nn.Parameter]:
+        return [owner for _, owner in self._owners]
 
     def _own_slice(self) -> list[tuple[int, nn.Parameter]]:
         """The optimizer's groups get this rank's part of them; (where in the slice, part)."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from trainer.config.sections.regularize import EmaSection
 from trainer.config.sections.training import DeepSpeedEngine as EngineSection
 from trainer.config.sections.training import Optimizer as OptimizerSection
 from trainer.config.sections.training import PrecisionSection
@@ -36,6 +37,7 @@ from trainer.engine.model_setup import (
 )
 from trainer.engine.sharded_muon import Matrix, ShardedMuon
 from trainer.engine.swapping import fit_swapping, resident, swap_folder
+from trainer.engine.weight_average import average_of
 from trainer.engine.zero_config import zero_config
 from trainer.optim.muon import Muon
 
@@ -55,6 +57,7 @@ class DeepSpeedEngine:
         micro_batch_size: int,
         gradient_accumulation_steps: int,
         timeout_s: float = 600.0,
+        average: EmaSection | None = None,
     ) -> None:
         """Raises: ConfigError for combinations that DeepSpeed cannot do."""
         self.device = world.device
@@ -100,6 +103,12 @@ class DeepSpeedEngine:
             self._last_word = LastWord(self._base, self._ds.optimizer)
         owned = list(self._owners())
         self._create_moments(owned)
+        self._average = average_of(
+            average,
+            self._base,
+            lambda: (owner for owner, _ in self._owners()),
+            refresh=self._refresh_weights,
+        )
         if isinstance(self._base, ShardedMuon):
             self._base.place(self._matrices([owner for owner, _ in owned], group_of))
 
@@ -117,11 +126,16 @@ class DeepSpeedEngine:
         for group in self._base.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         if self._stage == 0:
-            return self._step_unsharded(apply_if)
-        self._last_word.given_to(apply_if)
-        self._ds.step()
-        said = self._last_word
-        return StepStats(said.norm, said.applied, said.overflowed and self._scales_loss)
+            stats = self._step_unsharded(apply_if)
+        else:
+            self._last_word.given_to(apply_if)
+            self._ds.step()
+            said = self._last_word
+            overflowed = said.overflowed and self._scales_loss
+            stats = StepStats(said.norm, said.applied, overflowed)
+        if self._average is not None and stats.applied:
+            self._average.update()
+        return stats
 
     def fragments(self) -> Iterator[HeldFragment]:
         if self._stage == 0:
@@ -143,17 +157,16 @@ class DeepSpeedEngine:
         regions = self._owned_regions()
         if self._stage < 3:
             fragments.fill(regions, self._base, source, step=step)
-            if self._stage:
-                self._ds.optimizer.update_lp_params()
-            return
-        zero = self._ds.optimizer
-        zero.checkpoint_event_prologue()  # gives up what is gathered
-        for i, owned in enumerate(self._by_sub_group(regions)):
-            with self._resident(i, write=True):
-                fragments.fill(owned, self._base, source, step=step)
-                # 16-bit weights from masters, as after an update
-                zero._reassign_or_swap_out_partitioned_parameters(i)
-        zero.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
+            self._refresh_weights()
+        else:
+            self._refresh_weights(
+                lambda owned: fragments.fill(owned, self._base, source, step=step)
+            )
+        if self._average is not None:
+            self._average.loaded(step)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.instead()
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         return [(n, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._trained]
@@ -200,6 +213,24 @@ class DeepSpeedEngine:
         else:
             self._ds.zero_grad()
         return StepStats(norm, applied)
+
+    @torch.no_grad()
+    def _refresh_weights(self, fill: Callable[[list[Region]], None] | None = None) -> None:
+        """Weights from masters, as after an update; at stage 3 `fill` is asked for each part first,
+        while it is in memory. Collective."""
+        if self._stage == 0:  # the weights are the masters
+            return
+        zero = self._ds.optimizer
+        if self._stage < 3:
+            zero.update_lp_params()
+            return
+        zero.checkpoint_event_prologue()  # gives up what is gathered
+        for i, owned in enumerate(self._by_sub_group(self._owned_regions())):
+            with self._resident(i, write=True):
+                if fill is not None:
+                    fill(owned)
+                zero._reassign_or_swap_out_partitioned_parameters(i)
+        zero.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
 
     def _owned_regions(self) -> list[Region]:
         if self._stage == 0:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
+from trainer.config.sections.regularize import EmaSection
 from trainer.config.sections.training import PrecisionSection
 from trainer.engine import fragments
 from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always
@@ -19,6 +21,7 @@ from trainer.engine.model_setup import (
     trained,
     weight_dtype,
 )
+from trainer.engine.weight_average import average_of
 from trainer.errors import ConfigError, Problem
 
 
@@ -33,8 +36,9 @@ class PlainEngine:
         device: torch.device,
         precision: PrecisionSection,
         max_grad_norm: float,
+        average: EmaSection | None = None,
     ) -> None:
-        """`max_grad_norm`: 0 for no clipping.
+        """`max_grad_norm`: 0 for no clipping. `average`: of the weights, to be kept.
 
         Raises: ConfigError for fp16.
         """
@@ -52,6 +56,10 @@ class PlainEngine:
         self._optimizer = make_optimizer(self._masters)
         owned = [(p, g) for g in self._optimizer.param_groups for p in g["params"]]
         fragments.create_moments(self._optimizer, owned)
+        owners = [p for p, _ in owned]
+        self._average = average_of(
+            average, self._optimizer, lambda: owners, refresh=self._refresh_weights
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -72,6 +80,8 @@ class PlainEngine:
         if applied:
             self._optimizer.step()
             self._refresh_weights()
+            if self._average is not None:
+                self._average.update()
         self._optimizer.zero_grad(set_to_none=True)
         return StepStats(norm, applied)
 
@@ -80,10 +90,15 @@ class PlainEngine:
 
     def load(self, source: FragmentSource, *, step: int) -> None:
         fragments.fill(fragments.whole(self._masters), self._optimizer, source, step=step)
+        if self._average is not None:
+            self._average.loaded(step)
         self._refresh_weights()
 
     def layout(self) -> Sequence[tuple[str, tuple[int, ...]]]:
         return [(name, tuple(p.shape)) for name, p in self._masters]
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.instead()
 
     def replicated(self) -> Sequence[tuple[str, torch.Tensor]]:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from trainer.batch import Batch
 from trainer.dist.world import World
@@ -18,7 +19,7 @@ class HeldOut:
 
     Every rank has the same number of batches, because under ZeRO-3 all of them take part in each
     forward; batches beyond the rows have no terms. `reference` values are shown beside the result
-    (the unigram entropy of the data, say).
+    (the unigram entropy of the data, say). `average`: of the weights is what is looked at.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class HeldOut:
         *,
         every: int,
         reference: dict[str, float],
+        average: bool = False,
     ) -> None:
         self._task = task
         self._batches = batches
         self._every = every
         self._reference = dict(reference)
+        self._average = average
 
     def due(self, step: int) -> bool:
         return self._every > 0 and step % self._every == 0
@@ -52,7 +55,8 @@ class HeldOut:
         was_training = model.training
         model.eval()
         try:
-            totals = total_scores(world, self._task, engine.model, batches, device=engine.device)
+            with engine.averaged() if self._average else nullcontext():
+                totals = total_scores(world, self._task, model, batches, device=engine.device)
         finally:
             model.train(was_training)
         return values_of(self._task, totals) | self._reference

@@ -33,7 +33,15 @@ def evals_of(
         _log.warning("%s", none_held_out_text(plan))
     if batches:
         reference = {"unigram_entropy": _unigram_entropy(sources)} if is_text else {}
-        found.append(HeldOut(task, batches, every=config.steps.eval_every, reference=reference))
+        found.append(
+            HeldOut(
+                task,
+                batches,
+                every=config.steps.eval_every,
+                reference=reference,
+                average=config.regularize.ema.decay > 0 and config.regularize.ema.evaluate,
+            )
+        )
     generates = is_text and config.task.head == "next_token"
     if generates and config.evals.sample_prompt and config.evals.sample_tokens:
         found.append(

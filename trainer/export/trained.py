@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from trainer.models.starting import fill_later
 from trainer.models.weights import SafetensorsFolder
 from trainer.plan import RunPlan, stored_plan
 from trainer.records.attempt import read_done
-from trainer.records.fragment import MASTER, Fragment
+from trainer.records.fragment import AVERAGE, MASTER, Fragment
 from trainer.records.json_file import read_json, write_json
 from trainer.records.manifest import Manifest
 from trainer.records.run_files import RunFiles
@@ -47,21 +47,29 @@ class Trained:
 
 
 def open_trained(
-    path: Path, *, step: int | None = None, defaults: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    step: int | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    average: bool = False,
 ) -> Trained:
     """`path`: a run folder (its result, or `step`), a step's folder, an exported folder.
-    `defaults`: settings that a plan of an older version lacks.
+    `defaults`: settings that a plan of an older version lacks. `average`: of the weights over
+    training, instead of the last ones.
 
     Raises: Refused if there is nothing of the kind; CheckpointError if it cannot be read.
     """
     known = defaults or {}
     if (path / ORIGIN).is_file():
+        if average:
+            raise Refused(f"{path} holds one set of weights; --average is asked of a run")
         return _exported(path, known)
     if (path / "run.json").is_file():
-        return _from_run(RunFiles(path), step, known)
+        return _from_run(RunFiles(path), step, defaults=known, average=average)
     name = path.name.removeprefix("step-")
     if path.name.startswith("step-") and name.isdigit():
-        return _from_run(RunFiles(path.parent.parent), int(name), known)
+        run = RunFiles(path.parent.parent)
+        return _from_run(run, int(name), defaults=known, average=average)
     raise Refused(
         f"{path} is neither a run folder, a checkpoint (step-...), nor a folder made by "
         "longhaul export"
@@ -107,7 +115,9 @@ def _fill(name: str, parameter: torch.nn.Parameter, source: FragmentSource) -> N
         flat[start:stop] = values.to(flat.dtype)
 
 
-def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> Trained:
+def _from_run(
+    run: RunFiles, step: int | None, *, defaults: Mapping[str, Any], average: bool
+) -> Trained:
     folders = StepFolders(LocalStorage(), run.checkpoints)
     steps = folders.steps() if run.checkpoints.is_dir() else []
     if not steps:
@@ -121,7 +131,10 @@ def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> T
     manifest, _ = folders.manifest(chosen)
     plan = stored_plan(run.plan_behind(manifest.attempt), defaults=defaults)
     stored = StoredTensors(LocalStorage(), folders.step(chosen), manifest)
-    source, names = _whole(plan, CheckpointReader(stored), manifest)
+    reader: FragmentSource = CheckpointReader(stored)
+    if average:
+        reader = _averages(reader, manifest, run)
+    source, names = _whole(plan, reader, manifest)
     return Trained(
         plan=plan,
         step=chosen,
@@ -131,6 +144,32 @@ def _from_run(run: RunFiles, step: int | None, defaults: Mapping[str, Any]) -> T
         names=names,
         close=stored.close,
     )
+
+
+@dataclass(frozen=True)
+class _Averages:
+    """A checkpoint whose parameters are the averages of its weights."""
+
+    stored: FragmentSource
+
+    def read(self, fragment: Fragment, out: torch.Tensor) -> None:
+        kind = AVERAGE if fragment.kind == MASTER else fragment.kind
+        self.stored.read(replace(fragment, kind=kind), out)
+
+
+def _averages(stored: FragmentSource, manifest: Manifest, run: RunFiles) -> _Averages:
+    if not all(AVERAGE in tensor.kinds for tensor in manifest.tensors):
+        what = f"run {run.name} keeps no average of its weights, which --average asks for"
+        raise Refused(f"{what}: leave it out; regularize.ema.decay=0.999 keeps one, from step 1 on")
+    return _Averages(stored)
+
+
+def _result(run: RunFiles, steps: list[int]) -> int:
+    """The best step where evaluations decided and the run has ended; else the newest."""
+    newest = max(run.attempts.glob("[0-9]*"), default=None)
+    done = read_done(newest / "done.json") if newest is not None else None
+    best = done.best_step if done is not None else None
+    return best if best in steps else steps[-1]
 
 
 def _whole(
@@ -143,14 +182,6 @@ def _whole(
     meta = build_model(section, vocab_size=plan.vocab_size, dtype=torch.float32, head=head_of(plan))
     values = adapted_values(stored, meta, section, seed=plan.config.run.seed)
     return values, tuple(values.layout)
-
-
-def _result(run: RunFiles, steps: list[int]) -> int:
-    """The best step where evaluations decided and the run has ended; else the newest."""
-    newest = max(run.attempts.glob("[0-9]*"), default=None)
-    done = read_done(newest / "done.json") if newest is not None else None
-    best = done.best_step if done is not None else None
-    return best if best in steps else steps[-1]
 
 
 def _exported(path: Path, defaults: Mapping[str, Any]) -> Trained:

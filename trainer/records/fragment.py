@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MASTER = "master"  # the kind of the fp32 parameter itself; moments use the optimizer's own names
+AVERAGE = "average"  # the kind of the average of the weights, where one is kept (regularize.ema)
 
 
 @dataclass(frozen=True, order=True)
@@ -12,7 +13,7 @@ class Fragment:
     """Elements [start, stop) of the flattened tensor `kind` of parameter `name`.
 
     `name` is the parameter's name in the model (Hugging Face's), without wrappers; `kind` is
-    "master" or the optimizer's name of a moment ("exp_avg", "exp_avg_sq", "momentum_buffer").
+    "master", "average", or the optimizer's name of a moment ("exp_avg", "exp_avg_sq", "momentum_buffer").
     `shape` is that of the whole logical tensor.
     """
 

@@ -20,5 +20,16 @@ class EarlyStoppingSection(Section):
     margin: Annotated[float, Field(ge=0)]  # a value counts as better if it is so by more than this
 
 
+class EmaSection(Section):
+    """An exponential moving average of the weights, beside them in checkpoints."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)]  # of the average, an update; 0: none is kept
+    warmup: (
+        bool  # less at first, (1 + n) / (10 + n) after n updates, so that the start is forgotten
+    )
+    evaluate: bool  # evaluations during training look at the average
+
+
 class RegularizeSection(Section):
     early_stopping: EarlyStoppingSection
+    ema: EmaSection

@@ -1,0 +1,113 @@
+"""Regularisation however a step is cut up: the same losses, the same scores, exact resume.
+
+One case a setting, all of them trained in two worlds that are started once. Dropout is off: where
+a step is cut otherwise it draws otherwise, and that alone would differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.test_tasks import Seen, StopAt
+from tests.helpers.ranks import RankPool
+from tests.helpers.task_cases import case_plan
+from trainer.build import build_job
+from trainer.dist.startup import StartUp
+from trainer.dist.world import World
+from trainer.job import wind_up
+from trainer.loop import fit
+from trainer.plan import RunPlan
+from trainer.records.run_files import RunFiles
+from trainer.verify.layouts import Layout, plan_of
+
+# name: (task, settings)
+CASES: dict[str, tuple[str, list[str]]] = {
+    "without": ("classify", []),
+    "ema": ("classify", ["regularize.ema.decay=0.9"]),
+    "early": (
+        "classify",
+        ["regularize.early_stopping.patience=1", "regularize.early_stopping.better=higher"],
+    ),
+}
+LAYOUTS = {
+    1: [("plain", 1), ("plain", 2), ("zero1", 1)],
+    2: [("zero1", 1), ("zero2", 2), ("zero3", 1)],
+}
+STEPS = 4
+# losses, scores, the last step and the best one
+OneRun = tuple[list[float], dict[str, float], tuple[int, int | None]]
+Found = dict[str, OneRun]  # by layout
+
+
+def trained(world: World, plan: RunPlan, folder: Path, *, until: int = 0) -> OneRun:
+    """An attempt of the run in `folder`, which goes on where the last one stopped."""
+    job, state = build_job(plan, world, run=RunFiles(folder), stop=StopAt(until), startup=StartUp())
+    seen = Seen()
+    fit(dataclasses.replace(job, observers=(seen,)), state)
+    job.stream.close()
+    wind_up(job, state.step)
+    return seen.losses, seen.values, (state.step, job.best.result)
+
+
+def all_cases(world: World, plans: dict[str, RunPlan], folder: Path) -> dict[str, Found]:
+    return {name: in_all_layouts(world, plan, folder / name) for name, plan in plans.items()}
+
+
+def in_all_layouts(world: World, base: RunPlan, folder: Path) -> Found:
+    """By layout; "resumed" is the last one, stopped after two steps and gone on with."""
+    size, found = world.place.world_size, {}
+    for engine, accumulation in LAYOUTS[size]:
+        layout = Layout(engine, size, accumulation, base.config.data.packing)  # type: ignore[arg-type]
+        plan = plan_of(base, layout)
+        found[layout.name] = trained(world, plan, folder / layout.name)
+    begun = trained(world, plan, folder / "resumed", until=2)
+    ended = trained(world, plan.model_copy(update={"attempt": 2}), folder / "resumed")
+    found["resumed"] = ([*begun[0], *ended[0]], *ended[1:])
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Found]]:
+    """By size of the world and case."""
+    folder = tmp_path_factory.mktemp("regularize")
+    more = ["steps.eval_every=1", f"steps.total={STEPS}"]
+    plans = {n: case_plan(folder, task, [*more, *given]) for n, (task, given) in CASES.items()}
+    by_size = {}
+    for size in LAYOUTS:
+        answers = ranks.run(size, all_cases, plans, folder / f"world-{size}", timeout_s=300)
+        assert all(answer == answers[0] for answer in answers)  # all ranks see the same
+        by_size[size] = answers[0]
+    return by_size
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_alike_however_a_step_is_cut_up(
+    found: dict[int, dict[str, Found]], name: str
+) -> None:
+    losses, values, end = next(iter(found[1][name].values()))
+    for of_size in found.values():
+        *_, last, resumed = of_size[name]
+        assert of_size[name][resumed] == of_size[name][last]  # to the bit
+        for layout, (its_losses, its_values, its_end) in of_size[name].items():
+            assert its_losses == pytest.approx(losses, rel=5e-6), layout
+            assert its_values == pytest.approx(values, rel=5e-6), layout
+            assert its_end == end, layout
+
+
+@pytest.mark.timeout(600)
+def test_each_setting_changes_something(found: dict[int, dict[str, Found]]) -> None:
+    plain = next(iter(found[1]["without"].values()))
+    for name in CASES:
+        mine = next(iter(found[1][name].values()))
+        assert name == "without" or mine != plain, name
+
+
+@pytest.mark.timeout(600)
+def test_all_layouts_end_early_at_the_same_step(found: dict[int, dict[str, Found]]) -> None:
+    for of_size in found.values():
+        for _, _, end in of_size["early"].values():
+            assert end == (2, 1)  # the loss falls from the start, and higher is asked for
