@@ -23,6 +23,7 @@ VERBS = {
     "checkpoint": ("checkpoint", "list, verify, diff: what is saved, is it whole, what differs"),
     "evaluate": ("evaluate", "loss and accuracy on the held-out split"),
     "generate": ("generate", "continue a prompt"),
+    "ask": ("ask", "questions of your own: choice by likelihood, or written answers, scored"),
     "export": ("export", "a Hugging Face folder, checked against the trained model"),
     "replay": ("replay", "make a step that went wrong again: data, numeric or hardware?"),
     "verify": ("verify", "layouts, resume: proofs on your own settings"),

@@ -15,7 +15,8 @@ import torch
 from tests.helpers import task_cases
 from trainer.batch import IGNORED, ExampleBatch
 from trainer.build import build_job
-from trainer.commands import evaluate
+from trainer.commands import ask, evaluate
+from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.dist.startup import StartUp
 from trainer.dist.world import Alone
 from trainer.errors import Exit
@@ -27,6 +28,7 @@ from trainer.loop import fit
 from trainer.plan import write_plan
 from trainer.records.run_files import RunFiles
 
+_TEMPLATE = "{source}\\n"  # as task=seq2seq asks
 _PLAIN = (
     "engine=plain",
     "resources.ranks_per_node=1",
@@ -152,3 +154,89 @@ def test_the_last_answer_of_every_example_is_asked_for() -> None:
     assert list(found) == [Asked((1, 2, 3), ("four five",))]
     told = _batch([two_turns], [{"references": ["a", "b"]}])
     assert list(asked_of([told], decode=decode)) == [Asked((1, 2, 3), ("a", "b"))]
+
+
+# --- questions of one's own -----------------------------------------------------------------------
+
+
+def asked(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert ask.main(list(argv)) == code
+    shown = capsys.readouterr()
+    return shown.err if code else shown.out
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw = random.Random(11)
+    rows = [_answer_in_three(draw, number) for number in range(100, 112)]
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_the_likeliest_choice_is_the_answer(
+    run: RunFiles, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held against log-probabilities from all logits, a prompt and a choice at a time."""
+    argv = [str(run.root), str(questions), "--template", _TEMPLATE, "--answer", "target"]
+    choices = ("the engine", "a house")
+    argv += ["--choices", ",".join(choices), "--write", str(tmp_path / "said.jsonl"), "--json"]
+    result = json.loads(asked(capsys, *argv))
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    trained = open_trained(run.root)
+    model = load_model(trained, dtype=torch.float32, device=torch.device("cpu"))
+    tokenizer = TaskTokenizer.open(Path(trained.plan.stores[0].path))
+    for row in rows:
+        nats = []
+        for choice in choices:
+            whole = tokenizer.encode(f"{row['prompt']}{choice}").ids
+            before = len(tokenizer.encode(row["prompt"]).ids)
+            positions = torch.arange(len(whole)).unsqueeze(0)
+            with torch.no_grad():
+                logits = model.logits(torch.tensor([whole]), positions)[0].log_softmax(-1)
+            nats.append(sum(float(logits[t - 1, whole[t]]) for t in range(before, len(whole))))
+        assert list(row["nats"].values()) == pytest.approx(nats, rel=1e-4)
+        assert row["answer"] == choices[nats.index(max(nats))]
+    right = sum(row["answer"] == row["right"] for row in rows)
+    assert (result["accuracy"], result["chance"]) == (right / 12, 0.5)
+    assert right >= 9
+
+
+def test_written_answers_are_cut_extracted_and_scored(
+    run: RunFiles, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(run.root), str(questions), "--template", _TEMPLATE, "--answer", "target"]
+    found = json.loads(asked(capsys, *argv, "--until", "", "--limit", "6", "--json"))
+    assert found["questions"] == 6
+    last_word = ["--extract", r"(\w+)$", "--until", " "]  # cut after the first word
+    cut = json.loads(asked(capsys, *argv, *last_word, "--json"))
+    assert cut["exact_match"] == 0.0  # "the" against "engine"
+    shots = ["--shots", "2", "--from", str(questions), "--limit", "2"]
+    shown = asked(capsys, *argv, *shots)
+    assert "2 questions, 2 examples before each" in shown
+    assert shown.count("answered '") == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--answer", "gold"], "questions.jsonl row 1 has no field 'gold'"),
+        (["--choices", "yes"], "--choices yes: give two or more"),
+        (["--choices", "yes,no"], "is none of the choices ['yes', 'no']"),
+        (["--shots", "2"], "--shots needs --from FILE"),
+        (["--extract", "("], "is no regular expression"),
+        (["--max-new-tokens", "100000"], "positions, the model has"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    argv: list[str],
+    message: str,
+    run: RunFiles,
+    questions: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(run.root), str(questions), "--template", _TEMPLATE, "--answer", "target", *argv]
+    capsys.readouterr()
+    assert ask.main(words) in (Exit.REFUSED, Exit.STOP)
+    assert message in capsys.readouterr().err
