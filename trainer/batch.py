@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 IGNORED = -100  # a label that is not a term of the loss
+CHOSEN, REJECTED = 1, 2  # whose a position is, of a pair of answers
 
 
 class Batch(Protocol):
@@ -74,6 +75,7 @@ class ExampleBatch:
         positions_RT    int64; restart at 0 with each example
         documents_RT    int64; 1, 2, ... the number of the example within its row, 0 on padding
         segments_RT     int64; BERT's token_type_ids
+        answers_RT      int64; of pairs: 1 the preferred answer with its prompt, 2 the other, 0 none
         labels_RT       int64; IGNORED where nothing is learnt
         first_E         int64; r * T + t of each example's first token; -1 where there is none
         weights_E       float32; 1, and 0 where there is no example

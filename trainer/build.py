@@ -33,7 +33,7 @@ from trainer.job import Eval, Every, Job, SaveTimes, StopFlag, TrainState, resto
 from trainer.meter import Meter
 from trainer.models import starting
 from trainer.models.attention import check_packing
-from trainer.models.build import build_model
+from trainer.models.build import build_model, keep_reference
 from trainer.models.language_model import compile_model
 from trainer.models.starting import StartingValues
 from trainer.models.wrappers import AnyModel
@@ -45,7 +45,7 @@ from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.storage.remote import joined
-from trainer.tasks.table import change_of, head_of, task_of
+from trainer.tasks.table import change_of, has_reference, head_of, task_of
 
 # What matrix products compute in, where it is not bf16: the peak that MFU is a fraction of.
 _COMPUTE = {"fp32": torch.float32, "fp16": torch.float16}
@@ -61,7 +61,7 @@ def build_job(
     faultpoint("start.met")
     config = plan.config
     sources = world.each(lambda: open_sources(plan))
-    if config.data.packing:
+    if config.data.packing or config.task.shares_rows:
         world.each(lambda: check_packing(config.model, device=world.device))
     engine = build_engine(plan, world)
     startup.lap("build")
@@ -272,6 +272,8 @@ def _make_model(plan: RunPlan, device: torch.device) -> AnyModel:
     model = build_model(
         section, vocab_size=plan.vocab_size, dtype=dtype, device=device, head=head_of(plan)
     )
+    if has_reference(plan.config.task):
+        keep_reference(model, section, vocab_size=plan.vocab_size, dtype=dtype, device=device)
     starting.keep_frozen_values(model, section, seed=plan.config.run.seed)
     if section.compile:
         compile_model(model.layers, rows_differ=plan.config.task.data == "examples")

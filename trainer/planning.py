@@ -23,7 +23,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.data import DataSection, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderShape, FolderModel
-from trainer.config.sections.tasks import ClassifyTask, RelationsTask, Task
+from trainer.config.sections.tasks import ClassifyTask, PreferenceTask, RelationsTask, Task
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
@@ -71,7 +71,7 @@ def make_plan(
         tokens_per_step=round(config.batch.global_batch_size * tokens_of_row(config, stores)),
         vocab_size=shape.vocab_size,
         num_parameters=num_parameters(shape),
-        flops_per_token=flops_per_token(shape, row),
+        flops_per_token=flops_per_token(shape, row) * (4 / 3 if layout.reference else 1),
         memory_per_rank=MemoryPlan(**asdict(memory)),
         checkpoint_bytes=checkpoint_bytes(shape, layout),
         stores=tuple(stores),
@@ -202,6 +202,7 @@ def layout_of(config: Config, world: int) -> Layout:
         background_saves=config.checkpoint.asynchronous,
         kept_states=_kept_states(config),
         average=config.regularize.ema.decay > 0,
+        reference=isinstance(config.task, PreferenceTask) and config.task.loss == "dpo",
     )
 
 
@@ -249,9 +250,16 @@ def _checked_shape(
         shape = Shape(**fields | {"vocab_size": model.vocab_size or padded})
     if not fits_head(shape, config.task):
         return None, [_wrong_model(config, shape)]
-    if shape.is_encoder:
-        shape = replace(shape, head=config.task.head, num_labels=num_outputs(config, stores))
+    shape = _under_head(shape, config, stores)
     return shape, _misfits(config, shape, tokens)
+
+
+def _under_head(shape: Shape, config: Config, stores: Sequence[StorePlan]) -> Shape:
+    if shape.is_encoder:
+        return replace(shape, head=config.task.head, num_labels=num_outputs(config, stores))
+    if config.task.head == "reward":
+        return replace(shape, head="reward", num_labels=1, tie_word_embeddings=False)
+    return shape
 
 
 def num_outputs(config: Config, stores: Sequence[StorePlan]) -> int:
@@ -265,13 +273,14 @@ def num_outputs(config: Config, stores: Sequence[StorePlan]) -> int:
 
 def fits_head(shape: Shape, task: Task) -> bool:
     """Next tokens are predicted by decoders, everything else that there is by encoders."""
-    return shape.is_encoder != (task.head == "next_token")
+    return shape.is_encoder != (task.head in ("next_token", "reward"))
 
 
 def _wrong_model(config: Config, shape: Shape) -> Problem:
     task, family = config.task.kind, shape.family
     if shape.is_encoder:
-        what = f"{family} is an encoder, which has no next token to predict, as {task} asks of it"
+        wants = "next token to predict" if config.task.head == "next_token" else "answer to rate"
+        what = f"{family} is an encoder, which has no {wants}, as {task} asks of it"
         return Problem("task", what, "task=classify data=examples, or the model of a decoder")
     what = f"{family} is a decoder, and {task} stands on an encoder (bert, roberta, distilbert ...)"
     return Problem("model", what, "model=hf_folder model.path=FOLDER, of an encoder")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.chat_templates import CHATML, CHATML_MARKED, DATED, FORGETFUL, STRICT
 from tests.helpers.tokenizer_folders import gpt_folder
-from trainer.batch import IGNORED
+from trainer.batch import CHOSEN, IGNORED, REJECTED
 from trainer.config.sections.encodings import ChatSettings, PreferenceSettings
 from trainer.data.encodings.chat import ChatEncoding
 from trainer.data.encodings.example import Example
@@ -214,11 +214,9 @@ def test_both_answers_stand_behind_the_same_prompt(folder: Path) -> None:
     tokenizer, encoding = pairs(folder)
     fields = {"prompt": "hello", "chosen": " yes", "rejected": " no way"}
     (found,) = encoding.encode(Record(fields, "a.jsonl", 3))
-    for inputs, labels, answer in (
-        ("inputs", "labels", " yes</s>"),
-        ("rejected", "rejected_labels", " no way</s>"),
-    ):
-        ids, said = found.arrays[inputs].tolist(), found.arrays[labels].tolist()
+    for whose, answer in ((CHOSEN, " yes</s>"), (REJECTED, " no way</s>")):
+        its = found.arrays["answers"] == whose
+        ids, said = found.arrays["inputs"][its].tolist(), found.arrays["labels"][its].tolist()
         assert tokenizer.decode(ids) == "<s>hello" + answer
         assert tokenizer.decode([label for label in said if label != IGNORED]) == answer
         assert all(s in (IGNORED, i) for s, i in zip(said, [*ids[1:], -1], strict=True))
@@ -228,10 +226,43 @@ def test_pairs_of_chats_go_through_the_template(folder: Path) -> None:
     tokenizer, encoding = pairs(folder, template=CHATML)
     fields = {"prompt": TALK[:1], "chosen": [TALK[1]], "rejected": [TALK[3]]}
     (found,) = encoding.encode(Record(fields, "a.jsonl", 3))
-    said = [label for label in found.arrays["rejected_labels"].tolist() if label != IGNORED]
+    its = found.arrays["answers"] == REJECTED
+    said = [label for label in found.arrays["labels"][its].tolist() if label != IGNORED]
     assert tokenizer.decode(said) == "four<|im_end|>"
-    assert len(found.arrays["inputs"]) == len(found.arrays["labels"])
+    assert len({len(values) for values in found.arrays.values()}) == 1
     with pytest.raises(DataError, match="row 3 is a chat, and the tokenizer has no chat template"):
         pairs(folder)[1].encode(Record(fields, "a.jsonl", 3))
     with pytest.raises(DataError, match="the prompt leaves no room for 'chosen'"):
         pairs(folder, template=CHATML, row_tokens=8)[1].encode(Record(fields, "a.jsonl", 3))
+
+
+@pytest.mark.parametrize("words", [(9, 1), (1, 9), (9, 9)])
+def test_a_pair_that_is_too_long_is_cut_where_it_is_longer(
+    folder: Path, words: tuple[int, int]
+) -> None:
+    chosen, rejected = (" yes" * count for count in words)
+    record = Record({"prompt": "a", "chosen": chosen, "rejected": rejected}, "a.jsonl", 3)
+
+    def lengths(row_tokens: int) -> tuple[list[int], Any]:
+        (found,) = pairs(folder, row_tokens=row_tokens)[1].encode(record)
+        answers = found.arrays["answers"].tolist()
+        return [answers.count(CHOSEN), answers.count(REJECTED)], found
+
+    whole, _ = lengths(128)
+    half = max(whole) - 1
+    kept, found = lengths(2 * half)
+    expected = [half, half] if words == (9, 9) else [min(n, 2 * half - min(whole)) for n in whole]
+    assert kept == expected
+    assert found.notes.get("answer_cut", 0) == sum(a < b for a, b in zip(kept, whole, strict=True))
+    kept, found = lengths(max(whole) + min(whole) - 1)
+    assert sum(kept) == sum(whole) - 1
+    assert found.was_cut
+    assert found.notes["answer_cut"] == 1
+
+
+def test_answers_to_nothing_are_refused(folder: Path) -> None:
+    _, encoding = pairs(folder)
+    encoding._begin = []  # a tokenizer without a token that begins a text
+    record = Record({"prompt": "", "chosen": " yes", "rejected": " no"}, "a.jsonl", 3)
+    with pytest.raises(DataError, match=r"a.jsonl row 3: nothing stands before the answers"):
+        encoding.encode(record)

@@ -130,6 +130,14 @@ def _prompted(draw: random.Random, number: int) -> dict[str, Any]:
     return {"source": f"{words(draw, 4)} {number}", "target": words(draw, 4)}
 
 
+def _preferred(draw: random.Random, number: int) -> dict[str, Any]:
+    one, other = words(draw, 3), words(draw, 3)
+    said = {"chosen": f" yes {one}", "rejected": f" no {other}"}
+    if draw.random() < 0.3:  # nobody is right about all of them
+        said = {"chosen": said["rejected"], "rejected": said["chosen"]}
+    return {"prompt": f"{words(draw, 2)} {number}"} | said
+
+
 CASES: dict[str, Case] = {
     "classify": Case(("task=classify",), _single),
     "classify_pair": Case(("task=classify",), _pair),
@@ -147,6 +155,19 @@ CASES: dict[str, Case] = {
         _asked,
     ),
     "chat": Case(("task=chat", "task.template=plain"), _chat, DECODER, gpt_folder),
+    "dpo": Case(
+        ("task=preference", "task.label_smoothing=0.1", "data.sequence_length=96"),
+        _preferred,
+        DECODER,
+        gpt_folder,
+    ),
+    "orpo": Case(
+        ("task=preference", "task.loss=orpo", "data.sequence_length=96"),
+        _preferred,
+        DECODER,
+        gpt_folder,
+    ),
+    "reward": Case(("task=reward", "data.sequence_length=96"), _preferred, DECODER, gpt_folder),
     "seq2seq": Case(
         ("task=seq2seq", "task.target_tokens=24"),
         _prompted,

@@ -49,6 +49,7 @@ class Layout:
     background_saves: bool = False
     kept_states: int = 0  # of a rank's share, in its node's shared memory; the neighbour's included
     average: bool = False  # of the weights, beside the moments
+    reference: bool = False  # a frozen copy of the model beside it
     canonical: bool = False  # moments, masters and sums in shares, two buckets; stage is 1
 
 
@@ -149,18 +150,20 @@ def _share(elements: int, layout: Layout, *, from_stage: int) -> int:
 
 def _parameters(shape: Shape, layout: Layout) -> int:
     count = num_parameters(shape)
-    held = _share(count, layout, from_stage=3)
+    models = 2 if layout.reference else 1
+    held = models * _share(count, layout, from_stage=3)
     if layout.stage == 3:
         held += _persistent(shape, layout)
     # Autocast keeps 16-bit copies of the matrices until the micro-step's backward is done.
-    copies = 2 * num_matrix_parameters(shape) if layout.precision == "autocast" else 0
+    copies = models * 2 * num_matrix_parameters(shape) if layout.precision == "autocast" else 0
     return held * _weight_bytes(layout.precision) + copies
 
 
 def _persistent(shape: Shape, layout: Layout) -> int:
     """Elements of parameters that stage 3 keeps whole because they are small."""
     limit = layout.persistence_threshold_elements
-    return sum(g.elements for g in tensors(shape) if g.elements_each < limit)
+    models = 2 if layout.reference else 1
+    return models * sum(g.elements for g in tensors(shape) if g.elements_each < limit)
 
 
 def _gradients(shape: Shape, layout: Layout) -> int:

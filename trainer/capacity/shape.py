@@ -90,7 +90,8 @@ def num_matrix_parameters(shape: Shape) -> int:
     """Parameters in matrix products: the layers' matrices and the head, not the embeddings."""
     inside = num_layer_matrix_elements(shape)
     if not shape.is_encoder:
-        return inside + shape.vocab_size * shape.hidden_size
+        outputs = shape.vocab_size if has_vocabulary(shape) else shape.num_labels
+        return inside + outputs * shape.hidden_size
     head = sum(g.elements for g in tensors(shape) if len(g.dims) == 2 and g.name.startswith("head"))
     return inside + head + (shape.vocab_size * shape.hidden_size if has_vocabulary(shape) else 0)
 
@@ -124,7 +125,7 @@ def _head_share(shape: Shape) -> float:
     """Of all tokens, how many go through the head."""
     if shape.head in ("mlm", "nsp"):
         return encoder.LABELLED_SHARE
-    return 0.0 if shape.head == "sequence" else 1.0
+    return 0.0 if shape.head in ("sequence", "reward") else 1.0
 
 
 def _is_outside(group: TensorGroup) -> bool:
@@ -139,7 +140,9 @@ def _outside(shape: Shape) -> Iterator[TensorGroup]:
     yield TensorGroup("final_norm.weight", (width,), 1)
     if shape.family not in GATED:
         yield TensorGroup("final_norm.bias", (width,), 1)
-    if not shape.tie_word_embeddings:
+    if shape.head == "reward":
+        yield TensorGroup("head.weight", (1, width), 1)
+    elif not shape.tie_word_embeddings:
         yield TensorGroup("head.weight", (vocab, width), 1)
 
 

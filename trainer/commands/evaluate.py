@@ -40,9 +40,9 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     from trainer.dist.world import Alone, Place
     from trainer.engine.model_setup import weight_dtype
     from trainer.evals.totals import total_scores
-    from trainer.export.trained import load_model, open_trained
+    from trainer.export.trained import load_model, open_trained, with_reference
     from trainer.tasks.base import values_of
-    from trainer.tasks.table import task_of
+    from trainer.tasks.table import has_reference, task_of
 
     started = time.perf_counter()
     trained = open_trained(
@@ -57,6 +57,8 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     model = load_model(trained, dtype=dtype, device=device)
     if wish is not None:
         return answer(wish, trained, model, as_json=given.json)
+    if has_reference(trained.plan.config.task):
+        model = with_reference(model, trained.plan, dtype=dtype, device=device)
     task = task_of(trained.plan)
     totals = total_scores(Alone(device), task, model, batches, device=device)
     values = values_of(task, totals)

@@ -11,6 +11,7 @@ from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.tasks import (
     ClassifyTask,
     MaskedLmTask,
+    PreferenceTask,
     RelationsTask,
     Seq2SeqTask,
     Task,
@@ -36,6 +37,9 @@ def task_problems(config: Config) -> Iterator[Problem]:
     if isinstance(task, Seq2SeqTask) and task.prompt.count("{source}") != 1:
         what = "it has to hold {source} once, where the text that is read goes"
         yield Problem("task.prompt", what, "task.prompt='{source}'")
+    if isinstance(task, PreferenceTask) and task.loss == "orpo" and task.label_smoothing:
+        what = "pairs the wrong way round are reckoned with by dpo alone"
+        yield Problem("task.label_smoothing", what, "task.label_smoothing=0, or task.loss=dpo")
 
 
 def _masking_problems(task: MaskedLmTask, config: Config) -> Iterator[Problem]:

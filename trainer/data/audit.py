@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.batch import IGNORED
+from trainer.batch import CHOSEN, IGNORED, REJECTED
 from trainer.data.audit_copies import Copies, NearCopies
 from trainer.data.audit_kinds import finding
 from trainer.data.encodings.base import EXAMPLES
@@ -80,7 +80,8 @@ class Audit:
         into.examples += 1
         into.tokens += len(inputs)
         into.lengths[max(1, len(inputs)).bit_length()] += 1
-        into.copies.add(inputs, (v for n, v in sorted(arrays.items()) if n != "inputs"))
+        asked, said = _what_is_said(arrays)
+        into.copies.add(asked, said)
         if self._near:
             into.near.add(inputs)
         number = into.files.setdefault(example.file, len(into.files))
@@ -119,11 +120,12 @@ class Audit:
             into.first_of_label.setdefault(values, example.place)
             if not 0 <= values < len(subject.labels):
                 self._note("unknown_label", example)
-        if subject.terms == EXAMPLES and not subject.speaks and "rejected" not in arrays:
+        if subject.terms == EXAMPLES and "answers" not in arrays:
             into.learnt += 1
             return
-        columns = [arrays[n] for n in ("labels", "rejected_labels") if n in arrays]
-        for labels in columns:
+        if _is_no_choice(arrays):
+            self._note("same_answers", example)
+        for labels in _each_answer(arrays, "labels"):
             learnt = labels != IGNORED
             into.learnt += int(learnt.sum())
             if not learnt.any():
@@ -143,7 +145,31 @@ class Audit:
 
 
 def _speaks(subject: Subject, arrays: Any) -> bool:
-    return subject.speaks or "rejected" in arrays
+    return subject.speaks or "answers" in arrays
+
+
+def _each_answer(arrays: Any, name: str) -> list[Array]:
+    """A column of the example, cut where a pair's second answer begins."""
+    if name not in arrays or "answers" not in arrays:
+        return [arrays[name]] if name in arrays else []
+    return [arrays[name][arrays["answers"] == number] for number in (CHOSEN, REJECTED)]
+
+
+def _is_no_choice(arrays: Any) -> bool:
+    if "answers" not in arrays:
+        return False
+    one, other = _each_answer(arrays, "inputs")
+    return np.array_equal(one, other)
+
+
+def _what_is_said(arrays: Any) -> tuple[Array, list[Array]]:
+    """(inputs, what the example says of them): of a pair, which of its answers is preferred."""
+    if "answers" not in arrays:
+        return arrays["inputs"], [v for n, v in sorted(arrays.items()) if n != "inputs"]
+    one, other = _each_answer(arrays, "inputs")
+    if one.tobytes() <= other.tobytes():
+        return np.concatenate([one, other]), [one]
+    return np.concatenate([other, one]), [one]
 
 
 def _ends_well(labels: Array, learnt: Any, subject: Subject) -> bool:

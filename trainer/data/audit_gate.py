@@ -62,8 +62,10 @@ def _of_template(
     config: Config, data: ExamplesSection, tokenizer: TaskTokenizer
 ) -> Sequence[Finding]:
     name = getattr(config.task, "template", None)
-    if str(config.task.kind) != "chat" or name is None:
+    if name is None:
         return ()
     folder = Path(data.tokenizer.path).expanduser()
-    template = ChatTemplate.open(folder, name=name, date=getattr(config.task, "date", None))
+    template = ChatTemplate.find(folder, name=name, date=getattr(config.task, "date", None))
+    if template is None:  # whose data are no chats, or its encoding would have refused them
+        return ()
     return template_findings(template, tokenizer)

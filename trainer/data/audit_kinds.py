@@ -23,6 +23,10 @@ KINDS: dict[str, Kind] = {
         "refuse", "{n} examples have nothing to learn in them",
         "look at what data show prints of them, and at roles, columns and data.sequence_length",
     ),
+    "same_answers": Kind(
+        "refuse", "{n} pairs hold the same answer twice, as the tokenizer or a cut left them",
+        f"leave those rows out, or {_LONGER}",
+    ),
     "answer_cut": Kind(
         "refuse", "the answers of {n} examples are cut off",
         f"{_LONGER} (or task.target_tokens), or leave those rows out",

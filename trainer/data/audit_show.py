@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.batch import IGNORED
+from trainer.batch import CHOSEN, IGNORED, REJECTED
 from trainer.data.audit_stores import examples_at
 from trainer.data.encodings.base import EXAMPLES
 from trainer.data.encodings.example import Array, Example
@@ -47,10 +47,11 @@ def shown(
     if "decoder_inputs" in arrays:
         lines.append(_decoded(tokenizer, arrays["inputs"]))
         lines.append("=> " + _marked(_decoded(tokenizer, arrays["labels"]), colour))
-    elif "rejected" in arrays:
-        for name, said in (("inputs", "labels"), ("rejected", "rejected_labels")):
-            lines.append(f"{'+' if name == 'inputs' else '-'} ")
-            lines[-1] += _spoken(tokenizer, arrays[name], arrays[said], colour)
+    elif "answers" in arrays:
+        for mark, number in (("+", CHOSEN), ("-", REJECTED)):
+            its = arrays["answers"] == number
+            text = _spoken(tokenizer, arrays["inputs"][its], arrays["labels"][its], colour)
+            lines.append(f"{mark} {text}")
     elif "labels" in arrays and speaks:
         lines.append(_spoken(tokenizer, arrays["inputs"], arrays["labels"], colour))
     elif "labels" in arrays:

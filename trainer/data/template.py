@@ -73,9 +73,24 @@ class ChatTemplate:
     def open(
         cls, folder: Path, *, name: str = "tokenizer", date: str | None = None
     ) -> ChatTemplate:
-        """`name`: "tokenizer", one of BUILT_IN, or a path of a jinja file.
+        """As `find`, and where there is none: DataError."""
+        found = cls.find(folder, name=name, date=date)
+        if found is None:
+            known = ", ".join(BUILT_IN)
+            raise DataError(
+                f"{folder} has no chat template ({FILE}, or chat_template in its {CONFIG}); name "
+                f"one with task.template: {known}, or the path of a jinja file"
+            )
+        return found
 
-        Raises: DataError if there is none, or it is not jinja.
+    @classmethod
+    def find(
+        cls, folder: Path, *, name: str = "tokenizer", date: str | None = None
+    ) -> ChatTemplate | None:
+        """`name`: "tokenizer", one of BUILT_IN, or a path of a jinja file. None: the tokenizer is
+        to have one, and has none.
+
+        Raises: DataError if a file that is named is not there, or it is not jinja.
         """
         config = _config(folder)
         specials = {n: t for n, v in config.items() if n.endswith("_token") and (t := _text(v))}
@@ -89,11 +104,7 @@ class ChatTemplate:
             raise DataError(f"task.template={name}: there is no such file")
         found = _of_config(config.get("chat_template"))
         if found is None:
-            known = ", ".join(BUILT_IN)
-            raise DataError(
-                f"{folder} has no chat template ({FILE}, or chat_template in its {CONFIG}); name "
-                f"one with task.template: {known}, or the path of a jinja file"
-            )
+            return None
         return cls(found, specials=specials, date=date, where=str(folder))
 
     def render(

@@ -16,9 +16,9 @@ from trainer.config.sections.model import FolderModel, Model
 from trainer.engine.base import FragmentSource
 from trainer.engine.model_setup import settle
 from trainer.errors import Refused
-from trainer.models.build import build_model
+from trainer.models.build import build_model, keep_reference
 from trainer.models.merged import adapted_values
-from trainer.models.starting import fill_later
+from trainer.models.starting import fill_later, keep_frozen_values
 from trainer.models.weights import SafetensorsFolder
 from trainer.plan import RunPlan, stored_plan
 from trainer.records.attempt import read_done
@@ -101,6 +101,18 @@ def load_model(trained: Trained, *, dtype: torch.dtype, device: torch.device) ->
     for name, parameter in model.named_parameters():
         _fill(name, parameter, trained.source)
     model.eval()
+    return model
+
+
+def with_reference(model: Any, plan: RunPlan, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The loaded model with what it was trained against: itself as it was before its first step.
+
+    Raises: ModelError if the folder that it began with is gone.
+    """
+    section = plan.config.model
+    keep_reference(model, section, vocab_size=plan.vocab_size, dtype=dtype, device=device)
+    keep_frozen_values(model.reference, section, seed=plan.config.run.seed)
+    settle(model.reference, dtype=dtype, device=device)
     return model
 
 

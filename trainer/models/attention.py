@@ -16,10 +16,11 @@ from trainer.errors import ModelError
 from trainer.models.build import SMALL_VOCAB, small_model
 from trainer.models.encoder import EncoderModel
 from trainer.models.encoder_decoder import FAMILIES as ENCODER_DECODERS
-from trainer.models.encoder_decoder import NOT_PACKED, EncoderDecoderModel
+from trainer.models.encoder_decoder import NOT_PACKED
 from trainer.models.encoder_families import FAMILIES as ENCODERS
 from trainer.models.heads import HeadSpec
 from trainer.models.hf_config import family_of
+from trainer.models.language_model import LanguageModel
 
 _LENGTHS = (7, 3, 12)  # longer and shorter than the probe's sliding window of 4
 _SEED = 20
@@ -48,7 +49,7 @@ def check_packing(section: Model, *, device: torch.device) -> None:
     if flash:
         model.to(torch.bfloat16)
     name = section.path if isinstance(section, FolderModel) else section.family
-    assert not isinstance(model, EncoderDecoderModel)
+    assert isinstance(model, EncoderModel | LanguageModel)
     logits = encoder_logits(model) if isinstance(model, EncoderModel) else model.logits
     refuse_leak(logits, name=name, device=device, tolerance=0.05 if flash else 1e-4)
 

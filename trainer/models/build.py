@@ -27,6 +27,7 @@ from trainer.models.hf_config import (
     refused,
 )
 from trainer.models.language_model import LanguageModel
+from trainer.models.reward import RewardModel
 from trainer.models.wrappers import AnyModel
 
 
@@ -49,7 +50,7 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device | None = None,
     head: HeadSpec,
-) -> EncoderModel | EncoderDecoderModel: ...
+) -> EncoderModel | EncoderDecoderModel | RewardModel: ...
 
 
 def build_model(
@@ -69,9 +70,44 @@ def build_model(
     Raises: as `hf_config`; ConfigError for flash attention where it cannot run, or for a head that
     the family has not.
     """
+    model = _without_adapter(
+        section, vocab_size, dtype=dtype, device=device or torch.device("cpu"), head=head
+    )
+    return fit_adapter(model, section)
+
+
+def keep_reference(
+    model: AnyModel,
+    section: Model,
+    *,
+    vocab_size: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> None:
+    """Put a frozen copy of the model as it starts beside it, to be sharded as it is.
+
+    Its values come as those of all frozen parameters do (starting.py): from the folder, or the
+    initialiser, also when a run goes on. No gradient, moment or checkpoint holds it.
+    Raises: as `build_model`.
+    """
+    there = device or torch.device("cpu")
+    reference = _without_adapter(section, vocab_size, dtype=dtype, device=there, head=None)
+    assert isinstance(model, LanguageModel)
+    assert isinstance(reference, LanguageModel)
+    model.reference = reference.requires_grad_(False)
+
+
+def _without_adapter(
+    section: Model,
+    vocab_size: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    head: HeadSpec | None,
+) -> AnyModel:
     family = family_of(section)
     model_class = model_class_of(family, head)
-    _check_attention(section.attention, device or torch.device("cpu"), family)
+    _check_attention(section.attention, device, family)
     config = hf_config(section, vocab_size, head=head)
     try:
         hf = _construct(config, model_class, dtype, section.attention)
@@ -79,7 +115,7 @@ def build_model(
         raise refused(section, e) from e
     if section.activation_checkpointing:
         hf.activation_checkpointing_enable({"use_reentrant": False})
-    model = fit_adapter(_wrapped(hf, family, head, section.loss_chunk_tokens), section)
+    model = _wrapped(hf, family, head, section.loss_chunk_tokens)
     model.train()
     return model
 
@@ -175,6 +211,11 @@ def model_class_of(family: str, head: HeadSpec | None) -> str:
             _refuse("model", f"{family} is an encoder: it cannot predict the next token")
         causal = causal_families.FAMILIES.get(family)
         return "" if causal is None else causal.model_class  # hf_config says what is wrong
+    if head.kind == "reward":
+        if encoder is not None:
+            _refuse("model", f"{family} is an encoder: rewards are numbers of decoders here")
+        decoder = causal_families.FAMILIES.get(family)
+        return "" if decoder is None else decoder.reward_class
     if encoder is None and family in causal_families.FAMILIES:
         _refuse("model", f"{family} is a causal model: it has no {head.kind} head here")
     return "" if encoder is None else encoder.model_class(head.kind)
@@ -183,6 +224,8 @@ def model_class_of(family: str, head: HeadSpec | None) -> str:
 def _wrapped(hf: Any, family: str, head: HeadSpec | None, loss_chunk_tokens: int) -> AnyModel:
     if head is None:
         return LanguageModel(hf, loss_chunk_tokens=loss_chunk_tokens)
+    if head.kind == "reward":
+        return RewardModel(hf)
     if family in encoder_decoder.FAMILIES:
         return EncoderDecoderModel(hf, loss_chunk_tokens=loss_chunk_tokens)
     kept = encoder_families.FAMILIES[family]

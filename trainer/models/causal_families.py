@@ -17,6 +17,7 @@ class CausalFamily:
     config_class: str
     model_class: str
     settings: Callable[[ShapeModel], dict[str, Any]]
+    reward_class: str
 
 
 def check_shape(s: ShapeModel) -> None:
@@ -124,13 +125,20 @@ def _gpt_neox(s: ShapeModel) -> dict[str, Any]:
 
 
 FAMILIES: dict[str, CausalFamily] = {
-    "llama": CausalFamily("LlamaConfig", "LlamaForCausalLM", _grouped),
+    "llama": CausalFamily(
+        "LlamaConfig", "LlamaForCausalLM", _grouped, "LlamaForSequenceClassification"
+    ),
     "mistral": CausalFamily(
         "MistralConfig",
         "MistralForCausalLM",
         lambda s: _grouped(s) | {"sliding_window": s.sliding_window},
+        "MistralForSequenceClassification",
     ),
-    "qwen3": CausalFamily("Qwen3Config", "Qwen3ForCausalLM", _grouped),
-    "gpt2": CausalFamily("GPT2Config", "GPT2LMHeadModel", _gpt2),
-    "gpt_neox": CausalFamily("GPTNeoXConfig", "GPTNeoXForCausalLM", _gpt_neox),
+    "qwen3": CausalFamily(
+        "Qwen3Config", "Qwen3ForCausalLM", _grouped, "Qwen3ForSequenceClassification"
+    ),
+    "gpt2": CausalFamily("GPT2Config", "GPT2LMHeadModel", _gpt2, "GPT2ForSequenceClassification"),
+    "gpt_neox": CausalFamily(
+        "GPTNeoXConfig", "GPTNeoXForCausalLM", _gpt_neox, "GPTNeoXForSequenceClassification"
+    ),
 }

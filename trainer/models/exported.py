@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from trainer.batch import CHOSEN, REJECTED
 from trainer.config.sections.model import Model
 from trainer.errors import ModelError
 from trainer.models.build import model_class_of
 from trainer.models.encoder import EncoderModel
 from trainer.models.heads import HeadKind, HeadSpec
 from trainer.models.hf_config import family_of, hf_config
+from trainer.models.pairs import pairs_of
+from trainer.models.reward import RewardModel
 
 _AUTO: dict[HeadKind | None, str] = {
     None: "AutoModelForCausalLM",
@@ -24,6 +27,7 @@ _AUTO: dict[HeadKind | None, str] = {
     "tokens": "AutoModelForTokenClassification",
     "spans": "AutoModelForQuestionAnswering",
     "seq2seq": "AutoModelForSeq2SeqLM",
+    "reward": "AutoModelForSequenceClassification",
 }
 
 
@@ -85,8 +89,17 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype, head: HeadSpec | None =
 
 
 @torch.no_grad()
-def our_answers(model: EncoderModel, fields: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The logits of each example of packed rows: (C,) of a sequence head, else (length, ...)."""
+def our_answers(
+    model: EncoderModel | RewardModel, fields: Mapping[str, torch.Tensor]
+) -> list[torch.Tensor]:
+    """The logits of each example of packed rows: (C,) of a sequence head, else (length, ...).
+
+    Of rewards: a number for each answer, those that are preferred first.
+    """
+    if isinstance(model, RewardModel):
+        pairs, real = pairs_of(fields), fields["first_E"] >= 0
+        last_A = torch.cat([pairs.last_chosen_E[real], pairs.last_rejected_E[real]])
+        return list(model(fields["inputs_RT"], pairs.positions_RT, last_A).unsqueeze(-1))
     kind = model.head_spec.kind
     if kind == "sequence":
         real = fields["first_E"] >= 0
@@ -103,6 +116,12 @@ def their_answers(
     theirs: Any, fields: Mapping[str, torch.Tensor], *, head: HeadSpec
 ) -> list[torch.Tensor]:
     """The same of `load_pretrained`'s model, given one example at a time as a user would."""
+    if head.kind == "reward":
+        both = [
+            _examples({"documents_RT": _numbers(fields, whose)}) for whose in (CHOSEN, REJECTED)
+        ]
+        places = [place for answers in both for place in answers]
+        return [theirs(fields["inputs_RT"][row, at].unsqueeze(0)).logits[0] for row, at in places]
     found = []
     for row, at in _examples(fields):
         given = {"input_ids": fields["inputs_RT"][row, at].unsqueeze(0)}
@@ -117,6 +136,11 @@ def their_answers(
         else:
             found.append(said.logits[0])
     return found
+
+
+def _numbers(fields: Mapping[str, torch.Tensor], whose: int) -> torch.Tensor:
+    """The number of each pair within its row where one of its answers stands, else 0."""
+    return fields["documents_RT"] * (fields["answers_RT"] == whose)
 
 
 def _examples(fields: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, slice]]:

@@ -7,8 +7,9 @@ from typing import Literal
 
 from trainer.errors import ConfigError, Problem
 
-# nsp: masked tokens and the next sentence, BERT's pretraining; seq2seq: an encoder-decoder's own.
-HeadKind = Literal["mlm", "nsp", "sequence", "tokens", "spans", "seq2seq"]
+# nsp: masked tokens and the next sentence, BERT's pretraining; seq2seq: an encoder-decoder's own;
+# reward: one number for an answer, of a decoder.
+HeadKind = Literal["mlm", "nsp", "sequence", "tokens", "spans", "seq2seq", "reward"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 LABELLED = ("sequence", "tokens")
 
@@ -42,6 +43,8 @@ class HeadSpec:
     @property
     def settings(self) -> dict[str, object]:
         """The part of Hugging Face's config that says the same."""
+        if self.kind == "reward":
+            return {"num_labels": 1}
         if self.kind == "spans":
             return {"num_labels": 2}
         if not self.labels:

@@ -14,6 +14,8 @@ from torch import nn
 from trainer.models.buffers import exact_buffers, restore_buffers
 from trainer.models.head import Head
 
+REFERENCE = "reference."  # what names of the reference's parameters begin with
+
 
 class LanguageModel(nn.Module):
     """`hf`: a Hugging Face causal model, whose `lm_head` this replaces by ours.
@@ -32,6 +34,7 @@ class LanguageModel(nn.Module):
         for name, child in hf.named_children():
             self.add_module(name, child)
         self.__dict__["hf"] = hf
+        self.reference: LanguageModel | None = None  # see keep_reference of build.py
         self._exact_buffers = exact_buffers(self, hf)
         restore_buffers(self, self._exact_buffers)
 
@@ -41,11 +44,12 @@ class LanguageModel(nn.Module):
         positions_RT: torch.Tensor,
         labels_RT: torch.Tensor | None = None,
         *,
-        want: Literal["log_probs", "scores", "logits"] = "log_probs",
+        want: Literal["log_probs", "with_reference", "scores", "logits"] = "log_probs",
     ) -> Any:
         """What the head says about the labels (already shifted).
 
-        log_probs: fp32 (R, T), 0 where the label is IGNORED. scores: the same without gradient,
+        log_probs: fp32 (R, T), 0 where the label is IGNORED. with_reference: a pair of those, the
+        model's and, without gradient, its reference's. scores: the same without gradient,
         and bool (R, T), whether the label was the first choice. logits: (R, T, V); no labels.
 
         Documents packed in a row are kept apart by `positions_RT` alone, which restart at 0: no
@@ -59,7 +63,13 @@ class LanguageModel(nn.Module):
             return self.hf.lm_head(hidden_RTD)
         if want == "scores":
             return self.hf.lm_head(hidden_RTD, labels_RT, with_correct=True)
-        return self.hf.lm_head(hidden_RTD, labels_RT)
+        log_probs_RT = self.hf.lm_head(hidden_RTD, labels_RT)
+        if want != "with_reference":
+            return log_probs_RT
+        assert self.reference is not None
+        self.reference.eval()  # no dropout, whatever the model around it does
+        with torch.no_grad():
+            return log_probs_RT, self.reference(inputs_RT, positions_RT, labels_RT)
 
     def logits(self, inputs_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
         """All logits, (R, T, V): for generation and tests."""

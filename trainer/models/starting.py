@@ -13,6 +13,8 @@ from trainer.config.sections.model import FolderModel, Model
 from trainer.models.adapters import base_name, is_adapter, is_magnitude, lies_transposed
 from trainer.models.encoder import EncoderModel
 from trainer.models.init import InitialValues, initial_rules
+from trainer.models.language_model import REFERENCE
+from trainer.models.reward import RewardModel
 from trainer.models.weights import Leniency, SafetensorsFolder
 from trainer.models.wrappers import AnyModel
 from trainer.records.fragment import MASTER, Fragment
@@ -23,7 +25,8 @@ _PIECE_ELEMENTS = 4 << 20
 class StartingValues:
     """A FragmentSource: from the folder what it has, by rule what is new.
 
-    Names are the model's, with or without adapters: a frozen `base_layer` is the matrix itself.
+    Names are the model's, with or without adapters: a frozen `base_layer` is the matrix itself, and
+    a reference is the model as it starts.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class StartingValues:
         if fragment.kind == MASTER and is_magnitude(fragment.name):
             out.copy_(self._lengths(fragment)[fragment.start : fragment.stop])
             return
-        plain = replace(fragment, name=base_name(fragment.name))
+        plain = replace(fragment, name=base_name(fragment.name).removeprefix(REFERENCE))
         is_ours = self._folder is None or plain.name in self.new or is_adapter(plain.name)
         source = self._initial if is_ours else self._folder
         assert source is not None
@@ -78,7 +81,8 @@ def starting_values(section: Model, model: AnyModel, *, seed: int) -> StartingVa
     if not isinstance(section, FolderModel) or section.weights == "fresh":
         return StartingValues(None, InitialValues(initial_rules(model), seed), model=model)
     grown = vocabulary_tensors(model) if section.vocab_size else frozenset()
-    trunk = f"{model.hf.base_model_prefix}." if isinstance(model, EncoderModel) else None
+    headed = isinstance(model, EncoderModel | RewardModel)
+    trunk = f"{model.hf.base_model_prefix}." if headed else None
     leniency = Leniency(trunk=trunk, grown=grown)
     folder = SafetensorsFolder(Path(section.path), base_layout(model), leniency=leniency)
     has_adapter = any(is_adapter(name) for name, _ in model.named_parameters())
@@ -115,11 +119,11 @@ def fill_parameter(name: str, parameter: torch.nn.Parameter, source: Any) -> Non
 
 
 def base_layout(model: AnyModel) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and whole shapes of the model without adapters."""
+    """Names and whole shapes of the model without adapters, and without a reference."""
     return [
         (base_name(name), tuple(getattr(p, "ds_shape", p.shape)))
         for name, p in model.named_parameters()
-        if not is_adapter(name)
+        if not is_adapter(name) and not name.startswith(REFERENCE)
     ]
 
 

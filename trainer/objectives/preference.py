@@ -24,6 +24,19 @@ def sums_by_example(
     return sums.index_add(0, examples_RT.clamp(min=0).flatten(), flat)
 
 
+def dpo_margins(
+    chosen_P: torch.Tensor,
+    rejected_P: torch.Tensor,
+    *,
+    reference_chosen_P: torch.Tensor,
+    reference_rejected_P: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """How much more the model prefers the right answer than the reference does: a difference of
+    implicit rewards. Source: Rafailov et al. 2023, section 5.1."""
+    return beta * ((chosen_P - reference_chosen_P) - (rejected_P - reference_rejected_P))
+
+
 def dpo_loss_sum(
     chosen_P: torch.Tensor,
     rejected_P: torch.Tensor,
@@ -40,8 +53,26 @@ def dpo_loss_sum(
     Source: Rafailov et al. 2023, eq. 7; smoothing: Mitchell 2023, "A note on DPO with noisy
     preferences".
     """
-    margin_P = beta * ((chosen_P - reference_chosen_P) - (rejected_P - reference_rejected_P))
+    margin_P = dpo_margins(
+        chosen_P,
+        rejected_P,
+        reference_chosen_P=reference_chosen_P,
+        reference_rejected_P=reference_rejected_P,
+        beta=beta,
+    )
     return _sigmoid_loss_sum(margin_P, weights_P, label_smoothing)
+
+
+def orpo_margins(
+    chosen_P: torch.Tensor,
+    rejected_P: torch.Tensor,
+    *,
+    chosen_lengths_P: torch.Tensor,
+    rejected_lengths_P: torch.Tensor,
+) -> torch.Tensor:
+    """Log odds ratio of the two answers; odds are of the mean log-probability a token."""
+    chosen_odds_P = _log_odds(chosen_P / chosen_lengths_P.clamp(min=1))
+    return chosen_odds_P - _log_odds(rejected_P / rejected_lengths_P.clamp(min=1))
 
 
 def orpo_loss_sum(
@@ -58,10 +89,13 @@ def orpo_loss_sum(
     Odds are of the mean log-probability a token.
     Source: Hong et al. 2024 (ORPO), sec. 4.1 and 4.2.
     """
-    chosen_mean_P = chosen_P / chosen_lengths_P.clamp(min=1)
-    rejected_mean_P = rejected_P / rejected_lengths_P.clamp(min=1)
-    margin_P = _log_odds(chosen_mean_P) - _log_odds(rejected_mean_P)
-    loss_P = -chosen_mean_P - lam * F.logsigmoid(margin_P)
+    margin_P = orpo_margins(
+        chosen_P,
+        rejected_P,
+        chosen_lengths_P=chosen_lengths_P,
+        rejected_lengths_P=rejected_lengths_P,
+    )
+    loss_P = -chosen_P / chosen_lengths_P.clamp(min=1) - lam * F.logsigmoid(margin_P)
     return _counted_sum(loss_P, weights_P)
 
 

@@ -10,7 +10,9 @@ from trainer.config.sections.tasks import (
     CustomTask,
     ExtractQaTask,
     MaskedLmTask,
+    PreferenceTask,
     RelationsTask,
+    RewardTask,
     Seq2SeqTask,
     TagTask,
 )
@@ -26,6 +28,7 @@ from trainer.tasks.custom import load_task
 from trainer.tasks.extract_qa import ExtractQa
 from trainer.tasks.masked_lm import MaskedLm
 from trainer.tasks.masked_rows import MaskedRows
+from trainer.tasks.preference import Dpo, Orpo, Reward
 from trainer.tasks.relations import Relations
 from trainer.tasks.tag import Tag
 
@@ -55,9 +58,24 @@ def task_of(plan: RunPlan) -> Task:
         )
     if isinstance(section, ChatTask | Seq2SeqTask):
         return Answers()
+    if isinstance(section, PreferenceTask | RewardTask):
+        return _of_pairs(section)
     if isinstance(section, MaskedLmTask):
         return MaskedLm()
     return CausalLm()
+
+
+def _of_pairs(section: PreferenceTask | RewardTask) -> Task:
+    if isinstance(section, RewardTask):
+        return Reward()
+    if section.loss == "orpo":
+        return Orpo(section.odds_weight)
+    return Dpo(section.beta, section.label_smoothing)
+
+
+def has_reference(section: object) -> bool:
+    """Is the task's loss one against the model as it starts?"""
+    return isinstance(section, PreferenceTask) and section.loss == "dpo"
 
 
 def head_of(plan: RunPlan) -> HeadSpec | None:
@@ -73,6 +91,8 @@ def head_of(plan: RunPlan) -> HeadSpec | None:
         return HeadSpec("tokens", labels_of(plan))
     if isinstance(section, ExtractQaTask):
         return HeadSpec("spans")
+    if isinstance(section, RewardTask):
+        return HeadSpec("reward")
     if isinstance(section, MaskedLmTask):
         return HeadSpec("mlm")
     return None

@@ -62,5 +62,5 @@ class ChatSettings(Section):
 class PreferenceSettings(Section):
     """Two answers to a prompt, one preferred. Prompts that are chats go through the template."""
 
-    template: str  # as for chats
+    template: str  # as for chats; only they need one
     date: str | None

@@ -57,6 +57,7 @@ AuditKind = Literal[
     "nothing_learnt", "answer_cut", "end_missing", "double_begin", "words_lost", "answer_lost",
     "overlap", "duplicates", "contradictions", "empty_class", "single_example", "one_class",
     "unknown_label", "unknown_tokens", "beyond_vocabulary", "template_mismatch", "packing",
+    "same_answers",
 ]  # fmt: skip
 
 

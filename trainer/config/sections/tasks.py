@@ -13,6 +13,7 @@ from pydantic import Field
 from trainer.config.sections.base import Section, Target
 from trainer.config.sections.encodings import (
     ChatSettings,
+    PreferenceSettings,
     QaSettings,
     RelationSettings,
     Seq2SeqSettings,
@@ -25,6 +26,7 @@ DataKind = Literal["text", "examples"]
 class _Task(Section):
     data: ClassVar[DataKind] = "text"  # what `data.kind` has to be
     head: ClassVar[str] = "next_token"  # as HeadSpec.kind of trainer/models says
+    shares_rows: ClassVar[bool] = False  # an example is several that must not see each other
 
 
 class CausalLmTask(_Task):
@@ -88,6 +90,31 @@ class Seq2SeqTask(_Task, Seq2SeqSettings):
     kind: Literal["seq2seq"]
 
 
+class PreferenceTask(_Task, PreferenceSettings):
+    """Of two answers to a prompt a decoder learns to give the one that is preferred."""
+
+    data: ClassVar[DataKind] = "examples"
+    shares_rows: ClassVar[bool] = True
+
+    kind: Literal["preference"]
+    # dpo: against a reference, the model as it starts | orpo: without one
+    loss: Literal["dpo", "orpo"]
+    beta: Annotated[float, Field(gt=0)]  # dpo: how near it stays to the reference
+    # dpo: the chance that a pair is the wrong way round
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    odds_weight: Annotated[float, Field(ge=0)]  # orpo: of the odds, beside the answer's own loss
+
+
+class RewardTask(_Task, PreferenceSettings):
+    """A decoder with one number on top learns which of two answers is preferred."""
+
+    data: ClassVar[DataKind] = "examples"
+    head: ClassVar[str] = "reward"
+    shares_rows: ClassVar[bool] = True
+
+    kind: Literal["reward"]
+
+
 class RelationsTask(_Task, RelationSettings):
     """Two marked entities of a text get the relation between them; a label says its direction."""
 
@@ -113,7 +140,6 @@ class MaskedLmTask(_Task):
     unit: Literal["token", "word", "span"]
 
 
-# preference stands here, with a class.
 Task = Annotated[
     CausalLmTask
     | CustomTask
@@ -123,6 +149,8 @@ Task = Annotated[
     | ExtractQaTask
     | ChatTask
     | Seq2SeqTask
+    | PreferenceTask
+    | RewardTask
     | MaskedLmTask,
     Field(discriminator="kind"),
 ]

@@ -1,21 +1,22 @@
-"""A prompt and two answers -> the prompt with either, and labels on the answers alone.
+"""A prompt and two answers -> the prompt with one, then the prompt with the other, as one example.
 
-`inputs` and `labels` hold the preferred one, `rejected` and `rejected_labels` the other; labels are
-what a position is to say, and the last token is there, for models that judge at it.
+Both stand in the same row, the preferred one first: rows are packed and cut to length as those of
+any task, and a step's tokens are the tokens that go through the model. `answers` says of each
+position whose it is. Labels, on the answers alone, are what a position is to say; the last token
+of each is there, for models that judge at it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from trainer.batch import IGNORED
+from trainer.batch import CHOSEN, IGNORED, REJECTED
 from trainer.config.sections.encodings import PreferenceSettings
 from trainer.data.encodings.base import EXAMPLES, inputs_column
 from trainer.data.encodings.chat import ends_of_turns
 from trainer.data.encodings.conversation import Conversations
-from trainer.data.encodings.example import Array, Example, integers, noted
+from trainer.data.encodings.example import Example, integers, noted
 from trainer.data.encodings.seq2seq import beginning
 from trainer.data.formats.rows import Wanted
 from trainer.data.task_tokenizer import TaskTokenizer
@@ -55,34 +56,41 @@ class PreferenceEncoding:
         return (
             inputs_column(size, padding_id=padding),
             Column("labels", "int32", "T", fill=IGNORED),
-            replace(inputs_column(size, padding_id=padding, name="rejected"), axis="S"),
-            Column("rejected_labels", "int32", "S", fill=IGNORED),
+            Column("answers", "uint8", "T"),
         )
 
     def labels_of(self, record: Record) -> Sequence[str]:
         return ()
 
     def encode(self, record: Record) -> Sequence[Example]:
-        made: dict[str, Array] = {}
+        """Of a pair that is too long the longer one is cut, or both to half a row."""
+        found = [(name, *self._answered(record, name)) for name in ("chosen", "rejected")]
+        one, other = (len(ids) for _, ids, _, _ in found)
+        half, row = (self._row_tokens + 1) // 2, self._row_tokens
+        rooms = (max(half, row - other), max(row - half, row - one))
+        inputs: list[int] = []
+        labels: list[int] = []
         cut = missing = 0
-        for name, inputs, labels in (
-            ("chosen", "inputs", "labels"),
-            ("rejected", "rejected", "rejected_labels"),
-        ):
-            ids, begin, end = self._answered(record, name)
-            cut += len(ids) > self._row_tokens
-            ids = ids[: self._row_tokens]
+        for room, (name, ids, begin, end) in zip(rooms, found, strict=True):
+            cut += len(ids) > room
+            ids = ids[:room]
             if begin >= len(ids):
                 raise DataError(
                     f"{record.place}: the prompt leaves no room for '{name}' in a row of "
-                    f"{self._row_tokens} tokens; raise data.sequence_length"
+                    f"{row} tokens, which holds it with either answer; raise data.sequence_length"
                 )
             said = [IGNORED] * len(ids)
             said[begin - 1 : min(end, len(ids)) - 1] = ids[begin:end]
-            made[inputs], made[labels] = integers(ids), integers(said)
+            inputs, labels = inputs + ids, labels + said
             missing += end <= len(ids) and ids[end - 1] not in self._ends
+        first = min(one, rooms[0])
+        arrays = {
+            "inputs": integers(inputs),
+            "labels": integers(labels),
+            "answers": integers([CHOSEN] * first + [REJECTED] * (len(inputs) - first)),
+        }
         notes = noted(answer_cut=cut, end_missing=missing)
-        return [Example(made, record.file, record.row, was_cut=cut > 0, notes=notes)]
+        return [Example(arrays, record.file, record.row, was_cut=cut > 0, notes=notes)]
 
     def _answered(self, record: Record, name: str) -> tuple[list[int], int, int]:
         """(ids of the prompt and one answer, where the answer begins and ends)."""
@@ -90,6 +98,8 @@ class PreferenceEncoding:
         if isinstance(answer, list):
             return self._chat(record, [*prompt, *answer])
         asked = [*self._begin, *self._tokenizer.encode(prompt, special=False).ids]
+        if not asked:
+            raise DataError(f"{record.place}: nothing stands before the answers; give it a prompt")
         ids = [*asked, *self._tokenizer.encode(answer, special=False).ids, self._end]
         return ids, len(asked), len(ids)
 

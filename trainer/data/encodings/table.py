@@ -11,7 +11,9 @@ from trainer.config.sections.tasks import (
     ChatTask,
     ClassifyTask,
     ExtractQaTask,
+    PreferenceTask,
     RelationsTask,
+    RewardTask,
     Seq2SeqTask,
     TagTask,
 )
@@ -19,6 +21,7 @@ from trainer.data.encodings.base import Encoding
 from trainer.data.encodings.chat import ChatEncoding
 from trainer.data.encodings.classify import ClassifyEncoding
 from trainer.data.encodings.extract_qa import QaEncoding
+from trainer.data.encodings.preference import PreferenceEncoding
 from trainer.data.encodings.relations import RelationEncoding
 from trainer.data.encodings.seq2seq import PromptedEncoding
 from trainer.data.encodings.tag import TagEncoding
@@ -44,9 +47,12 @@ def encoding_of(config: Config, tokenizer: TaskTokenizer, *, labels: Sequence[st
         return QaEncoding(task, tokenizer, row_tokens=row)
     if isinstance(task, Seq2SeqTask):
         return PromptedEncoding(task, tokenizer, row_tokens=row)
+    assert isinstance(config.data, ExamplesSection)
+    folder = Path(config.data.tokenizer.path).expanduser()
+    if isinstance(task, PreferenceTask | RewardTask):
+        chats = ChatTemplate.find(folder, name=task.template, date=task.date)
+        return PreferenceEncoding(task, tokenizer, template=chats, row_tokens=row)
     if isinstance(task, ChatTask):
-        assert isinstance(config.data, ExamplesSection)
-        folder = Path(config.data.tokenizer.path).expanduser()
         template = ChatTemplate.open(folder, name=task.template, date=task.date)
         return ChatEncoding(task, tokenizer, template=template, row_tokens=row)
     raise AssertionError(f"{task.kind} is not trained on examples")  # refused by the rules
