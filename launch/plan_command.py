@@ -132,12 +132,19 @@ def as_text(plan: RunPlan, chosen: tuple[str, ...]) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
+def _parameters(plan: RunPlan) -> str:
+    every, trained = f"{plan.num_parameters:,} parameters", plan.num_trained
+    if plan.config.model.adapter.kind == "none":
+        return every
+    return f"{every}, {trained:,} trained ({100 * trained / plan.num_parameters:.2g} %)"
+
+
 def _run_lines(plan: RunPlan) -> list[str]:
     config, resources = plan.config, plan.config.resources
     tokens = plan.tokens_per_step * config.steps.total
     rows = [
         ("run", f"{config.run.name} in {config.run.root}"),
-        ("model", f"{plan.num_parameters:,} parameters, vocabulary {plan.vocab_size:,}"),
+        ("model", f"{_parameters(plan)}, vocabulary {plan.vocab_size:,}"),
         (
             "world",
             f"{plan.world_size} ranks: {resources.nodes} x {resources.ranks_per_node} on "

@@ -74,7 +74,8 @@ class RunPlan(Section):
     padding_rows: int  # rows of weight zero in a step, when the world does not divide the batch
     tokens_per_step: int
     vocab_size: int  # of the model
-    num_parameters: int
+    num_parameters: int  # of the model without an adapter
+    num_trained: int = 0  # an adapter's own among them; 0: a plan that did not count
     flops_per_token: float  # forward and backward; capacity.py says the formula
     memory_per_rank: MemoryPlan
     checkpoint_bytes: int

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.capacity.adaptation import Adaptation
 from trainer.capacity.folder import shape_of_folder
 from trainer.capacity.head import BLOCK_ELEMENTS
 from trainer.capacity.memory import (
@@ -16,10 +17,18 @@ from trainer.capacity.memory import (
     memory_per_rank,
 )
 from trainer.capacity.shape import Shape, flops_per_token, num_parameters
+from trainer.capacity.trainable import num_trained, unmatched
 from trainer.config.engine_rules import engine_problems
 from trainer.config.explain import validate
 from trainer.config.rules import world_size
 from trainer.config.schema import Config
+from trainer.config.sections.adapters import (
+    Adapter,
+    BottleneckAdapter,
+    FrozenLayers,
+    LoraAdapter,
+    NoAdapter,
+)
 from trainer.config.sections.data import DataSection, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderShape, FolderModel
@@ -71,6 +80,7 @@ def make_plan(
         tokens_per_step=round(config.batch.global_batch_size * tokens_of_row(config, stores)),
         vocab_size=shape.vocab_size,
         num_parameters=num_parameters(shape),
+        num_trained=num_trained(shape),
         flops_per_token=flops_per_token(shape, row) * (4 / 3 if layout.reference else 1),
         memory_per_rank=MemoryPlan(**asdict(memory)),
         checkpoint_bytes=checkpoint_bytes(shape, layout),
@@ -251,7 +261,26 @@ def _checked_shape(
     if not fits_head(shape, config.task):
         return None, [_wrong_model(config, shape)]
     shape = _under_head(shape, config, stores)
-    return shape, _misfits(config, shape, tokens)
+    shape = replace(shape, adaptation=adaptation_of(model.adapter))
+    return shape, [*_misfits(config, shape, tokens), *_unmatched_patterns(shape)]
+
+
+def adaptation_of(adapter: Adapter) -> Adaptation | None:
+    if isinstance(adapter, NoAdapter):
+        return None
+    if isinstance(adapter, FrozenLayers):
+        return Adaptation("freeze", adapter.frozen)
+    size = 0
+    if isinstance(adapter, LoraAdapter):
+        size = adapter.rank
+    elif isinstance(adapter, BottleneckAdapter):
+        size = adapter.size
+    kind: Any = adapter.kind
+    return Adaptation(kind, adapter.targets, size, adapter.modules_to_save)
+
+
+def _unmatched_patterns(shape: Shape) -> list[Problem]:
+    return [Problem(f"model.adapter.{where}", what, "") for where, what in unmatched(shape)]
 
 
 def _under_head(shape: Shape, config: Config, stores: Sequence[StorePlan]) -> Shape:

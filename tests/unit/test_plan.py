@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from launch.backends.local import LocalBackend
-from launch.plan_command import run
+from launch.plan_command import as_text, run
 from tests.helpers.configs import config
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, Exit, Problem, Refused
@@ -71,6 +71,41 @@ def test_the_numbers_of_the_default_run() -> None:
     assert made.memory_per_rank.total == sum(
         v for k, v in made.memory_per_rank.model_dump().items() if k not in beside
     )
+
+
+def test_what_is_frozen_has_no_gradient_moment_or_place_in_a_checkpoint() -> None:
+    whole, lora = plan(config()), plan(config("model/adapter=lora"))
+    # Beside each matrix (outputs, inputs) of a layer lie 8 x (outputs + inputs).
+    width, layers = 256, 4
+    model = config().model.model_dump()
+    assert (model["hidden_size"], model["num_hidden_layers"]) == (width, layers)
+    inner = model["intermediate_size"]
+    keys = model["num_key_value_heads"] * model["head_dim"]
+    sums = 2 * (2 * width) + 2 * (width + keys) + 3 * (width + inner)
+    assert lora.num_trained == layers * 8 * sums
+    assert (whole.num_trained, whole.num_parameters) == (4_000_000, 4_000_000)
+    assert lora.num_parameters == whole.num_parameters
+    assert lora.checkpoint_bytes == 12 * lora.num_trained
+    mine, theirs = lora.memory_per_rank, whole.memory_per_rank
+    assert mine.gradients < theirs.gradients / 10
+    assert mine.optimizer < theirs.optimizer / 10
+    assert mine.parameters == theirs.parameters + 2 * lora.num_trained  # bf16, beside the model
+    assert "trained (" in run_text("model/adapter=lora")
+    assert "trained (" not in run_text()
+
+
+def run_text(*overrides: str) -> str:
+    return as_text(plan(config(*overrides)), ())
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_anything_starts() -> None:
+    [problem] = problems(config("model/adapter=lora", "model.adapter.targets=[qproj]"))
+    assert problem.where == "model.adapter.targets"
+    assert problem.what.startswith("'qproj' matches nothing; there is mlp.down_proj, mlp.gate_proj")
+    [frozen] = problems(config("model/adapter=freeze", "model.adapter.frozen=[encoder.*]"))
+    assert frozen.what.startswith("'encoder.*' matches nothing; there is model.embed_tokens.weight")
+    [head] = problems(config("model/adapter=ia3", "model.adapter.modules_to_save=[classifier]"))
+    assert "'classifier' matches nothing; there is model.embed_tokens, model.norm" in head.what
 
 
 def test_states_in_memory_are_counted_twice_and_the_neighbours_too() -> None:

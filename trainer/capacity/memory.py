@@ -19,11 +19,11 @@ from trainer.capacity.shape import (
     GATED,
     Shape,
     has_vocabulary,
-    num_layer_matrix_elements,
     num_matrix_parameters,
     num_parameters,
     tensors,
 )
+from trainer.capacity.trainable import num_new, num_trained, num_trained_layer_matrices
 
 Precision = Literal["fp32", "bf16", "autocast", "fp16"]
 Place = Literal["none", "cpu", "nvme"]
@@ -119,8 +119,10 @@ def memory_per_rank(shape: Shape, layout: Layout, *, batch: MicroBatch) -> Memor
 
 
 def checkpoint_bytes(shape: Shape, layout: Layout) -> int:
-    """fp32 master weights and moments, all ranks; headers and checksums (below 0.1 %) left out."""
-    return 4 * num_parameters(shape) + 4 * moment_elements(shape, layout)
+    """fp32 master weights and moments of what is trained, all ranks; headers and checksums (below
+    0.1 %) left out.
+    """
+    return 4 * num_trained(shape) + 4 * moment_elements(shape, layout)
 
 
 def _checkpoint_share(shape: Shape, layout: Layout) -> int:
@@ -131,11 +133,11 @@ def _checkpoint_share(shape: Shape, layout: Layout) -> int:
 def moment_elements(shape: Shape, layout: Layout) -> int:
     """Elements of optimizer state: AdamW two a parameter; Muon one a layer matrix, else two. The
     average of the weights is one more."""
-    average = num_parameters(shape) if layout.average else 0
+    average = num_trained(shape) if layout.average else 0
     if layout.optimizer == "sgd":
-        return average + (num_parameters(shape) if layout.has_momentum else 0)
-    twice = 2 * num_parameters(shape) + average
-    return twice - (num_layer_matrix_elements(shape) if layout.optimizer == "muon" else 0)
+        return average + (num_trained(shape) if layout.has_momentum else 0)
+    twice = 2 * num_trained(shape) + average
+    return twice - (num_trained_layer_matrices(shape) if layout.optimizer == "muon" else 0)
 
 
 def _weight_bytes(precision: Precision) -> int:
@@ -156,7 +158,9 @@ def _parameters(shape: Shape, layout: Layout) -> int:
         held += _persistent(shape, layout)
     # Autocast keeps 16-bit copies of the matrices until the micro-step's backward is done.
     copies = models * 2 * num_matrix_parameters(shape) if layout.precision == "autocast" else 0
-    return held * _weight_bytes(layout.precision) + copies
+    new = _share(num_new(shape), layout, from_stage=3)
+    new *= _weight_bytes(layout.precision) + (2 if copies else 0)
+    return held * _weight_bytes(layout.precision) + copies + new
 
 
 def _persistent(shape: Shape, layout: Layout) -> int:
@@ -168,7 +172,7 @@ def _persistent(shape: Shape, layout: Layout) -> int:
 
 def _gradients(shape: Shape, layout: Layout) -> int:
     """Accumulated gradients, and for the update their fp32 copy where they are 16-bit."""
-    count = num_parameters(shape)
+    count = num_trained(shape)
     if layout.canonical:  # one micro-batch's, and the sum of this rank's share
         share = _share(count, layout, from_stage=1)
         return _weight_bytes(layout.precision) * count + 4 * share
@@ -185,7 +189,7 @@ def _optimizer(shape: Shape, layout: Layout) -> int:
     """Moments, and the fp32 master weights where the weights themselves are not that."""
     moments = 4 * _share(moment_elements(shape, layout), layout, from_stage=1)
     has_own_copy = _weight_bytes(layout.precision) == 2 or (layout.stage or 0) >= 1
-    master = 4 * _share(num_parameters(shape), layout, from_stage=1) if has_own_copy else 0
+    master = 4 * _share(num_trained(shape), layout, from_stage=1) if has_own_copy else 0
     return moments + master
 
 

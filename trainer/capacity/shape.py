@@ -8,6 +8,7 @@ from math import prod
 from typing import Literal
 
 from trainer.capacity import encoder
+from trainer.capacity.adaptation import Adaptation
 from trainer.capacity.encoder import ENCODERS, EncoderFamily
 
 Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
@@ -32,6 +33,7 @@ class Shape:
     attention_bias: bool = False  # llama, qwen3
     mlp_bias: bool = False  # llama
     dropout: float = 0.0
+    adaptation: Adaptation | None = None  # None: all of it is trained
     # What stands on it, as HeadSpec.kind of trainer/models says; next_token for causal models.
     head: str = "next_token"
     num_labels: int = 0

@@ -19,6 +19,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any
 
+from trainer.capacity.adaptation import is_feed_forward
 from trainer.config.sections.adapters import (
     BottleneckAdapter,
     FrozenLayers,
@@ -29,7 +30,7 @@ from trainer.config.sections.model import Model
 from trainer.errors import ConfigError, Problem
 from trainer.models.bottleneck import Bottleneck
 from trainer.models.factors import let_factors_be_gathered
-from trainer.models.targets import is_feed_forward, refuse_pattern, targets, trained_whole
+from trainer.models.targets import refuse_pattern, targets, trained_whole
 from trainer.models.wrappers import AnyModel
 
 _ADAPTER = re.compile(

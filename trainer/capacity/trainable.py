@@ -1,0 +1,128 @@
+"""How much of a model is trained: what has gradients, moments and a place in checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from trainer.capacity.adaptation import (
+    Adaptation,
+    is_feed_forward,
+    is_in_layer,
+    meant,
+    named,
+    nothing_matched,
+    within_layer,
+)
+from trainer.capacity.hf_names import Dims, is_known, parameters
+from trainer.capacity.shape import Shape, num_layer_matrix_elements, num_parameters
+
+
+def num_trained(shape: Shape) -> int:
+    """Elements that are trained, an adapter's own with them."""
+    if _is_whole(shape):
+        return num_parameters(shape)
+    return num_new(shape) + sum(_size(dims) for _, dims in _trained_of_base(shape))
+
+
+def num_trained_layer_matrices(shape: Shape) -> int:
+    """Of those, elements of matrices in layers: what Muon moves."""
+    if _is_whole(shape):
+        return num_layer_matrix_elements(shape)
+    kept = sum(
+        _size(dims)
+        for name, dims in _trained_of_base(shape)
+        if len(dims) == 2 and is_in_layer(name)
+    )
+    return kept + sum(_size(dims) for dims in _new(shape) if len(dims) == 2)
+
+
+def num_new(shape: Shape) -> int:
+    """Elements that the model without its adapter has not."""
+    return 0 if _is_whole(shape) else sum(_size(dims) for dims in _new(shape))
+
+
+def unmatched(shape: Shape) -> Iterator[tuple[str, str]]:
+    """(setting, what is wrong) of every pattern that matches nothing, naming what there is."""
+    adaptation = shape.adaptation
+    if adaptation is None or not is_known(shape):
+        return
+    every = list(parameters(shape))
+    if adaptation.kind == "freeze":
+        for pattern in adaptation.patterns:
+            if not any(fnmatchcase(name, pattern) for name, _ in every):
+                yield "frozen", nothing_matched(pattern, [name for name, _ in every])
+        return
+    matrices = [name for name, _ in _matrices(shape)]
+    for pattern in adaptation.patterns:
+        if not any(meant(name, pattern, adaptation.kind) for name in matrices):
+            short = sorted({within_layer(name) for name in matrices})
+            yield "targets", nothing_matched(pattern, short)
+    for pattern in adaptation.whole:
+        if not any(_is_within(name, pattern) for name, _ in every):
+            outside = sorted({n.rpartition(".")[0] for n, _ in every if not is_in_layer(n)})
+            yield "modules_to_save", nothing_matched(pattern, outside)
+
+
+def _is_whole(shape: Shape) -> bool:
+    """All of it is trained; or taken so, where names are not known: an upper bound."""
+    return shape.adaptation is None or not is_known(shape)
+
+
+def _trained_of_base(shape: Shape) -> Iterator[tuple[str, Dims]]:
+    adaptation = shape.adaptation
+    assert adaptation is not None
+    for name, dims in parameters(shape):
+        if adaptation.kind == "freeze":
+            if not any(fnmatchcase(name, pattern) for pattern in adaptation.patterns):
+                yield name, dims
+        elif _is_heads(shape, name) or any(_is_within(name, p) for p in adaptation.whole):
+            yield name, dims
+
+
+def _new(shape: Shape) -> Iterator[Dims]:
+    adaptation = shape.adaptation
+    assert adaptation is not None
+    if adaptation.kind == "freeze":
+        return
+    for name, (out, into) in _matrices(shape):
+        if any(meant(name, pattern, adaptation.kind) for pattern in adaptation.patterns):
+            yield from _beside(name, out, into, adaptation)
+
+
+def _beside(name: str, out: int, into: int, adaptation: Adaptation) -> Iterator[Dims]:
+    if adaptation.kind == "ia3":
+        yield (into if is_feed_forward(name) else out,)
+    elif adaptation.kind == "bottleneck":
+        yield from ((adaptation.size, out), (adaptation.size,), (out, adaptation.size), (out,))
+    else:
+        yield from ((adaptation.size, into), (out, adaptation.size))
+        if adaptation.kind == "dora":
+            yield (out,)
+
+
+def _matrices(shape: Shape) -> Iterator[tuple[str, Dims]]:
+    for name, dims in parameters(shape):
+        if len(dims) == 2 and is_in_layer(name):
+            yield name.removesuffix(".weight"), dims
+
+
+def _is_heads(shape: Shape, name: str) -> bool:
+    """A head on a trunk is trained in any case, and a pooler under it."""
+    if not shape.is_encoder and shape.head != "reward":
+        return False
+    trunk = "model." if shape.family in ("modernbert",) or not shape.is_encoder else shape.family
+    return not name.startswith(trunk) or ".pooler." in name
+
+
+def _is_within(name: str, pattern: str) -> bool:
+    """Is the parameter one of a module that the pattern names, or of one below it?"""
+    parts = name.split(".")[:-1]
+    return any(named(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
+def _size(dims: Dims) -> int:
+    size = 1
+    for length in dims:
+        size *= length
+    return size
