@@ -34,6 +34,7 @@ from trainer.records.attempt import (
     read_started,
     read_stop,
 )
+from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 
 _T = TypeVar("_T")
@@ -190,9 +191,20 @@ def newest_checkpoint(run: RunFiles) -> int:
 def where_it_goes_on(run: RunFiles) -> str:
     """ "from step 40": for people. Step 0 is there only where it was imported."""
     saved = complete_checkpoints(run)
+    if not saved and (url := _copies_of(run)):
+        return f"from its newest copy in {url}, or from the start if there is none"
     if not saved:
         return "from the start: nothing was saved yet"
     return f"from step {saved[-1]:,}" if saved[-1] else "from step 0, which was imported"
+
+
+def _copies_of(run: RunFiles) -> str:
+    """Where the newest attempt sends copies of its steps; "" if it does not."""
+    plans = sorted(run.attempts.glob("[0-9]*/plan.json"))
+    try:
+        return str(read_json(plans[-1])["config"]["checkpoint"]["remote"]["url"] or "")
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return ""
 
 
 def complete_checkpoints(run: RunFiles) -> list[int]:

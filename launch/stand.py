@@ -37,6 +37,7 @@ from trainer.records.built_ops import needs_async_io
 from trainer.records.json_file import read_json
 from trainer.records.prepared import find_prepared, prepared_vocab_size
 from trainer.records.run_files import RunFiles
+from trainer.records.token_store import digests_of, read_manifest
 
 NOTHING_LEFT = "none of its checkpoints is left, to use or to go on from"
 
@@ -244,13 +245,23 @@ def refuse_other_tokens(standing: Standing) -> None:
     for store in standing.stores:
         known = before.get(store.source)
         where = f"data.sources.{store.source}"
-        if known in (None, store.manifest_digest) or where in standing.config.resume.allow:
+        is_it = known in (None, store.manifest_digest) or _is_older_name(known, store)
+        if is_it or where in standing.config.resume.allow:
             continue
         what = "its text or its tokenizer has changed since the run was started"
         fix = f"another run.name, or resume.allow=[{where}]"
         problems.append(Problem(where, what, fix))
     if problems:
         raise ConfigError(problems)
+
+
+def _is_older_name(digest: str, store: StorePlan) -> bool:
+    """Whether an older plan knows this very store by its manifest file's digest."""
+    folder = Path(store.path)
+    try:
+        return digest in digests_of(folder, read_manifest(folder))
+    except (DataError, OSError):  # a store of examples
+        return False
 
 
 def _last_stores(run: RunFiles) -> list[Mapping[str, Any]]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launch.ending import typed_name
 from launch.run.copies import look, restore
 from launch.run.housekeeping import disk_bytes, move, remove, rename, rubbish
 from launch.run.run_folder import DEFAULT_ROOT, find, list_runs, read_record
@@ -92,7 +93,7 @@ def _move(given: argparse.Namespace) -> int:
 
 def _fetch(given: argparse.Namespace) -> int:
     run = restore(look(f"{given.url.rstrip('/')}/{given.name}"), Path(given.root), given.name)
-    print(f"{run.root} is here; longhaul resume {run.name} goes on from its copies")
+    print(f"{run.root} is here; longhaul resume {typed_name(run)} goes on from its copies")
     return 0
 
 

@@ -22,7 +22,7 @@ def test_a_lost_machine_costs_the_steps_since_the_last_copy(tmp_path: Path) -> N
     told = lose_the_machine(tmp_path, url, options={}, env={}, ranks=alone)
     fetched = command(tmp_path, {}, "runs", "fetch", url, "lost", "--root", "other")
     assert fetched.returncode == 0, fetched.stdout
-    assert "longhaul resume lost goes on from its copies" in fetched.stdout
+    assert "longhaul resume other/lost goes on from its copies" in fetched.stdout
     again = command(tmp_path, {}, "runs", "fetch", url, "lost", "--root", "other")
     assert again.returncode == 2
     assert "exists already" in again.stdout

@@ -13,6 +13,7 @@ from launch.run.budgets import RestartRules
 from launch.run.ended import Ended, write_ended
 from trainer.errors import Exit
 from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
+from trainer.records.json_file import write_json
 from trainer.records.run_files import RunFiles
 
 DONE = Done(time=9.0, step=300, loss=2.5)
@@ -243,3 +244,11 @@ def test_where_a_run_goes_on_from_is_told_from_what_is_there(
         (run.checkpoints / f"step-{step:08d}" / "manifest.json").touch()
     (run.checkpoints / "step-00009999").mkdir(parents=True)  # no manifest: it is none
     assert where_it_goes_on(run) == said
+
+
+def test_a_run_that_came_without_its_steps_goes_on_from_its_copies(tmp_path: Path) -> None:
+    run = RunFiles(tmp_path)
+    run.attempt(2).root.mkdir(parents=True)
+    remote = {"url": "s3://b/p"}
+    write_json(run.attempt(2).plan, {"config": {"checkpoint": {"remote": remote}}})
+    assert where_it_goes_on(run).startswith("from its newest copy in s3://b/p, or from the start")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.stand import Standing, refuse_other_tokens
 from tests.helpers.corpora import BPE, silent, tiny_config
 from tests.helpers.data import tiny_text_corpus
 from trainer.commands.prepare import main
 from trainer.data.prepare import prepare
 from trainer.data.store import TokenStore
 from trainer.data.tokenizer import TextTokenizer
-from trainer.errors import DataError, Exit, Refused
+from trainer.errors import ConfigError, DataError, Exit, Refused
+from trainer.records.json_file import write_json
+from trainer.records.run_files import RunFiles
 from trainer.records.store_lookup import find_stores
 from trainer.records.token_store import MANIFEST, TOKENIZER
 
@@ -275,3 +280,36 @@ def test_a_store_with_another_tokenizer_is_made_again(tmp_path: Path, damage: st
     assert find_stores(made.data.model_dump(mode="json")) is None
     assert prepare(made, log=silent)[0].manifest_digest == plan.manifest_digest
     assert path.read_bytes() == whole
+
+
+def test_the_same_text_elsewhere_is_the_same_store(tmp_path: Path) -> None:
+    """A machine with nothing has other paths, and files of another time."""
+    corpus = tiny_text_corpus(tmp_path)
+    copy = tmp_path / "elsewhere" / corpus.name
+    copy.parent.mkdir()
+    copy.write_bytes(corpus.read_bytes())
+    os.utime(copy, (1.0, 1.0))
+    changed = tmp_path / "changed" / corpus.name
+    changed.parent.mkdir()
+    changed.write_bytes(corpus.read_bytes().replace(b"a", b"o", 1))
+    here, there, other = (
+        prepare(tiny_config(path, path.parent / "stores"), log=silent)[0]
+        for path in (corpus, copy, changed)
+    )
+    assert here.manifest_digest == there.manifest_digest != other.manifest_digest
+
+
+def test_what_an_older_plan_calls_a_store_is_known(tmp_path: Path) -> None:
+    """By its manifest file's digest, which another machine cannot come to."""
+    made = tiny_config(tiny_text_corpus(tmp_path), tmp_path / "stores")
+    now = prepare(made, log=silent)[0]
+    run = RunFiles(tmp_path / "run")
+    run.attempt(1).root.mkdir(parents=True)
+    store = now.model_dump(mode="json")
+    older = sha256((Path(now.path) / MANIFEST).read_bytes()).hexdigest()
+    for known in (older, now.manifest_digest):
+        write_json(run.attempt(1).plan, {"stores": [store | {"manifest_digest": known}]})
+        refuse_other_tokens(Standing(made, run, (now,)))
+    write_json(run.attempt(1).plan, {"stores": [store | {"manifest_digest": "f" * 64}]})
+    with pytest.raises(ConfigError, match="its text or its tokenizer has changed"):
+        refuse_other_tokens(Standing(made, run, (now,)))

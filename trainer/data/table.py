@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from trainer.data.token_reader import TokenReader
 from trainer.dist.world import World
 from trainer.errors import DataError
 from trainer.plan import RunPlan, StorePlan
-from trainer.records.token_store import MANIFEST
+from trainer.records.token_store import digests_of
 
 Sources = Sequence[StreamSource[Any]]
 
@@ -71,11 +70,11 @@ def _opened(plan: RunPlan, planned: StorePlan) -> TokenStore | ExampleStore:
     store: TokenStore | ExampleStore
     if isinstance(plan.config.data, ExamplesSection):
         store = ExampleStore.open(folder)
-        digest = store.manifest.content_digest
+        digests: tuple[str, ...] = (store.manifest.content_digest,)
     else:
         store = TokenStore.open(folder)
-        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    if digest != planned.manifest_digest:
+        digests = digests_of(folder, store.manifest)
+    if planned.manifest_digest not in digests:
         what = "example" if isinstance(store, ExampleStore) else "token"
         raise DataError(
             f"the {what} store {folder} is not the one this run was planned with, so its rows "

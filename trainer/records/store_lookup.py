@@ -95,14 +95,13 @@ def found_store(folder: Path, *, source: str, weight: float) -> StoreFound | Non
         return None
     if any(True for _ in misfits(folder, manifest)) or not has_its_tokenizer(folder, manifest):
         return None
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     return StoreFound(
         source=source,
         path=str(folder),
         weight=weight,
         train_tokens=manifest.num_tokens("train"),
         held_out_tokens=manifest.num_tokens("held_out"),
-        manifest_digest=digest,
+        manifest_digest=manifest.content_digest,
     )
 
 

@@ -11,6 +11,8 @@ Every document ends with the end-of-text token, which counts as a token of the d
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +63,12 @@ class StoreManifest:
     def num_documents(self, split: Split) -> int:
         return sum(s.num_documents for s in self.shards if s.split == split)
 
+    @property
+    def content_digest(self) -> str:
+        """Of what is in it: the same if files of another place and time held the same text."""
+        said = {k: v for k, v in asdict(self).items() if k != "preparation_key"}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
     write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest)})
@@ -86,6 +94,11 @@ def read_manifest(folder: Path) -> StoreManifest:
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         raise DataError(f"{path} is damaged ({e}); prepare the data again") from e
     return manifest
+
+
+def digests_of(folder: Path, manifest: StoreManifest) -> tuple[str, str]:
+    """What plans know the store by: its content's, and in older ones its manifest file's."""
+    return manifest.content_digest, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
 def _check(manifest: StoreManifest) -> None:
