@@ -276,7 +276,8 @@ def _make_model(plan: RunPlan, device: torch.device) -> AnyModel:
         keep_reference(model, section, vocab_size=plan.vocab_size, dtype=dtype, device=device)
     starting.keep_frozen_values(model, section, seed=plan.config.run.seed)
     if section.compile:
-        compile_model(model.layers, rows_differ=plan.config.task.data == "examples")
+        differ = plan.config.task.data == "examples" or plan.decoder_start_id is not None
+        compile_model(model.layers, rows_differ=differ)
     return model
 
 

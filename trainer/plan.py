@@ -80,6 +80,8 @@ class RunPlan(Section):
     memory_per_rank: MemoryPlan
     checkpoint_bytes: int
     stores: tuple[StorePlan, ...]
+    # of encoder-decoders: the token that every target begins with
+    decoder_start_id: int | None = None
 
 
 def write_plan(path: Path, plan: RunPlan) -> None:

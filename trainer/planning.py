@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.capacity.adaptation import Adaptation
+from trainer.capacity.encoder_decoder import ANY_LENGTH
 from trainer.capacity.folder import shape_of_folder
 from trainer.capacity.head import BLOCK_ELEMENTS
 from trainer.capacity.memory import (
@@ -31,11 +33,12 @@ from trainer.config.sections.adapters import (
 )
 from trainer.config.sections.data import DataSection, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
-from trainer.config.sections.model import EncoderShape, FolderModel
+from trainer.config.sections.model import EncoderDecoderShape, EncoderShape, FolderModel
 from trainer.config.sections.tasks import ClassifyTask, PreferenceTask, RelationsTask, Task
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
+from trainer.records.decoder_start import decoder_start
 
 VOCAB_MULTIPLE = 64  # matrix kernels want it; the entries added are never a target
 MIN_TRAINED_VOCAB = 257  # every byte and the end of text
@@ -85,7 +88,13 @@ def make_plan(
         memory_per_rank=MemoryPlan(**asdict(memory)),
         checkpoint_bytes=checkpoint_bytes(shape, layout),
         stores=tuple(stores),
+        decoder_start_id=decoder_start_of(config),
     )
+
+
+def decoder_start_of(config: Config) -> int | None:
+    """What every target begins with; None of models that are no encoder-decoders."""
+    return decoder_start(config.model.model_dump(mode="json"))
 
 
 def judged(values: dict[str, Any]) -> Config:
@@ -234,6 +243,7 @@ def micro_batch_of(config: Config, *, device: Literal["cpu", "cuda"]) -> MicroBa
         # torch has no fused attention with dropout for CPUs and falls back to whole scores.
         eager_attention=model.attention == "eager" or (device == "cpu" and dropout > 0),
         block_elements=BLOCK_ELEMENTS[device],
+        target_tokens=_target_tokens(config),
     )
 
 
@@ -257,6 +267,8 @@ def _checked_shape(
         fields = model.model_dump(include=set(Shape.__dataclass_fields__))
         if isinstance(model, EncoderShape):
             fields |= _of_an_encoder(model)
+        elif isinstance(model, EncoderDecoderShape):
+            fields |= _of_an_encoder_decoder(model)
         shape = Shape(**fields | {"vocab_size": model.vocab_size or padded})
     if not fits_head(shape, config.task):
         return None, [_wrong_model(config, shape)]
@@ -286,6 +298,8 @@ def _unmatched_patterns(shape: Shape) -> list[Problem]:
 def _under_head(shape: Shape, config: Config, stores: Sequence[StorePlan]) -> Shape:
     if shape.is_encoder:
         return replace(shape, head=config.task.head, num_labels=num_outputs(config, stores))
+    if shape.is_encoder_decoder:
+        shape = replace(shape, **_two_stacks(config))
     if config.task.head == "reward":
         return replace(shape, head="reward", num_labels=1, tie_word_embeddings=False)
     return shape
@@ -307,12 +321,40 @@ def fits_head(shape: Shape, task: Task) -> bool:
 
 def _wrong_model(config: Config, shape: Shape) -> Problem:
     task, family = config.task.kind, shape.family
+    if shape.is_encoder_decoder:
+        what = f"{family} is an encoder-decoder, which makes texts from texts, and {task} does not"
+        return Problem("task", what, "task=seq2seq data=examples, or task=span_denoising on text")
+    if config.task.head == "seq2seq":
+        what = f"{family} is no encoder-decoder (t5, bart), and {task} needs one"
+        return Problem("model", what, "model=t5_small, or model=hf_folder model.path=FOLDER of one")
     if shape.is_encoder:
         wants = "next token to predict" if config.task.head == "next_token" else "answer to rate"
         what = f"{family} is an encoder, which has no {wants}, as {task} asks of it"
         return Problem("task", what, "task=classify data=examples, or the model of a decoder")
     what = f"{family} is a decoder, and {task} stands on an encoder (bert, roberta, distilbert ...)"
     return Problem("model", what, "model=hf_folder model.path=FOLDER, of an encoder")
+
+
+def _two_stacks(config: Config) -> dict[str, Any]:
+    """The head, and how many positions of source and target run for a token that is counted: of
+    pairs both are counted, and taken to be as many; of text, its own tokens.
+    """
+    task = config.task
+    if not isinstance(task, SpanDenoisingTask):
+        return {"head": "seq2seq", "source_share": 0.5, "target_share": 0.5}
+    spans = task.rate / task.mean_length
+    shares = {"source_share": 1 - task.rate + spans, "target_share": task.rate + spans}
+    return {"head": "seq2seq", **shares}
+
+
+def _target_tokens(config: Config) -> int:
+    """Positions of a row of targets, at most; of text those of one whole document."""
+    task, row = config.task, config.data.sequence_length
+    if isinstance(task, SpanDenoisingTask):
+        return math.ceil(row * (task.rate + task.rate / task.mean_length)) + 2
+    if isinstance(task, Seq2SeqTask) and not config.data.packing:
+        return min(task.target_tokens, row)
+    return row
 
 
 def _smaller(model: FolderModel, shape: Shape) -> Problem:
@@ -333,6 +375,15 @@ def _of_an_encoder(model: EncoderShape) -> dict[str, Any]:
     }
 
 
+def _of_an_encoder_decoder(model: EncoderDecoderShape) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": model.num_attention_heads,
+        "gated": bool(model.gated),
+        "relative_attention_num_buckets": model.relative_attention_num_buckets or 0,
+        "max_position_embeddings": model.max_position_embeddings or ANY_LENGTH,
+    }
+
+
 def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
     found = []
     if tokens is not None and tokens > shape.vocab_size:
@@ -348,6 +399,9 @@ def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:
     if row > limit:
         what = f"rows of {row:,} tokens, but the model has {limit:,} positions"
         found.append(Problem("data.sequence_length", what, f"data.sequence_length={limit}"))
+    if shape.family == "bart" and config.data.packing:
+        what = "bart's positions are places of a row: packed examples would get those of others"
+        found.append(Problem("data.packing", what, "data.packing=false"))
     return found
 
 

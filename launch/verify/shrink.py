@@ -8,8 +8,9 @@ from typing import Any
 
 from trainer.capacity.folder import shape_of_folder
 from trainer.config.schema import Config
-from trainer.config.sections.model import EncoderShape, FolderModel
+from trainer.config.sections.model import EncoderDecoderShape, EncoderShape, FolderModel
 from trainer.config.sections.training import DeepSpeedEngine
+from trainer.errors import ConfigError, Problem
 
 ROWS = 24  # of a step: cut into 1, 2 or 4 micro-steps on 1, 2 or 3 ranks
 ROW_TOKENS = 32
@@ -69,8 +70,12 @@ def _small_model(config: Config, dropout: float) -> dict[str, Any]:
     model = config.model
     if isinstance(model, EncoderShape):
         return _small_encoder(model, dropout)
+    if isinstance(model, EncoderDecoderShape):
+        raise ConfigError([_no_decoder(model.family)])
     if isinstance(model, FolderModel):
         shape = shape_of_folder(Path(model.path), needs_weights=False)
+        if shape.is_encoder or shape.is_encoder_decoder:
+            raise ConfigError([_no_decoder(shape.family)])
         family, tied = shape.family, shape.tie_word_embeddings
         grouped = shape.num_key_value_heads < shape.num_attention_heads
     else:
@@ -100,6 +105,11 @@ def _small_model(config: Config, dropout: float) -> dict[str, Any]:
         "sliding_window": ROW_TOKENS // 2 if family == "mistral" else None,
         "dropout": dropout,
     } | ({} if gpt else {"rope_scaling": None})
+
+
+def _no_decoder(family: str) -> Problem:
+    what = f"{family} does not predict next tokens, which proofs are made with"
+    return Problem("model", what, "the model of a decoder, such as model=llama_debug")
 
 
 def _small_encoder(model: EncoderShape, dropout: float) -> dict[str, Any]:

@@ -65,12 +65,27 @@ CLASSIFY = [
 ]  # fmt: skip
 
 
+# BART's rows are not packed.
+TWO_STACKS = {
+    "bart_base": ["data.packing=false"],
+    "encoder_decoder_debug": [],
+    "t5_base": [],
+    "t5_small": [],
+}
+
+
+def _needs(name: str) -> list[str]:
+    if name in ENCODERS:
+        return CLASSIFY
+    return ["task=seq2seq", *CLASSIFY[1:-1], *TWO_STACKS[name]] if name in TWO_STACKS else []
+
+
 def test_the_size_of_every_model(golden: Golden) -> None:
-    lines = [f"{'model':<16}{'parameters':>16}{'MFLOP a token':>16}{'checkpoint GB':>16}"]
+    lines = [f"{'model':<22}{'parameters':>16}{'MFLOP a token':>16}{'checkpoint GB':>16}"]
     for name in Folders.find().choices("model"):
         if name == "hf_folder":
             continue
-        made = plan(config(f"model={name}", *(CLASSIFY if name in ENCODERS else ())))
+        made = plan(config(f"model={name}", *_needs(name)))
         flops, size = made.flops_per_token / 1e6, made.checkpoint_bytes / 1e9
-        lines.append(f"{name:<16}{made.num_parameters:>16,}{flops:>16,.1f}{size:>16.2f}")
+        lines.append(f"{name:<22}{made.num_parameters:>16,}{flops:>16,.1f}{size:>16.2f}")
     golden("models.txt", "\n".join(lines) + "\n")

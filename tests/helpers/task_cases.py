@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.configs import config
-from tests.helpers.tokenizer_folders import bert_folder, gpt_folder
+from tests.helpers.tokenizer_folders import bert_folder, gpt_folder, t5_folder
 from trainer.data.prepare import prepare
 from trainer.plan import RunPlan
 from trainer.planning import make_plan
@@ -30,6 +30,12 @@ _SIZE = (
 )
 ENCODER = ("model=encoder_debug", *_SIZE, "model.max_position_embeddings=64")
 DECODER = ("model=llama_debug", *_SIZE, "model.num_key_value_heads=2", "model.head_dim=8")
+TWO_STACKS = (
+    "model=encoder_decoder_debug",
+    *_SIZE,
+    "model.head_dim=8",
+    "model.num_decoder_layers=2",
+)
 TINY = (
     "data=examples",
     "data.sequence_length=48",
@@ -175,6 +181,14 @@ CASES: dict[str, Case] = {
         gpt_folder,
     ),
 }
+
+
+CASES |= {
+    "seq2seq_t5": Case(
+        ("task=seq2seq", "task.prompt='{source}'", "task.target_tokens=24",
+         "task.label_smoothing=0.1"), _prompted, TWO_STACKS, t5_folder,
+    ),
+}  # fmt: skip
 
 
 def written(folder: Path, row: Rows, *, count: int = 40, seed: int = 4) -> Path:

@@ -68,6 +68,26 @@ def gpt_folder(folder: Path, *, chat_template: str | None = None) -> Path:
     return _written(folder, tokenizer, names)
 
 
+def t5_folder(folder: Path) -> Path:
+    """Byte-level BPE with </s> behind every text, <pad>, and T5's sentinels, the first one last."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    sentinels = [f"<extra_id_{n}>" for n in reversed(range(20))]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in sentinels])
+    return _written(folder, tokenizer, {"pad_token": "<pad>", "eos_token": "</s>"})
+
+
 def with_more(folder: Path, *texts: str) -> Path:
     """The same tokenizer, with special tokens more."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

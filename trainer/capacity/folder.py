@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.capacity.encoder import ENCODERS, EncoderFamily
+from trainer.capacity.encoder_decoder import ANY_LENGTH, ENCODER_DECODERS, EncoderDecoderFamily
 from trainer.capacity.shape import FAMILIES, GATED, Family, Shape
+from trainer.capacity.tensor_names import tensor_names
 from trainer.errors import ModelError
 
 # Beyond any model there is; a folder may come from anybody.
@@ -40,7 +43,7 @@ def shape_of_folder(folder: Path, *, needs_weights: bool) -> Shape:
     if needs_weights:
         _check_weights(folder)
     try:
-        shape = _shape(family, config)
+        shape = _shape(family, config, folder)
     except KeyError as e:
         raise ModelError(f"{folder}/config.json has no {e.args[0]}") from None
     except (TypeError, ValueError, ArithmeticError) as e:
@@ -49,7 +52,11 @@ def shape_of_folder(folder: Path, *, needs_weights: bool) -> Shape:
     return shape
 
 
-def _shape(family: str, config: dict[str, Any]) -> Shape:
+def _shape(family: str, config: dict[str, Any], folder: Path) -> Shape:
+    for two_stacks in ENCODER_DECODERS:
+        if family == two_stacks:
+            _check_stacks(two_stacks, config, folder)
+            return _encoder_decoder(two_stacks, config, tied=has_tied_head(folder, config))
     for encoder in ENCODERS:
         if family == encoder:
             return _encoder(encoder, config)
@@ -97,8 +104,9 @@ def _family(folder: Path, config: dict[str, Any]) -> str:
             f"{folder} is a mixture-of-experts model ({name}), which is not supported: needed are "
             "the routing loss and experts in the parameter counts"
         )
-    if name not in FAMILIES and name not in ENCODERS:
-        known = ", ".join((*FAMILIES, *ENCODERS))
+    every = (*FAMILIES, *ENCODERS, *ENCODER_DECODERS)
+    if name not in every:
+        known = ", ".join(every)
         raise ModelError(
             f"{folder} is of the family {name}, which is not known here; known are {known}. "
             "Needed are its tensors in trainer/capacity and its initial weights in trainer/models"
@@ -185,6 +193,71 @@ def _encoder(family: EncoderFamily, config: dict[str, Any]) -> Shape:
         norm_bias=bool(config.get("norm_bias", not modern)),
         classifier_bias=bool(config.get("classifier_bias", not modern)),
         decoder_bias=bool(config.get("decoder_bias", True)),
+    )
+
+
+def has_tied_head(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether an encoder-decoder's output is its embedding. T5 1.1 has one of its own, and files
+    that transformers 5 wrote of it say so by `scale_decoder_outputs` alone; where such a folder has
+    no output, transformers takes the embedding.
+    """
+    says_own = (config.get("tie_word_embeddings"), config.get("scale_decoder_outputs"))
+    if False not in says_own:
+        return True
+    names = tensor_names(folder)
+    return bool(names) and "lm_head.weight" not in names
+
+
+def _check_stacks(family: str, config: Mapping[str, Any], folder: Path) -> None:
+    """Raises: ModelError for stacks that are not counted here."""
+    layers = "decoder_layers" if family == "bart" else "num_decoder_layers"
+    numbers = {name: config.get(name) or 1 for name in (layers, "relative_attention_num_buckets")}
+    for name, value in numbers.items():
+        if not 1 <= int(value) <= MOST_OF["num_hidden_layers"]:
+            raise ModelError(f"{folder}/config.json: {name} is {value}, not from 1 to 4,096")
+    if family != "bart":
+        return
+    for name in ("attention_heads", "ffn_dim"):
+        if config[f"encoder_{name}"] != config[f"decoder_{name}"]:
+            raise ModelError(
+                f"{folder}/config.json: encoder_{name} and decoder_{name} differ, and both stacks "
+                "are counted alike here"
+            )
+    if config.get("tie_word_embeddings") is False:
+        raise ModelError(
+            f"{folder}/config.json: tie_word_embeddings is false, but BART's output is its input"
+        )
+
+
+def _encoder_decoder(family: EncoderDecoderFamily, config: dict[str, Any], *, tied: bool) -> Shape:
+    width = int(config["d_model"])
+    if family == "t5":
+        heads, layers = int(config["num_heads"]), int(config["num_layers"])
+        decoder_layers = int(config.get("num_decoder_layers") or layers)
+        inner, head_dim = int(config["d_ff"]), int(config["d_kv"])
+        positions, dropout = ANY_LENGTH, float(config.get("dropout_rate", 0.1))
+    else:
+        heads, layers = int(config["encoder_attention_heads"]), int(config["encoder_layers"])
+        decoder_layers = int(config["decoder_layers"])
+        inner, head_dim = int(config["encoder_ffn_dim"]), width // heads
+        positions = int(config["max_position_embeddings"])
+        dropout = float(config.get("dropout", 0.1))
+    return Shape(
+        family=family,
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=width,
+        intermediate_size=inner,
+        head_dim=head_dim,
+        num_hidden_layers=layers,
+        num_decoder_layers=decoder_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=tied,
+        dropout=dropout,
+        head="seq2seq",
+        gated=str(config.get("feed_forward_proj", "relu")).startswith("gated"),
+        relative_attention_num_buckets=int(config.get("relative_attention_num_buckets", 32)),
     )
 
 

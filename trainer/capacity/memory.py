@@ -66,6 +66,7 @@ class MicroBatch:
     chunk_tokens: int
     eager_attention: bool = False
     block_elements: int = BLOCK_ELEMENTS["cuda"]
+    target_tokens: int = 0  # positions of a row of the decoder's, of encoder-decoders
 
 
 @dataclass(frozen=True)

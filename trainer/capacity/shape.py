@@ -20,7 +20,7 @@ GATED: tuple[Family, ...] = ("llama", "mistral", "qwen3")  # rotary, RMSNorm, ga
 class Shape:
     """Names are those of Hugging Face's config.json."""
 
-    family: Family | EncoderFamily
+    family: Family | EncoderFamily | EncoderDecoderFamily
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -43,10 +43,21 @@ class Shape:
     norm_bias: bool = False  # modernbert, as the next two
     classifier_bias: bool = False
     decoder_bias: bool = True
+    # encoder-decoders; num_hidden_layers are the encoder's
+    num_decoder_layers: int = 0
+    gated: bool = False  # t5, as the next
+    relative_attention_num_buckets: int = 0
+    # Positions of either stack that run for a token which is counted.
+    source_share: float = 0.5
+    target_share: float = 0.5
 
     @property
     def is_encoder(self) -> bool:
         return self.family in ENCODERS
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return self.family in ENCODER_DECODERS
 
     @property
     def max_row_tokens(self) -> int:
@@ -78,6 +89,8 @@ def tensors(shape: Shape) -> tuple[TensorGroup, ...]:
     """
     if shape.is_encoder:
         return tuple(_encoder(shape))
+    if shape.is_encoder_decoder:
+        return tuple(_encoder_decoder(shape))
     layers = shape.num_hidden_layers
     of_layer = _gated_layer(shape) if shape.family in GATED else _plain_layer(shape)
     inside = (TensorGroup(name, dims, layers) for name, dims in of_layer)
@@ -100,7 +113,7 @@ def num_matrix_parameters(shape: Shape) -> int:
 
 def has_vocabulary(shape: Shape) -> bool:
     """Does the head give one logit for each entry of the vocabulary?"""
-    return shape.head in ("next_token", "mlm", "nsp")
+    return shape.head in ("next_token", "mlm", "nsp", "seq2seq")
 
 
 def num_layer_matrix_elements(shape: Shape) -> int:
@@ -116,11 +129,29 @@ def flops_per_token(shape: Shape, row_tokens: int) -> float:
     LM's head, the share of tokens that goes through it; heads on an example's first token: none.
     Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
+    if shape.is_encoder_decoder:
+        return _flops_of_two_stacks(shape, row_tokens)
     width = shape.num_attention_heads * shape.head_dim
     attention = 12 * shape.num_hidden_layers * width * row_tokens
     layers, whole = num_layer_matrix_elements(shape), num_matrix_parameters(shape)
     share = _head_share(shape)
     return float(6 * (layers + share * (whole - layers)) + attention)
+
+
+def _flops_of_two_stacks(shape: Shape, row_tokens: int) -> float:
+    """Of a token of source or target, as often as each comes. The source's go through the keys and
+    values of the decoder's cross-attention; the target's attend twice, and meet the vocabulary.
+    """
+    width = shape.num_attention_heads * shape.head_dim
+    attention = 12 * width * row_tokens
+    encoder_, decoder, keys = (
+        sum(g.elements for g in tensors(shape) if len(g.dims) == 2 and g.name.startswith(begin))
+        for begin in (("encoder.",), ("decoder.",), ("decoder.cross.k.", "decoder.cross.v."))
+    )
+    source = 6 * (encoder_ + keys) + attention * shape.num_hidden_layers
+    head = shape.vocab_size * shape.hidden_size
+    target = 6 * (decoder - keys + head) + 2 * attention * shape.num_decoder_layers
+    return shape.source_share * source + shape.target_share * target
 
 
 def _head_share(shape: Shape) -> float:
@@ -216,3 +247,20 @@ def _encoder(shape: Shape) -> Iterator[TensorGroup]:
         yield TensorGroup(full, dims, layers)
     for full, dims in head:
         yield TensorGroup(full, dims, 1)
+
+
+def _encoder_decoder(shape: Shape) -> Iterator[TensorGroup]:
+    width, heads = shape.hidden_size, shape.num_attention_heads
+    for name, dims, copies in encoder_decoder.outside(
+        shape.family, vocab=shape.vocab_size, width=width, heads=heads,
+        positions=shape.max_position_embeddings, buckets=shape.relative_attention_num_buckets,
+        tied=shape.tie_word_embeddings,
+    ):  # fmt: skip
+        yield TensorGroup(name, dims, copies)
+    stacks = {"encoder": shape.num_hidden_layers, "decoder": shape.num_decoder_layers}
+    for stack, layers in stacks.items():
+        for name, dims in encoder_decoder.layer(
+            shape.family, width=width, inner=shape.intermediate_size,
+            heads_width=heads * shape.head_dim, gated=shape.gated, crosses=stack == "decoder",
+        ):  # fmt: skip
+            yield TensorGroup(f"{stack}.{name}", dims, layers)

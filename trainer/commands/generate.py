@@ -40,7 +40,8 @@ def _generate(given: argparse.Namespace) -> Exit:
     trained = open_trained(
         given.path, step=given.step, defaults=defaults_of(given), average=given.average
     )
-    if trained.plan.config.task.head != "next_token":
+    plan = trained.plan
+    if plan.config.task.head != "next_token" or plan.decoder_start_id is not None:
         kind = trained.plan.config.task.kind
         raise Refused(
             f"a model of task={kind} does not continue a text; score it with longhaul evaluate, or "

@@ -13,6 +13,7 @@ from typing import Literal
 
 from trainer.config.adapter_rules import adapter_problems
 from trainer.config.cloud_rules import cloud_problems
+from trainer.config.encoder_decoder_rules import encoder_decoder_problems
 from trainer.config.encoder_rules import encoder_problems
 from trainer.config.engine_rules import engine_problems
 from trainer.config.names import nearest_setting
@@ -23,7 +24,13 @@ from trainer.config.regularize_rules import regularize_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
-from trainer.config.sections.model import EncoderShape, FolderModel, Model, ShapeModel
+from trainer.config.sections.model import (
+    EncoderDecoderShape,
+    EncoderShape,
+    FolderModel,
+    Model,
+    ShapeModel,
+)
 from trainer.config.sections.tasks import CustomTask
 from trainer.config.sections.training import CanonicalEngine, Wsd
 from trainer.config.slurm_rules import slurm_problems
@@ -72,12 +79,14 @@ def _model_problems(config: Config) -> Iterator[Problem]:
         yield from _folder_problems(Path(model.path))
         return
     heads = model.num_attention_heads
-    if model.hidden_size % heads:
+    if model.hidden_size % heads and model.family != "t5":  # its heads are of any width
         width = -(-model.hidden_size // heads) * heads
         what = f"{model.hidden_size} is not a multiple of num_attention_heads ({heads})"
         yield Problem("model.hidden_size", what, f"model.hidden_size={width}")
     if isinstance(model, EncoderShape):
         yield from encoder_problems(model)
+    elif isinstance(model, EncoderDecoderShape):
+        yield from encoder_decoder_problems(model)
     else:
         yield from _causal_problems(model)
 

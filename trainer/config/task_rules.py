@@ -14,6 +14,7 @@ from trainer.config.sections.tasks import (
     PreferenceTask,
     RelationsTask,
     Seq2SeqTask,
+    SpanDenoisingTask,
     Task,
 )
 from trainer.errors import Problem
@@ -23,6 +24,8 @@ def task_problems(config: Config) -> Iterator[Problem]:
     task, data = config.task, config.data
     if isinstance(task, MaskedLmTask):
         yield from _masking_problems(task, config)
+    if isinstance(task, SpanDenoisingTask):
+        yield from _sentinel_problems(config)
     if not isinstance(data, ExamplesSection):
         if task.data == "examples":
             what = f"{task.kind} is trained on labelled examples, and the data is plain text"
@@ -50,6 +53,13 @@ def _masking_problems(task: MaskedLmTask, config: Config) -> Iterator[Problem]:
     if task.to_mask + task.to_random > 1:
         what = f"with task.to_mask={task.to_mask:g} it is more than all of the hidden tokens"
         yield Problem("task.to_random", what, f"task.to_random={max(0.0, 1 - task.to_mask):g}")
+
+
+def _sentinel_problems(config: Config) -> Iterator[Problem]:
+    if not isinstance(config.data.tokenizer, PretrainedTokenizer):
+        what = "a tokenizer that is trained here has no sentinels, which span_denoising needs"
+        fix = "data/tokenizer=pretrained data.tokenizer.path=FOLDER, with <extra_id_0> and on"
+        yield Problem("data.tokenizer", what, fix)
 
 
 def _held_out_problems(data: ExamplesSection) -> Iterator[Problem]:

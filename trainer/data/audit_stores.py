@@ -92,7 +92,7 @@ def _wrong_rows(split: ExampleSplit, row_tokens: int) -> list[int]:
     rows = np.arange(split.num_rows, dtype=np.int64)
     examples, counts = split.examples_of(rows)
     row_of = np.repeat(rows, counts)
-    tokens = np.bincount(row_of, weights=split.lengths("T")[examples], minlength=len(rows))
+    tokens = np.bincount(row_of, weights=split.row_lengths()[examples], minlength=len(rows))
     seen = np.bincount(examples, minlength=split.num_examples)
     twice = row_of[seen[examples] > 1]
     missing = [0] if (seen == 0).any() else []

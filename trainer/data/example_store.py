@@ -114,6 +114,14 @@ class ExampleSplit:
         found = [np.diff(self._shard(i).ends[ends], prepend=0) for i in range(len(self._records))]
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
+    def row_lengths(self) -> Indices:
+        """What each example takes of a row: its length along the axis where that is largest, so
+        that no row of either is longer than `row_tokens`.
+        """
+        axes = dict.fromkeys(c.axis for c in self._columns.values() if c.axis in ("T", "S"))
+        longest: Indices = np.maximum.reduce([self.lengths(axis) for axis in axes])
+        return longest
+
     def verify(self) -> None:
         for number in range(len(self._records)):
             self._shard(number)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.sections.example_data import ExamplesSection
+from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.data.tokenizer import TextTokenizer
 from trainer.plan import RunPlan
 from trainer.records.example_lookup import all_tokenizer_files
@@ -28,5 +29,7 @@ def tokenizer_of(plan: RunPlan) -> TextTokenizer | TokenizerFiles:
     """Raises: DataError if the store's tokenizer cannot be read."""
     folder = Path(plan.stores[0].path)
     if isinstance(plan.config.data, ExamplesSection):
-        return TokenizerFiles(folder)
+        if plan.decoder_start_id is None:
+            return TokenizerFiles(folder)
+        return TokenizerFiles(folder, TaskTokenizer.open(folder).special("eos_token"))
     return TextTokenizer.open(folder)

@@ -37,6 +37,7 @@ from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.data.tokenizer import tokenizer_digest
 from trainer.errors import DataError
 from trainer.plan import StorePlan
+from trainer.planning import decoder_start_of
 from trainer.records.example_lookup import (
     all_tokenizer_files,
     example_keys,
@@ -74,18 +75,23 @@ def prepare_examples(config: Config, data: ExamplesSection, *, log: Log) -> list
     begun; DataError, with file and row, for what shows later, and for a disk that will not do.
     """
     plain, task = data.model_dump(mode="json"), config.task.model_dump(mode="json")
+    start = decoder_start_of(config)
     with nothing_written():
-        found = find_example_stores(plain, task)
+        found = find_example_stores(plain, task, decoder_start=start)
     if found is None:
         _make(config, data, log=log)
-        found = find_example_stores(plain, task)
+        found = find_example_stores(plain, task, decoder_start=start)
     if found is None:
         raise DataError("the examples changed while they were prepared; run the command again")
     return [StorePlan(**asdict(store)) for store in found]
 
 
 def _make(config: Config, data: ExamplesSection, *, log: Log) -> None:
-    keys = example_keys(data.model_dump(mode="json"), config.task.model_dump(mode="json"))
+    keys = example_keys(
+        data.model_dump(mode="json"),
+        config.task.model_dump(mode="json"),
+        decoder_start=decoder_start_of(config),
+    )
     with nothing_written():
         tokenizer = TaskTokenizer.open(Path(data.tokenizer.path).expanduser())
         labels = _labels(config, data, tokenizer, log=log)
@@ -268,7 +274,7 @@ def _packed(
     writer: ExampleStoreWriter, manifest: ExampleManifest, split: Split, work: _Work
 ) -> PackedRows:
     """Read back from what was written, so that a restart packs what one go would have packed."""
-    lengths_E = ExampleSplit(writer.incoming, manifest, split=split).lengths("T")
+    lengths_E = ExampleSplit(writer.incoming, manifest, split=split).row_lengths()
     ways = [
         _index_of(way(windows(lengths_E), work.data.sequence_length))
         for way in (packed_rows, exact_rows)

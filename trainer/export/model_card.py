@@ -64,7 +64,8 @@ def model_card(
         "precision": f"trained {config.precision.kind}, exported {dtype}",
         "check": checked,
     }
-    what, tag, loader = _KINDS[config.task.head]
+    head = "seq2seq" if plan.decoder_start_id is not None else config.task.head
+    what, tag, loader = _KINDS[head]
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags: [longhaul]\n---\n\n"

@@ -111,6 +111,8 @@ def _without_adapter(
     config = hf_config(section, vocab_size, head=head)
     try:
         hf = _construct(config, model_class, dtype, section.attention)
+        if family in encoder_decoder.FAMILIES and encoder_decoder.has_own_output(section):
+            encoder_decoder.give_own_output(hf)
     except Exception as e:
         raise refused(section, e) from e
     if section.activation_checkpointing:
@@ -134,6 +136,8 @@ def import_family(section: Model) -> None:
         load_class(family, causal_families.FAMILIES[family].model_class)
     elif family in encoder_families.FAMILIES:
         load_class(family, encoder_families.FAMILIES[family].model_class("mlm"))
+    elif family in encoder_decoder.FAMILIES:
+        load_class(family, encoder_decoder.FAMILIES[family][1])
 
 
 def small_model(section: Model, *, device: torch.device, head: HeadSpec | None = None) -> AnyModel:

@@ -10,15 +10,19 @@ Shapes: R rows, T positions of the source, S of the target, V vocabulary, D hidd
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from trainer.capacity.folder import has_tied_head
+from trainer.config.sections.model import EncoderDecoderShape, FolderModel, Model
 from trainer.models.buffers import exact_buffers, restore_buffers
 from trainer.models.head import Head
 from trainer.models.heads import HeadSpec
 from trainer.models.masks import as_taken, causal, same_document
+from trainer.records.json_file import read_untrusted_json
 
 Fields = Mapping[str, torch.Tensor]
 # Where transformers keeps a family: config and model.
@@ -27,6 +31,65 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "bart": ("BartConfig", "BartForConditionalGeneration"),
 }
 NOT_PACKED = ("bart",)
+
+
+def settings(s: EncoderDecoderShape) -> dict[str, Any]:
+    """How a shape is said in the family's config; which token ends a text, the tokenizer knows."""
+    shared = {
+        "pad_token_id": s.pad_token_id,
+        "decoder_start_token_id": s.decoder_start_token_id,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "d_model": s.hidden_size,
+    }
+    if s.family == "t5":
+        return shared | {
+            "d_ff": s.intermediate_size,
+            "d_kv": s.head_dim,
+            "num_layers": s.num_hidden_layers,
+            "num_decoder_layers": s.num_decoder_layers,
+            "num_heads": s.num_attention_heads,
+            "feed_forward_proj": "gated-gelu" if s.gated else "relu",
+            "tie_word_embeddings": s.tie_word_embeddings,
+            "layer_norm_epsilon": s.norm_eps,
+            "relative_attention_num_buckets": s.relative_attention_num_buckets,
+            "relative_attention_max_distance": s.relative_attention_max_distance,
+            "initializer_factor": s.initializer_range,
+            "dropout_rate": s.dropout,
+        }
+    stacks = {
+        f"{stack}_{name}": value
+        for stack, layers in (("encoder", s.num_hidden_layers), ("decoder", s.num_decoder_layers))
+        for name, value in {
+            "layers": layers,
+            "ffn_dim": s.intermediate_size,
+            "attention_heads": s.num_attention_heads,
+        }.items()
+    }
+    return (
+        shared
+        | stacks
+        | {
+            "max_position_embeddings": s.max_position_embeddings,
+            "forced_eos_token_id": None,
+            "init_std": s.initializer_range,
+            "dropout": s.dropout,
+        }
+    )
+
+
+def has_own_output(section: Model) -> bool:
+    """Whether the output is a matrix of its own and not the embedding, as in T5 1.1."""
+    if isinstance(section, FolderModel):
+        folder = Path(section.path)
+        config = read_untrusted_json(folder / "config.json", limit_bytes=1 << 20)
+        return not has_tied_head(folder, config)
+    return isinstance(section, EncoderDecoderShape) and not section.tie_word_embeddings
+
+
+def give_own_output(hf: Any) -> None:
+    """transformers 5 ties T5's whatever its config says, and unties it if a folder has both."""
+    hf.lm_head.weight = nn.Parameter(torch.empty_like(hf.lm_head.weight))
 
 
 class EncoderDecoderModel(nn.Module):
@@ -48,17 +111,24 @@ class EncoderDecoderModel(nn.Module):
         restore_buffers(self, self._exact_buffers)
 
     def forward(
-        self, fields: Fields, *, want: Literal["log_probs", "scores", "logits"] = "log_probs"
+        self,
+        fields: Fields,
+        *,
+        want: Literal["log_probs", "scores", "logits"] = "log_probs",
+        label_smoothing: float = 0.0,
     ) -> Any:
-        """What the head says about `labels_RS`, as a LanguageModel does: fp32 (R, S); scores: a
-        pair, without gradient; logits: (R, S, V).
+        """What the head says about `labels_RS`, as a LanguageModel does: fp32 (R, S), smoothed as
+        Head says; scores: a pair, without gradient; logits: (R, S, V).
 
         Fields: inputs_RT, documents_RT; decoder_inputs_RS (already shifted), decoder_documents_RS.
         """
         hidden_RSD = self._decoded(fields)
         if want == "logits":
             return self.hf.lm_head(hidden_RSD)
-        return self.hf.lm_head(hidden_RSD, fields["labels_RS"], with_correct=want == "scores")
+        labels_RS = fields["labels_RS"]
+        if want == "scores":
+            return self.hf.lm_head(hidden_RSD, labels_RS, with_correct=True)
+        return self.hf.lm_head(hidden_RSD, labels_RS, label_smoothing=label_smoothing)
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from trainer.config.sections.model import Model
 from trainer.errors import ModelError
 from trainer.models.build import model_class_of
 from trainer.models.encoder import EncoderModel
+from trainer.models.encoder_decoder import EncoderDecoderModel, has_own_output
 from trainer.models.heads import HeadKind, HeadSpec
 from trainer.models.hf_config import family_of, hf_config
 from trainer.models.pairs import pairs_of
@@ -42,7 +43,8 @@ def save_config(
 ) -> None:
     """Write config.json, and generation_config.json of a model that generates.
 
-    `end_of_text_id`: of a causal model. Raises: as hf_config.
+    `end_of_text_id`: of a model that generates; an encoder-decoder keeps its folder's for None.
+    Raises: as hf_config.
     """
     config = hf_config(section, vocab_size, head=head)
     config.dtype = dtype
@@ -50,8 +52,15 @@ def save_config(
     if head is None:
         config.use_cache = True
         config.bos_token_id = config.eos_token_id = config.pad_token_id = end_of_text_id
+    generates = head is None or head.kind == "seq2seq"
+    if generates and head is not None:
+        config.use_cache = True
+        if end_of_text_id is not None:
+            config.eos_token_id = end_of_text_id
+        if has_own_output(section):  # as T5 1.1's says; transformers would write what it made of it
+            config.tie_word_embeddings = False
     config.save_pretrained(folder)
-    if head is None:
+    if generates:
         transformers = importlib.import_module("transformers")
         transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
 
@@ -85,7 +94,7 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype, head: HeadSpec | None =
     return model
 
 
-# --- answers of encoders, example by example ------------------------------------------------------
+# --- answers example by example -------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -108,7 +117,7 @@ def our_answers(
         logits = torch.stack(model(fields, want="spans"), dim=-1)
     else:
         logits = model(fields, want="tokens" if kind == "tokens" else "mlm_logits")
-    return [logits[row, at] for row, at in _examples(fields)]
+    return [logits[row, at] for row, at in _examples(fields["documents_RT"])]
 
 
 @torch.no_grad()
@@ -122,8 +131,10 @@ def their_answers(
         ]
         places = [place for answers in both for place in answers]
         return [theirs(fields["inputs_RT"][row, at].unsqueeze(0)).logits[0] for row, at in places]
+    if head.kind == "seq2seq":
+        return list(_said_of_pairs(theirs, fields))
     found = []
-    for row, at in _examples(fields):
+    for row, at in _examples(fields["documents_RT"]):
         given = {"input_ids": fields["inputs_RT"][row, at].unsqueeze(0)}
         given["attention_mask"] = torch.ones_like(given["input_ids"])
         if "segments_RT" in fields and hasattr(theirs.config, "type_vocab_size"):
@@ -143,9 +154,21 @@ def _numbers(fields: Mapping[str, torch.Tensor], whose: int) -> torch.Tensor:
     return fields["documents_RT"] * (fields["answers_RT"] == whose)
 
 
-def _examples(fields: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, slice]]:
+def _said_of_pairs(theirs: Any, fields: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Each target's logits, its source read whole."""
+    sources = _examples(fields["documents_RT"])
+    targets = _examples(fields["decoder_documents_RS"])
+    for (row, read), (_, said) in zip(sources, targets, strict=True):
+        yield theirs(
+            input_ids=fields["inputs_RT"][row, read].unsqueeze(0),
+            decoder_input_ids=fields["decoder_inputs_RS"][row, said].unsqueeze(0),
+            use_cache=False,
+        ).logits[0]
+
+
+def _examples(documents_RT: torch.Tensor) -> Iterator[tuple[int, slice]]:
     """Row and places of every example, in the order of the rows."""
-    for row, documents_T in enumerate(fields["documents_RT"]):
+    for row, documents_T in enumerate(documents_RT):
         for number in range(1, int(documents_T.max()) + 1):
             places = (documents_T == number).nonzero().squeeze(-1)
             yield row, slice(int(places[0]), int(places[-1]) + 1)

@@ -35,11 +35,13 @@ class Head(nn.Module):
         labels_RT: torch.Tensor | None = None,
         *,
         with_correct: bool = False,
+        label_smoothing: float = 0.0,
     ) -> Any:
         """Log-probability of every label, fp32, 0 where it is IGNORED; without labels the logits.
 
         `with_correct` (for scoring, without gradient) returns a pair: beside them whether the label
-        was the most likely token, bool.
+        was the most likely token, bool. `label_smoothing`: of each log-probability so much is the
+        mean over all tokens (Szegedy et al. 2016, sec. 7; evenly on all V, as PyTorch does).
 
         Shapes: (R, T, D), (R, T) -> (R, T); without labels (R, T, V) in the model's dtype.
         """
@@ -50,7 +52,12 @@ class Head(nn.Module):
             log_probs_N, correct_N = self._scores(hidden_ND, labels_N)
             return log_probs_N.view_as(labels_RT), correct_N.view_as(labels_RT)
         log_probs_N = _LogProbs.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, self.weight, self.bias, labels_N, self.chunk_tokens or len(labels_N)
+            hidden_ND,
+            self.weight,
+            self.bias,
+            labels_N,
+            self.chunk_tokens or len(labels_N),
+            label_smoothing,
         )
         return log_probs_N.view_as(labels_RT)
 
@@ -88,7 +95,9 @@ class _LogProbs(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         labels_N: torch.Tensor,
         chunk_tokens: int,
+        smoothing: float,
     ) -> torch.Tensor:
+        ctx.smoothing = smoothing
         ctx.compute_dtype = _compute_dtype(hidden_ND)
         ctx.chunk_tokens = chunk_tokens
         log_sum_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
@@ -97,7 +106,9 @@ class _LogProbs(torch.autograd.Function):
         logits_CV: torch.Tensor | None = None
         for part in _parts(len(labels_N), chunk_tokens):
             logits_CV = logits_of(hidden_ND[part])
-            log_probs_N[part], log_sum_N[part] = _label_log_probs(logits_CV, labels_N[part])
+            log_probs_N[part], log_sum_N[part] = _label_log_probs(
+                logits_CV, labels_N[part], smoothing=smoothing
+            )
         kept = logits_CV if chunk_tokens >= len(labels_N) else None
         # The weight is a leaf, so autograd keeps the parameter itself: ZeRO-3 may empty it now and
         # gather it again before the backward.
@@ -117,7 +128,13 @@ class _LogProbs(torch.autograd.Function):
             logits_CV = logits_of(h_CD) if kept is None else kept
             d_CV = torch.empty_like(kept) if kept is not None else logits_CV
             _logits_gradient(
-                logits_CV, labels_N[part], log_sum_N[part], grads[0][part], out=d_CV, d_bias=d_bias
+                logits_CV,
+                labels_N[part],
+                log_sum_N[part],
+                grads[0][part],
+                out=d_CV,
+                d_bias=d_bias,
+                smoothing=ctx.smoothing,
             )
             if d_hidden is not None:
                 d_hidden[part] = d_CV @ logits_of.weight_VD
@@ -129,19 +146,23 @@ class _LogProbs(torch.autograd.Function):
             None if d_bias is None else d_bias.to(bias_V.dtype),
             None,
             None,
+            None,
         )
 
 
 def _label_log_probs(
-    logits_NV: torch.Tensor, labels_N: torch.Tensor
+    logits_NV: torch.Tensor, labels_N: torch.Tensor, *, smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of every label (0 where IGNORED) and log of the softmax's sum; (N,), fp32."""
     log_probs, log_sums = [], []
     for block in _blocks(logits_NV):
         y_B1 = labels_N[block].clamp(min=0).unsqueeze(-1)
         logits_BV = logits_NV[block].float()
-        chosen_B1 = torch.log_softmax(logits_BV, -1).gather(-1, y_B1)
+        log_softmax_BV = torch.log_softmax(logits_BV, -1)
+        chosen_B1 = log_softmax_BV.gather(-1, y_B1)
         log_sums.append(logits_BV.gather(-1, y_B1) - chosen_B1)
+        if smoothing:
+            chosen_B1 = torch.lerp(chosen_B1, log_softmax_BV.mean(-1, keepdim=True), smoothing)
         log_probs.append(chosen_B1)
     log_probs_N, log_sums_N = torch.cat(log_probs).squeeze(-1), torch.cat(log_sums).squeeze(-1)
     return log_probs_N.masked_fill_(labels_N == IGNORED, 0.0), log_sums_N
@@ -155,6 +176,7 @@ def _logits_gradient(
     *,
     out: torch.Tensor,
     d_bias: torch.Tensor | None,
+    smoothing: float = 0.0,
 ) -> None:
     """Fill `out`, which may be the logits themselves, with their gradient; add the bias's to its.
 
@@ -164,7 +186,10 @@ def _logits_gradient(
     for block in _blocks(logits_CV):
         g_B1, y_B1 = grad_C1[block], labels_C[block].clamp(min=0).unsqueeze(-1)
         d_BV = logits_CV[block].float() - log_sum_C[block].unsqueeze(-1)
-        d_BV.exp_().mul_(-g_B1).scatter_add_(-1, y_B1, g_B1)
+        d_BV.exp_().mul_(-g_B1)
+        if smoothing:
+            d_BV.add_(g_B1 * (smoothing / d_BV.shape[-1]))
+        d_BV.scatter_add_(-1, y_B1, g_B1 * (1 - smoothing) if smoothing else g_B1)
         out[block] = d_BV
         if d_bias is not None:
             d_bias += d_BV.sum(0)

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from trainer.config.sections.model import EncoderShape, FolderModel, Model
+from trainer.config.sections.model import EncoderDecoderShape, EncoderShape, FolderModel, Model
 from trainer.errors import ConfigError, LonghaulError, ModelError, Problem
 from trainer.models import causal_families, encoder_decoder, encoder_families
 from trainer.models.heads import HeadSpec
@@ -27,7 +27,9 @@ def hf_config(section: Model, vocab_size: int, *, head: HeadSpec | None = None) 
         "initializer_range": section.initializer_range,
         **more,
     }
-    if isinstance(section, EncoderShape):
+    if isinstance(section, EncoderDecoderShape):
+        values = {"vocab_size": vocab_size} | encoder_decoder.settings(section)
+    elif isinstance(section, EncoderShape):
         values |= {"pad_token_id": section.pad_token_id}
         values |= encoder_families.FAMILIES[section.family].settings(section)
     else:

@@ -45,6 +45,7 @@ class LanguageModel(nn.Module):
         labels_RT: torch.Tensor | None = None,
         *,
         want: Literal["log_probs", "with_reference", "scores", "logits"] = "log_probs",
+        label_smoothing: float = 0.0,
     ) -> Any:
         """What the head says about the labels (already shifted).
 
@@ -63,7 +64,7 @@ class LanguageModel(nn.Module):
             return self.hf.lm_head(hidden_RTD)
         if want == "scores":
             return self.hf.lm_head(hidden_RTD, labels_RT, with_correct=True)
-        log_probs_RT = self.hf.lm_head(hidden_RTD, labels_RT)
+        log_probs_RT = self.hf.lm_head(hidden_RTD, labels_RT, label_smoothing=label_smoothing)
         if want != "with_reference":
             return log_probs_RT
         assert self.reference is not None

@@ -61,9 +61,10 @@ def longest_raw(max_T_in: int, settings: SpanDenoising) -> int:
 
 
 def denoised_row(
-    ids_T: Ids, *, settings: SpanDenoising, seed: int, step: int, row: int
+    ids_T: Ids, *, settings: SpanDenoising, seed: int, step: int, row: int, document: int = 0
 ) -> tuple[Ids, Ids]:
-    """(inputs, targets) of one row, a pure function of (seed, step, row).
+    """(inputs, targets) of one row, or of a document in it, a pure function of (seed, step, row,
+    document).
 
     Raises: DataError for a row of less than two tokens, or one with more spans than sentinels.
     """
@@ -73,7 +74,7 @@ def denoised_row(
             f"a row of {len(ids_T)} tokens has {spans} spans to hide, but the tokenizer has only "
             f"{len(settings.sentinels)} sentinel tokens: use shorter rows or longer spans"
         )
-    draws = Draws("spans", seed, step, row)
+    draws = Draws("spans", seed, step, row, document)
     hidden = _cut(noise, spans, draws)
     shown = _cut(len(ids_T) - noise, spans, draws)
     inputs: list[Ids] = []

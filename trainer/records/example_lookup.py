@@ -49,13 +49,14 @@ _OF_ROWS = ("sequence_length", "packing", "held_out_fraction", "labels", "augmen
 
 
 def find_example_stores(
-    data: Mapping[str, Any], task: Mapping[str, Any]
+    data: Mapping[str, Any], task: Mapping[str, Any], *, decoder_start: int | None = None
 ) -> list[StoreFound] | None:
     """The store of every source of `data`, both sections as plain values, if all are current.
+    `decoder_start`: of the model (decoder_start.py), where it is an encoder-decoder.
 
     Raises: DataError if a file that a source names is missing.
     """
-    keys = example_keys(data, task)
+    keys = example_keys(data, task, decoder_start=decoder_start)
     found = [
         found_example_store(keys.store_folder(name), source=name, weight=float(s["weight"]))
         for name, s in data["sources"].items()
@@ -101,7 +102,9 @@ def example_misfits(folder: Path) -> Iterator[tuple[Path, int, int]]:
             yield path, size, file.size
 
 
-def example_keys(data: Mapping[str, Any], task: Mapping[str, Any]) -> StoreKeys:
+def example_keys(
+    data: Mapping[str, Any], task: Mapping[str, Any], *, decoder_start: int | None = None
+) -> StoreKeys:
     """Raises: DataError if a path is missing or a pattern matches nothing."""
     tokenizer = _digest(tokenizer_facts(data["tokenizer"]["path"]))
     facts = {name: _source_facts(data, name) for name in data["sources"]}
@@ -109,6 +112,8 @@ def example_keys(data: Mapping[str, Any], task: Mapping[str, Any]) -> StoreKeys:
     shared: list[Any] = [tokenizer, dict(task), _template(task), rows, code_digest()]
     if (lexicon := data["augment"]["lexicon"]) is not None and data["augment"]["copies"]:
         shared.append(_content({"format": "text"}, lexicon))
+    if decoder_start is not None:
+        shared.append(["decoder_start", decoder_start])
     if data["labels"] is None:  # they come from all sources, in which every source's numbers stand
         shared.append(facts)
     stores = {name: _digest([*shared, name, known]) for name, known in facts.items()}

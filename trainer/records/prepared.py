@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.records.audit import is_fit, subject_name
+from trainer.records.decoder_start import decoder_start
 from trainer.records.example_lookup import find_example_stores
 from trainer.records.example_store import KIND, read_example_manifest
 from trainer.records.store_lookup import StoreFound, find_stores
@@ -20,7 +21,10 @@ def find_prepared(config: Mapping[str, Any]) -> list[StoreFound] | None:
     Raises: DataError if a file that a source names is missing.
     """
     if is_examples(config["data"]):
-        return _fit(find_example_stores(config["data"], config["task"]), config["data"])
+        found = find_example_stores(
+            config["data"], config["task"], decoder_start=decoder_start(config["model"])
+        )
+        return _fit(found, config["data"])
     return find_stores(config["data"])
 
 

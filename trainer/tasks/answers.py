@@ -15,11 +15,22 @@ from trainer.tasks.base import means
 
 
 class Answers:
-    """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper."""
+    """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper.
+
+    `label_smoothing` is of the loss that is trained on; scores are without.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        self._label_smoothing = label_smoothing
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
         fields = batch.fields
-        log_probs_RT = model(fields["inputs_RT"], fields["positions_RT"], fields["labels_RT"])
+        log_probs_RT = model(
+            fields["inputs_RT"],
+            fields["positions_RT"],
+            fields["labels_RT"],
+            label_smoothing=self._label_smoothing,
+        )
         return next_token_loss_sum(log_probs_RT, fields["labels_RT"])
 
     @torch.no_grad()

@@ -14,9 +14,11 @@ from trainer.config.sections.tasks import (
     RelationsTask,
     RewardTask,
     Seq2SeqTask,
+    SpanDenoisingTask,
     TagTask,
 )
 from trainer.data.changed_reader import Change
+from trainer.data.sentinels import sentinels_and_end
 from trainer.data.words import token_kinds
 from trainer.models.heads import HeadSpec, ProblemType
 from trainer.plan import RunPlan
@@ -25,12 +27,14 @@ from trainer.tasks.base import Task
 from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.classify import Classify
 from trainer.tasks.custom import load_task
+from trainer.tasks.denoised_rows import DenoisedRows
 from trainer.tasks.extract_qa import ExtractQa
 from trainer.tasks.masked_lm import MaskedLm
 from trainer.tasks.masked_rows import MaskedRows
 from trainer.tasks.preference import Dpo, Orpo, Reward
 from trainer.tasks.relations import Relations
 from trainer.tasks.tag import Tag
+from trainer.tasks.targets import Targets
 
 _PROBLEMS: dict[str, ProblemType] = {
     "single": "single_label_classification",
@@ -56,8 +60,8 @@ def task_of(plan: RunPlan) -> Task:
             no_answer=section.no_answer,
             threshold=section.no_answer_threshold,
         )
-    if isinstance(section, ChatTask | Seq2SeqTask):
-        return Answers()
+    if isinstance(section, ChatTask | Seq2SeqTask | SpanDenoisingTask):
+        return _of_texts(section, plan)
     if isinstance(section, PreferenceTask | RewardTask):
         return _of_pairs(section)
     if isinstance(section, MaskedLmTask):
@@ -78,9 +82,17 @@ def has_reference(section: object) -> bool:
     return isinstance(section, PreferenceTask) and section.loss == "dpo"
 
 
+def _of_texts(section: ChatTask | Seq2SeqTask | SpanDenoisingTask, plan: RunPlan) -> Task:
+    smoothing = section.label_smoothing if isinstance(section, Seq2SeqTask) else 0.0
+    made = Answers if plan.decoder_start_id is None else Targets
+    return made(label_smoothing=smoothing)
+
+
 def head_of(plan: RunPlan) -> HeadSpec | None:
     """None: the next token's, of a language model. Raises: ConfigError for labels that misfit."""
     section = plan.config.task
+    if plan.decoder_start_id is not None:
+        return HeadSpec("seq2seq")  # an encoder-decoder has one head, whatever its task
     if isinstance(section, ClassifyTask):
         # a regression's one output has a name in Hugging Face's config as well
         labels = labels_of(plan) or ("value",)
@@ -104,6 +116,18 @@ def change_of(plan: RunPlan) -> Change | None:
     Raises: DataError for a tokenizer that the task cannot use.
     """
     config = plan.config
+    if isinstance(config.task, SpanDenoisingTask):
+        assert plan.decoder_start_id is not None  # the plan was made for an encoder-decoder
+        sentinels, end = sentinels_and_end(Path(plan.stores[0].path))
+        return DenoisedRows(
+            config.task,
+            sentinels=sentinels,
+            end_id=end,
+            start_id=plan.decoder_start_id,
+            seed=config.run.seed,
+            packing=config.data.packing,
+            longest=config.data.sequence_length,
+        )
     if not isinstance(config.task, MaskedLmTask):
         return None
     kinds = token_kinds(Path(plan.stores[0].path))

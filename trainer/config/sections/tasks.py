@@ -26,6 +26,8 @@ DataKind = Literal["text", "examples"]
 class _Task(Section):
     data: ClassVar[DataKind] = "text"  # what `data.kind` has to be
     head: ClassVar[str] = "next_token"  # as HeadSpec.kind of trainer/models says
+    # whether encoder-decoders can do it, which have the one head "seq2seq"
+    on_encoder_decoders: ClassVar[bool] = False
     shares_rows: ClassVar[bool] = False  # an example is several that must not see each other
 
 
@@ -83,11 +85,16 @@ class ChatTask(_Task, ChatSettings):
 
 
 class Seq2SeqTask(_Task, Seq2SeqSettings):
-    """A decoder learns to continue a prompt, which holds the source, with the target."""
+    """The target is made from a prompt that holds the source: an encoder-decoder reads it apart, a
+    decoder goes on with it.
+    """
 
     data: ClassVar[DataKind] = "examples"
+    on_encoder_decoders: ClassVar[bool] = True
 
     kind: Literal["seq2seq"]
+    # of each label's probability, spread evenly over the whole vocabulary; in training only
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class PreferenceTask(_Task, PreferenceSettings):
@@ -140,6 +147,18 @@ class MaskedLmTask(_Task):
     unit: Literal["token", "word", "span"]
 
 
+class SpanDenoisingTask(_Task):
+    """Text of which spans are cut out, and said by the decoder: how T5 is pretrained."""
+
+    head: ClassVar[str] = "seq2seq"
+    on_encoder_decoders: ClassVar[bool] = True
+
+    kind: Literal["span_denoising"]
+    rate: Annotated[float, Field(gt=0, lt=1)]  # share of tokens that are cut out
+    mean_length: Annotated[float, Field(ge=1)]  # of a span, in tokens
+    final_sentinel: bool  # targets end with the next unused sentinel, before their end
+
+
 Task = Annotated[
     CausalLmTask
     | CustomTask
@@ -151,6 +170,7 @@ Task = Annotated[
     | Seq2SeqTask
     | PreferenceTask
     | RewardTask
-    | MaskedLmTask,
+    | MaskedLmTask
+    | SpanDenoisingTask,
     Field(discriminator="kind"),
 ]

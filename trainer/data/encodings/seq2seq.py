@@ -57,7 +57,8 @@ class EncoderDecoderEncoding:
         return ()
 
     def encode(self, record: Record) -> Sequence[Example]:
-        fields, most = record.fields, self._settings.target_tokens
+        _check_texts(record)
+        fields, most = record.fields, min(self._settings.target_tokens, self._row_tokens)
         prompt = self._settings.prompt.replace("{source}", fields["source"])
         source = self._tokenizer.encode(prompt, length=self._row_tokens)
         target = self._tokenizer.encode(fields["target"]).ids
@@ -103,6 +104,7 @@ class PromptedEncoding:
 
     def encode(self, record: Record) -> Sequence[Example]:
         """What is too long loses of its source, never of its target."""
+        _check_texts(record)
         fields = record.fields
         before, mark, after = self._settings.prompt.partition("{source}")
         assert mark  # the rules ask for it
@@ -143,6 +145,13 @@ def beginning(tokenizer: TaskTokenizer) -> list[int]:
     begin = tokenizer.specials.get("bos_token")
     ids = tokenizer.encode("a").ids
     return ids[:1] if begin is not None and ids[:1] == [begin] else []
+
+
+def _check_texts(record: Record) -> None:
+    """Raises: DataError if there is nothing to read, or nothing to say."""
+    for name in ("source", "target"):
+        if not str(record.fields[name]).strip():
+            raise DataError(f"{record.place}: its {name} is empty; leave the row out")
 
 
 def _references(record: Record) -> dict[str, object]:

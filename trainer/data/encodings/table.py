@@ -23,10 +23,11 @@ from trainer.data.encodings.classify import ClassifyEncoding
 from trainer.data.encodings.extract_qa import QaEncoding
 from trainer.data.encodings.preference import PreferenceEncoding
 from trainer.data.encodings.relations import RelationEncoding
-from trainer.data.encodings.seq2seq import PromptedEncoding
+from trainer.data.encodings.seq2seq import EncoderDecoderEncoding, PromptedEncoding
 from trainer.data.encodings.tag import TagEncoding
 from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.data.template import ChatTemplate
+from trainer.planning import decoder_start_of
 
 
 def encoding_of(config: Config, tokenizer: TaskTokenizer, *, labels: Sequence[str]) -> Encoding:
@@ -46,7 +47,10 @@ def encoding_of(config: Config, tokenizer: TaskTokenizer, *, labels: Sequence[st
     if isinstance(task, ExtractQaTask):
         return QaEncoding(task, tokenizer, row_tokens=row)
     if isinstance(task, Seq2SeqTask):
-        return PromptedEncoding(task, tokenizer, row_tokens=row)
+        start = decoder_start_of(config)
+        if start is None:
+            return PromptedEncoding(task, tokenizer, row_tokens=row)
+        return EncoderDecoderEncoding(task, tokenizer, row_tokens=row, start_id=start)
     assert isinstance(config.data, ExamplesSection)
     folder = Path(config.data.tokenizer.path).expanduser()
     if isinstance(task, PreferenceTask | RewardTask):
