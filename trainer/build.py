@@ -113,8 +113,9 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
     """An engine whose parameters are still to be filled by `load`. Collective."""
     config = plan.config
     make_model = partial(_make_model, plan, world.device)
-    make = partial(make_optimizer, config.optimizer)
-    average = config.regularize.ema
+    regularize = config.regularize
+    make = partial(make_optimizer, config.optimizer, layer_decay=regularize.layer_decay)
+    average = regularize.ema
     if isinstance(config.engine, PlainEngine):
         return plain.PlainEngine(
             make_model,

@@ -27,6 +27,7 @@ from trainer.verify.layouts import Layout, plan_of
 CASES: dict[str, tuple[str, list[str]]] = {
     "without": ("classify", []),
     "ema": ("classify", ["regularize.ema.decay=0.9"]),
+    "llrd": ("classify", ["regularize.layer_decay=0.5"]),
     "early": (
         "classify",
         ["regularize.early_stopping.patience=1", "regularize.early_stopping.better=higher"],

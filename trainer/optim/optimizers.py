@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,31 +10,37 @@ import torch
 from trainer.config.sections.training import AdamW
 from trainer.config.sections.training import Muon as MuonSection
 from trainer.config.sections.training import Sgd as SgdSection
-from trainer.optim.groups import Group, decay_groups, muon_groups
+from trainer.optim.groups import Group, Named, decay_groups, muon_groups
+from trainer.optim.layers import by_depth
 from trainer.optim.muon import Muon
 
 
 def make_optimizer(
     section: AdamW | SgdSection | MuonSection,
     named: Iterable[tuple[str, torch.nn.Parameter]],
+    *,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """An optimizer whose groups carry `name` and `lr_scale` beside torch's own keys.
 
-    The rate of a group is the engine's rate times its `lr_scale` (1, but for Muon's AdamW part).
+    The rate of a group is the engine's rate times its `lr_scale` (1, but for Muon's AdamW part and
+    under a `layer_decay`, see layers.py).
     For Muon under ZeRO the groups also fit DeepSpeed's own class: they say `use_muon`.
     """
-    rate = section.learning_rate
+    rate, trained = section.learning_rate, [(n, p) for n, p in named if p.requires_grad]
     if isinstance(section, MuonSection):
         scale = section.adamw_learning_rate / rate
         muon = {"use_muon": True, "momentum": section.momentum}
         betas = (section.beta1, section.beta2)
         adamw = {"use_muon": False, "betas": betas, "eps": section.eps}
-        groups = muon_groups(named, weight_decay=section.weight_decay, adamw_lr_scale=scale)
+        groups = muon_groups(trained, weight_decay=section.weight_decay, adamw_lr_scale=scale)
+        groups = _layered(groups, trained, layer_decay)
         more = [muon if g.name.startswith("muon") else adamw for g in groups]
         return Muon(
             _as_torch(g, lr=rate * g.lr_scale) | m for g, m in zip(groups, more, strict=True)
         )
-    dicts = [_as_torch(g, lr=rate) for g in decay_groups(named, weight_decay=section.weight_decay)]
+    groups = decay_groups(trained, weight_decay=section.weight_decay)
+    dicts = [_as_torch(g, lr=rate) for g in _layered(groups, trained, layer_decay)]
     if isinstance(section, SgdSection):
         return Sgd(dicts, lr=rate, momentum=section.momentum)
     betas = (section.beta1, section.beta2)
@@ -58,6 +64,10 @@ class Sgd(torch.optim.SGD):
         finally:
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
+
+
+def _layered(groups: list[Group], trained: Sequence[Named], decay: float) -> list[Group]:
+    return groups if decay == 1.0 else by_depth(groups, trained, decay=decay)
 
 
 def _as_torch(group: Group, *, lr: float) -> dict[str, Any]:

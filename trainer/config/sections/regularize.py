@@ -33,3 +33,4 @@ class EmaSection(Section):
 class RegularizeSection(Section):
     early_stopping: EarlyStoppingSection
     ema: EmaSection
+    layer_decay: Annotated[float, Field(gt=0, le=1)]  # of the rate, a layer down from the head
