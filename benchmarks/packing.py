@@ -13,7 +13,8 @@ wait for it. Batches are dealt to ranks one after another, as accelerate does. A
 as many tokens a rank and step. Padding alone: attention over a row that holds several examples is
 not in these figures. TRL is asked in a Python of its own (--trl); without it its rows are missing.
 
-Exit code 1: ours below 99.5 % anywhere. Takes a minute.
+Exit code 1: ours below 99.5 % anywhere, unless the set is so small that its last row alone is more
+than that: where there are as few rows as any packing can have. Takes a minute.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ Texts = Iterator[list[str]]  # of an example: what is put one behind the other
 
 @dataclass(frozen=True)
 class Set:
-    """`row_tokens`: several times the mean, and the longest example is whole. Of DialogSum there
-    are 1,000 here: the one row that is not full is 0.6 % of its rows of 2,048."""
+    """`row_tokens`: several times the mean, and the longest example is whole."""
 
     name: str
     row_tokens: int
@@ -90,7 +90,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 SETS = (
     Set("agnews", 512, _agnews),
     Set("gsm8k", 1024, _gsm8k),
-    Set("dialogsum", 1536, _dialogsum),
+    Set("dialogsum", 2048, _dialogsum),
     Set("multi30k", 512, _multi30k),
 )
 
@@ -193,6 +193,8 @@ def measured(one: Set, lengths: Indices, trl: Path | None) -> dict[str, Any]:
     pieces = {f"trl {n}": _in_two(lengths, one.row_tokens, n) for n in theirs if n in STRATEGIES}
     return {
         "row_tokens": one.row_tokens,
+        "rows": len(rows),
+        "fewest rows": -(-int(cut.sum()) // one.row_tokens),
         "rows a rank": micro,
         "examples": len(lengths),
         "mean": float(lengths.mean()),
@@ -265,9 +267,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ntrl was not measured (--trl PYTHON)", file=sys.stderr)
     if given.json:
         write_result(given.json, {"machine": machine(), "results": results})
-    least = min(min(found["useful"]["ours"]) for found in results.values())
-    print(f"\nours, least: {least:.4f}, {PROMISE}: {'kept' if least >= PROMISE else 'NOT KEPT'}")
-    return 0 if least >= PROMISE else 1
+    kept = [_kept(name, found) for name, found in results.items()]
+    return 0 if all(kept) else 1
+
+
+def _kept(name: str, found: dict[str, Any]) -> bool:
+    least, rows, fewest = min(found["useful"]["ours"]), found["rows"], found["fewest rows"]
+    kept = least >= PROMISE or rows == fewest
+    verdict = "kept" if least >= PROMISE else "as few rows as can be" if kept else "NOT KEPT"
+    print(f"{name}: ours {least:.2%}, {rows:,} rows, the fewest {fewest:,}: {verdict}")
+    return kept
 
 
 def _show(name: str, found: dict[str, Any]) -> None:

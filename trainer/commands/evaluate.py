@@ -1,7 +1,8 @@
 """longhaul evaluate RUN: loss, perplexity and the task's own scores on the held-out split.
 
 RUN may be a run, one of its checkpoints, or a folder made by longhaul export. One process: the
-model must fit on it (during training, evaluation runs on all ranks: steps.eval_every).
+model must fit on it (during training, evaluation runs on all ranks: steps.eval_every). What there
+is to see, a confusion matrix and scores by length, is put into the run's folder, under figures/.
 --answers writes what the model says to held-out examples of chat or seq2seq, and scores it.
 example: longhaul evaluate first-run --rows 512
          longhaul evaluate my-summaries --answers 100 --scores rouge,bleu --write said.jsonl
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(given: argparse.Namespace) -> Exit:
     from trainer.commands.answers import answer, wish_of
+    from trainer.commands.figures import write_figures
     from trainer.commands.rows import held_out_rows
     from trainer.dist.device import choose_device
     from trainer.dist.world import Alone, Place
@@ -63,6 +65,7 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     totals = total_scores(Alone(device), task, model, batches, device=device)
     values = values_of(task, totals)
     result = {"step": trained.step, "terms": int(totals["terms"]), **values}
+    figures = write_figures(given.path, task, totals, step=trained.step)
     if given.json:
         print(json.dumps(result))
         return Exit.DONE
@@ -70,6 +73,8 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     print(f"step {trained.step}, {result['terms']:,} held-out {what}")
     for name, value in values.items():
         print(f"  {name:16} {value:.4f}")
+    if figures is not None:
+        print(f"  figures in {figures}")
     print(f"  in {time.perf_counter() - started:.1f} s")
     return Exit.DONE
 

@@ -13,6 +13,7 @@ ledger/node-0.jsonl     what happened when, by the agent
 watch.json              the longest phases so far
 checkpoints/step-00000100/
 incidents/step-00000123/ what each rank had when a step went wrong
+figures/step-00000100/  what an evaluation has to show: confusion.html, lengths.html
 tensorboard/  wandb/  profile/  export/
 """
 
@@ -146,6 +147,11 @@ class RunFiles:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """A folder a step that `longhaul evaluate` has scored."""
+        return self.root / "figures"
 
     @property
     def tensorboard(self) -> Path:

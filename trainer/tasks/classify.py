@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from trainer.batch import IGNORED, ExampleBatch
-from trainer.evals.metrics.base import Metric, named, ratio, taken
+from trainer.evals.metrics.base import Metric, Sums, named, ratio, taken
 from trainer.evals.metrics.confusion import Confusion, MultiLabel
 from trainer.evals.metrics.correlation import Pearson
 from trainer.objectives.cross_entropy import (
@@ -19,6 +19,7 @@ from trainer.objectives.cross_entropy import (
     multi_label_loss_sum,
     regression_loss_sum,
 )
+from trainer.tasks.lengths import LengthBucket, buckets_of, lengths_of_examples, sums_by_length
 
 Answers = Literal["single", "multi", "regression"]
 
@@ -47,12 +48,20 @@ class Classify:
         real_E = batch.fields["weights_E"] > 0
         predicted, reference = self._compared(logits_EC.float(), batch, real_E)
         found = self._metric.sums_of(predicted.cpu().numpy(), reference.cpu().numpy())
-        return sums | named("answers", found)
+        return sums | named("answers", found) | self._by_length(predicted, reference, batch, real_E)
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         found = taken("answers", self._metric.size, sums)
         loss = ratio(sums.get("loss", 0.0), sums.get("terms", 0.0))
         return {"loss": loss, **self._metric.value(found)}
+
+    def buckets(self, sums: Mapping[str, float]) -> list[LengthBucket]:
+        return buckets_of(sums)
+
+    def confusion(self, sums: Mapping[str, float]) -> tuple[Confusion, Sums] | None:
+        if not isinstance(self._metric, Confusion):
+            return None
+        return self._metric, taken("answers", self._metric.size, sums)
 
     def _loss(self, logits_EC: torch.Tensor, batch: ExampleBatch) -> torch.Tensor:
         fields, weights_E = batch.fields, batch.fields["weights_E"]
@@ -75,3 +84,19 @@ class Classify:
         if self._answers == "multi":
             return logits_EC[real_E] > 0, targets_EC > 0.5
         return logits_EC[real_E, 0], targets_EC[:, 0]
+
+    def _by_length(
+        self,
+        predicted: torch.Tensor,
+        reference: torch.Tensor,
+        batch: ExampleBatch,
+        real_E: torch.Tensor,
+    ) -> dict[str, float]:
+        if self._answers == "regression":  # no number is simply right
+            return {}
+        if self._answers == "single":
+            right = (predicted == reference)[real_E]
+        else:
+            right = (predicted == reference).all(-1)
+        real = real_E.cpu().numpy()
+        return sums_by_length(lengths_of_examples(batch.fields)[real], right.cpu().numpy())

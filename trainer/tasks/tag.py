@@ -18,6 +18,7 @@ from trainer.evals.metrics.base import Metric, Sums, named, ratio, taken
 from trainer.evals.metrics.confusion import Confusion
 from trainer.evals.metrics.entities import EntityF1, entity_types
 from trainer.objectives.cross_entropy import token_loss_sum
+from trainer.tasks.lengths import LengthBucket, buckets_of, lengths_of_places, sums_by_length
 
 Ids = NDArray[np.int64]
 
@@ -48,7 +49,10 @@ class Tag:
         correct = ((chosen_RT == labels_RT) & (labels_RT != IGNORED)).sum()
         sums = {"terms": float(batch.terms), "loss": loss.item(), "correct": float(correct)}
         found = self._compared(chosen_RT.cpu().numpy(), batch)
-        return sums | named("answers", found)
+        counts_RT = (labels_RT != IGNORED).cpu().numpy()
+        right = (chosen_RT == labels_RT).cpu().numpy()[counts_RT]
+        lengths = lengths_of_places(batch.fields["documents_RT"])[counts_RT]
+        return sums | named("answers", found) | sums_by_length(lengths, right)
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         terms = sums.get("terms", 0.0)
@@ -60,6 +64,16 @@ class Tag:
             "token_accuracy": ratio(sums.get("correct", 0.0), terms),
             **found,
         }
+
+    def buckets(self, sums: Mapping[str, float]) -> list[LengthBucket]:
+        """Of words, by the length of their sentence."""
+        return buckets_of(sums)
+
+    def confusion(self, sums: Mapping[str, float]) -> tuple[Confusion, Sums] | None:
+        """Of tags without spans alone: entities are found or not."""
+        if not isinstance(self._metric, Confusion):
+            return None
+        return self._metric, taken("answers", self._metric.size, sums)
 
     def _compared(self, chosen_RT: Ids, batch: ExampleBatch) -> Sums:
         labels_RT = batch.fields["labels_RT"].cpu().numpy()

@@ -1,4 +1,4 @@
-"""The figures themselves: a confusion matrix, and a diagram of calibration."""
+"""The figures themselves: a confusion matrix, a diagram of calibration, scores by length."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from trainer.evals.plots.drawing import (
     Words,
     blended,
 )
+from trainer.tasks.lengths import LengthBucket
 
 _LONGEST_LABEL = 18
 _MOST_NUMBERS = 24  # classes, beyond which cells are too small to be written in
@@ -84,6 +85,33 @@ def calibration_figure(bins: Sequence[Bin]) -> Drawing:
     shapes.append(Words(left + side / 2, top + side + 35, f"confidence ({total:,} answers)"))
     shapes.append(Words(left, 12, "right answers (bars), mean confidence (red)", "start"))
     return Drawing("Calibration", left + side + _MARGIN, top + side + 50, tuple(shapes))
+
+
+def lengths_figure(buckets: Sequence[LengthBucket]) -> Drawing:
+    """The share of right answers in each bucket of lengths; a bar is as dark as its share of
+    them."""
+    height, left, top, bar = 300, 60, 30, 80
+    most = max((one.terms for one in buckets), default=0) or 1
+    bottom, right = top + height, left + bar * len(buckets)
+    shapes: list[Box | Line | Words] = [Words(left, 12, "share of right answers", "start")]
+    for number, one in enumerate(buckets):
+        x, tall = left + number * bar, one.share * height
+        colour = blended(0.25 + 0.75 * one.terms / most)
+        shapes.append(Box(x + 5, bottom - tall, bar - 10, tall, colour))
+        middle = x + bar / 2
+        shapes.append(Words(middle, bottom - tall - 8, f"{one.share:.3f}"))
+        shapes.append(Words(middle, bottom + 15, length_name(one)))
+        shapes.append(Words(middle, bottom + 32, f"{one.terms:,}", colour=GREY))
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        shapes.append(Words(left - 8, bottom - tick * height, f"{tick:g}", "end"))
+    shapes.append(Line(left, bottom, right, bottom, BLACK))
+    shapes.append(Line(left, top, left, bottom, BLACK))
+    shapes.append(Words(left, bottom + 52, "tokens of the example; how many (grey)", "start"))
+    return Drawing("Length", max(right + _MARGIN, 360), bottom + 70, tuple(shapes))
+
+
+def length_name(bucket: LengthBucket) -> str:
+    return f"over {bucket.low}" if bucket.high is None else f"{bucket.low + 1} to {bucket.high}"
 
 
 def _short(label: str, longest: int = _LONGEST_LABEL) -> str:

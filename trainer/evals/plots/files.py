@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.evals.metrics.base import Sums
 from trainer.evals.metrics.calibration import Calibration
 from trainer.evals.metrics.confusion import Confusion
 from trainer.evals.plots.drawing import Drawing, page
-from trainer.evals.plots.figures import calibration_figure, confusion_figure
+from trainer.evals.plots.figures import (
+    calibration_figure,
+    confusion_figure,
+    length_name,
+    lengths_figure,
+)
 from trainer.evals.plots.png import png
+from trainer.tasks.lengths import Figured, LengthBucket
 
 
 def write_confusion(folder: Path, metric: Confusion, sums: Sums) -> list[Path]:
@@ -41,6 +47,31 @@ def write_calibration(folder: Path, metric: Calibration, sums: Sums) -> list[Pat
     ]
     drawing = calibration_figure(bins)
     return write_figure(folder, "calibration", drawing=drawing, header=header, rows=rows)
+
+
+def write_lengths(folder: Path, buckets: Sequence[LengthBucket]) -> list[Path]:
+    """lengths.html, with a table of buckets, and lengths.png."""
+    header = ("tokens", "answers", "right", "share")
+    rows = [
+        (length_name(one), f"{one.terms:,}", f"{one.right:,}", f"{one.share:.4f}")
+        for one in buckets
+    ]
+    return write_figure(
+        folder, "lengths", drawing=lengths_figure(buckets), header=header, rows=rows
+    )
+
+
+def write_task_figures(folder: Path, task: object, sums: Mapping[str, float]) -> list[Path]:
+    """All that there is to see in a task's sums; no files for a task that shows nothing."""
+    if not isinstance(task, Figured):
+        return []
+    written: list[Path] = []
+    confusion = task.confusion(sums)
+    if confusion is not None and confusion[1].any():
+        written += write_confusion(folder, *confusion)
+    if buckets := task.buckets(sums):
+        written += write_lengths(folder, buckets)
+    return written
 
 
 def write_figure(
