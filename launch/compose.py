@@ -17,7 +17,7 @@ from typing import Any
 from launch.settings.aliases import too_large
 from launch.settings.choices import Folders
 from launch.settings.provenance import Assignment, Layer, provenance
-from launch.settings.typed import unreadable
+from launch.settings.typed import unreadable, without_key
 from trainer.config import explain
 from trainer.config.names import nearest, nearest_group, nearest_setting, or_list
 from trainer.errors import ConfigError, Problem, Refused
@@ -158,6 +158,8 @@ def _group_override(text: str, override: Any) -> str:
 def _misuse(text: str, override: Any, folders: Folders) -> Problem | None:
     """What Hydra would accept, or refuse in its own words, and cannot be meant."""
     key = override.key_or_group
+    if not key:
+        return without_key(text)
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return Problem(key, "Hydra only composes the configuration here and has no settings", "")
     if override.is_sweep_override():

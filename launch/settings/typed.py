@@ -10,11 +10,18 @@ from trainer.config.fields import example, is_name, takes_number
 from trainer.config.names import nearest
 from trainer.errors import Problem
 
+_NO_SETTING = "is no setting; settings are written key=value"
+
+
+def without_key(text: str) -> Problem:
+    """`=3`, which Hydra reads as a value for nothing."""
+    return Problem(repr(text), _NO_SETTING, f"steps.total{text.lstrip('+~')}")
+
 
 def unreadable(text: str, error: Exception, folders: Folders) -> Problem:
     if "=" not in text:
         fix = f"{text}=..." if text.replace(".", "").replace("_", "").isalnum() else ""
-        return Problem(repr(text), "is no setting; settings are written key=value", fix)
+        return Problem(repr(text), _NO_SETTING, fix)
     key, _, value = text.partition("=")
     key = key.lstrip("+~")
     reason = str(error).splitlines()[0]
@@ -35,8 +42,9 @@ def _retyped(key: str, value: str, folders: Folders) -> str:
 
 
 def _quoted(value: str) -> str:
-    """As Hydra reads text with any letters in it; a list by its entries."""
-    if value.startswith("[") and value.endswith("]"):
+    """As Hydra reads text with any letters in it; a list, also one left open, by its entries."""
+    if value.startswith("["):
+        value = f"{value.removesuffix(']')}]"
         return f"[{','.join(_quoted(v.strip()) for v in value[1:-1].split(',') if v.strip())}]"
     bare = value.strip("\"'")
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', bare)

@@ -93,6 +93,11 @@ REFUSED = {
     "steps.total": (
         "'steps.total'", "is no setting; settings are written key=value", "steps.total=...",
     ),
+    "=3": ("'=3'", "is no setting; settings are written key=value", "steps.total=3"),
+    "data.sources.files.paths=[a b": (
+        "data.sources.files.paths", "cannot read the value",
+        """'data.sources.files.paths=["a b"]'""",
+    ),
     "run.name=[a": ("run.name", "cannot read the value", "run.name=a"),
     "hydra.run.dir=/tmp/x": ("hydra.run.dir", "Hydra only composes the configuration here", ""),
     "model=_shared": ("model", "there is no choice '_shared'", f"model={MODELS[0]}"),

@@ -68,7 +68,7 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
 
 _BAD_TEXT: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty"),
-    "blank": (b" \n\n", "is empty"),
+    "blank": (b" \n\n", "holds nothing but white space"),
     "binary": (b"ab\0cd", r"is a binary file \(a zero byte at offset 2\)"),
     "not utf-8": (b"ok\nab\xffcd", "is not UTF-8: byte 0xff at offset 5"),
     "not utf-8 behind a mark": (b"\xef\xbb\xbfa\xff", "is not UTF-8: byte 0xff at offset 4"),

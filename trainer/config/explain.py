@@ -226,7 +226,8 @@ def _wrong_value(
     if not _reason(detail) and detail["type"] == "string_pattern_mismatch":
         shown = or_list(examples(path, values)) or str(detail["ctx"]["pattern"])
         reason = f"must look like {shown}"
-    fix = f"{where}={_as_override(example(path, values, given=given))}"
+    inside = next((key for key in known_settings(values) if key.startswith(f"{where}.")), where)
+    fix = f"{inside}={_as_override(example(inside.split('.'), values, given=given))}"
     fix = shlex.quote(fix) if " " in fix else fix
     return Problem(where, f"{reason}, not {_shown(given)}", fix)
 

@@ -40,7 +40,7 @@ def _documents(
     if not start.strip():
         rest_is_blank = len(start) < _PROBE_BYTES
         if rest_is_blank:
-            reject(f"{path} is empty")
+            reject(f"{path} is empty" if not start else f"{path} holds nothing but white space")
             return
     if (zero := start.find(b"\0")) >= 0:
         reject(f"{path} is a binary file (a zero byte at offset {zero})")

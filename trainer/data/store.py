@@ -217,7 +217,7 @@ def _checksum(array: npt.NDArray[Any]) -> str:
 
 
 def _mend(path: Path) -> str:
-    return f"delete the folder {path} and run `longhaul data prepare` again"
+    return f"delete the folder {path}: the next start or `longhaul resume` prepares it again"
 
 
 def _windows(tokens: npt.NDArray[Any], starts: Indices, length: int) -> npt.NDArray[Any]:

@@ -10,10 +10,11 @@ from trainer.config.sections.base import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, examples=[0.001])]
 
 
 class _Optimizer(Section):
-    learning_rate: Positive  # peak; the schedule scales it
+    learning_rate: Rate  # peak; the schedule scales it
     weight_decay: Annotated[float, Field(ge=0)]  # decoupled; never on biases and norms
     max_grad_norm: Annotated[float, Field(ge=0)]  # 0: no clipping
 
@@ -35,7 +36,7 @@ class Muon(_Optimizer):
 
     kind: Literal["muon"]
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    adamw_learning_rate: Positive
+    adamw_learning_rate: Rate
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
     eps: Positive
