@@ -72,6 +72,24 @@ def test_a_node_where_it_fails_twice_is_left_out_if_there_is_another(
     assert "left out from here on: node2 (it failed there 2 times in a row)" in one.words
 
 
+def test_a_new_job_goes_on_without_the_node_whose_numbers_were_wrong(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """No spare node is in the allocation, but Slurm has one."""
+    what = first("wait") | {"1:2": ["differ", "ranks 0 and 2 hold other weights"]}
+    one = slurm_run(cluster, tmp_path, what).submit()
+    cluster.wait(lambda: len(one.lines) == 2)
+    assert one.ends == [(1, "again", 76, "hardware"), (2, "done", 0, None)], one.words
+    assert nodes_of(one, 1) == ["node1", "node2"]
+    assert nodes_of(one, 2) == ["node1", "node3"]
+    assert one.until_over() == "COMPLETED", one.words  # what it was asked to do it did
+    assert one.job_of(2) != one.job
+    assert one.job_of(1) == one.job_of(2), "attempt 1 names the job that is to be asked about"
+    assert cluster.until_state(one.job_of(2), "COMPLETED") == "COMPLETED", one.words
+    assert f"job {one.job_of(2)} goes on after this one" in one.words
+    assert one.state == "finished"
+
+
 def test_jobs_of_a_chain_go_on_one_after_another(cluster: Cluster, tmp_path: Path) -> None:
     one = slurm_run(
         cluster, tmp_path, first("wait"), "launch.chain=3", "launch.requeue=false"

@@ -10,6 +10,7 @@ what rank 1 does in attempt 2.
     hang             ignore every stop signal
     raise TEXT       write error.json and leave with 76
     refuse TEXT      write error.json and leave with 78
+    differ TEXT      as raise, but as a rank whose numbers were wrong
     exit CODE        leave without a word
     children         start a child and a grandchild in a session of its own, then wait
     say TEXT         print, then finish
@@ -57,8 +58,8 @@ def main() -> int:
     if what == "exit":
         print("about to leave", file=sys.stderr, flush=True)
         return int(rest[0])
-    if what in ("raise", "refuse"):
-        return _fail(files, rank, rest[0], Exit.FAILED if what == "raise" else Exit.STOP)
+    if what in ("raise", "refuse", "differ"):
+        return _fail(files, rank, what, rest[0])
     _await(told)
     (files.root / f"told-{rank}").write_text(" ".join(map(str, told)))
     if what == "slow":
@@ -118,12 +119,13 @@ def _finish(run: RunFiles, files: AttemptFiles, rank: int, words: list[str]) -> 
     return Exit.DONE
 
 
-def _fail(files: AttemptFiles, rank: int, message: str, code: Exit) -> Exit:
+def _fail(files: AttemptFiles, rank: int, what: str, message: str) -> Exit:
+    code = Exit.STOP if what == "refuse" else Exit.FAILED
     error = ErrorRecord(
         time=time.time(),
         rank=rank,
         host=socket.gethostname(),
-        kind="DataError",
+        kind="ReplicasDiffer" if what == "differ" else "DataError",
         message=message,
         exit_code=code,
         step=3,

@@ -30,6 +30,8 @@ from tests.helpers.nodes import REPOSITORY, Lab, Machine, environment, machines,
 from tests.helpers.nodes import why_not as no_machines
 
 PATIENCE_S = 150.0  # of a slow machine: nobody waits for what is there
+_LOOK_S = 10.0
+_HELD = "launch failed requeued held"
 _TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _CONF = """\
 ClusterName=lab
@@ -56,7 +58,7 @@ ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout={slurmd_timeout}
 TCPTimeout=2
-MessageTimeout=5
+MessageTimeout=10
 KillWait={kill_wait}
 MinJobAge={min_job_age}
 SchedulerParameters=sched_interval=1,bf_interval=2,batch_sched_delay=0,requeue_setup_env_fail
@@ -109,11 +111,22 @@ class Cluster:
         return self.run(["squeue", "-h", "-t", "all", "-j", job, "-o", "%T"], check=False).strip()
 
     def wait(self, condition: Callable[[], Any], *, seconds: float = PATIENCE_S) -> Any:
-        deadline = time.monotonic() + seconds
+        begun = looked = time.monotonic()
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"waited in vain; {self.story()}"
+            assert (now := time.monotonic()) - begun < seconds, f"waited in vain; {self.story()}"
+            if now - looked > _LOOK_S:
+                self._release_held()
+                looked = now
             time.sleep(0.1)
         return value
+
+    def _release_held(self) -> None:
+        """A slurmd that stood still for MessageTimeout: its job is held until somebody looks."""
+        waiting = self.run(["squeue", "-h", "-t", "PD", "-o", "%A %r"], check=False)
+        for line in waiting.splitlines():
+            job, _, why = line.strip().partition(" ")
+            if why == _HELD:
+                self.run(["scontrol", "release", job], check=False)
 
     def until_state(self, job: str, *states: str, seconds: float = PATIENCE_S) -> str:
         return str(self.wait(lambda: (s := self.state(job)) in states and s, seconds=seconds))
