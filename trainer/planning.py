@@ -34,7 +34,14 @@ from trainer.config.sections.adapters import (
 from trainer.config.sections.data import DataSection, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderDecoderShape, EncoderShape, FolderModel
-from trainer.config.sections.tasks import ClassifyTask, PreferenceTask, RelationsTask, Task
+from trainer.config.sections.tasks import (
+    ClassifyTask,
+    PreferenceTask,
+    RelationsTask,
+    Seq2SeqTask,
+    SpanDenoisingTask,
+    Task,
+)
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
@@ -273,6 +280,8 @@ def _checked_shape(
     if not fits_head(shape, config.task):
         return None, [_wrong_model(config, shape)]
     shape = _under_head(shape, config, stores)
+    if shape.is_encoder_decoder:
+        shape = replace(shape, **_two_stacks(config))
     shape = replace(shape, adaptation=adaptation_of(model.adapter))
     return shape, [*_misfits(config, shape, tokens), *_unmatched_patterns(shape)]
 
@@ -298,8 +307,6 @@ def _unmatched_patterns(shape: Shape) -> list[Problem]:
 def _under_head(shape: Shape, config: Config, stores: Sequence[StorePlan]) -> Shape:
     if shape.is_encoder:
         return replace(shape, head=config.task.head, num_labels=num_outputs(config, stores))
-    if shape.is_encoder_decoder:
-        shape = replace(shape, **_two_stacks(config))
     if config.task.head == "reward":
         return replace(shape, head="reward", num_labels=1, tie_word_embeddings=False)
     return shape
@@ -315,7 +322,13 @@ def num_outputs(config: Config, stores: Sequence[StorePlan]) -> int:
 
 
 def fits_head(shape: Shape, task: Task) -> bool:
-    """Next tokens are predicted by decoders, everything else that there is by encoders."""
+    """Next tokens are predicted by decoders, texts from texts by encoder-decoders as well, and
+    everything else that there is by encoders.
+    """
+    if shape.is_encoder_decoder:
+        return task.on_encoder_decoders
+    if task.head == "seq2seq":
+        return False
     return shape.is_encoder != (task.head in ("next_token", "reward"))
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from trainer.capacity import encoder
+from trainer.capacity import encoder, encoder_decoder
 from trainer.capacity.adaptation import Adaptation
 from trainer.capacity.encoder import ENCODERS, EncoderFamily
+from trainer.capacity.encoder_decoder import ENCODER_DECODERS, EncoderDecoderFamily
 
 Family = Literal["llama", "mistral", "qwen3", "gpt2", "gpt_neox"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen3", "gpt2", "gpt_neox")

@@ -19,8 +19,8 @@ from trainer.config.engine_rules import engine_problems
 from trainer.config.names import nearest_setting
 from trainer.config.nodes_rules import nodes_problems
 from trainer.config.peer_rules import peer_problems
-from trainer.config.remote_rules import remote_problems
 from trainer.config.regularize_rules import regularize_problems
+from trainer.config.remote_rules import remote_problems
 from trainer.config.schema import Config
 from trainer.config.sections.data import CustomSource, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection

@@ -99,12 +99,15 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype, head: HeadSpec | None =
 
 @torch.no_grad()
 def our_answers(
-    model: EncoderModel | RewardModel, fields: Mapping[str, torch.Tensor]
+    model: EncoderModel | EncoderDecoderModel | RewardModel, fields: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
     """The logits of each example of packed rows: (C,) of a sequence head, else (length, ...).
 
     Of rewards: a number for each answer, those that are preferred first.
     """
+    if isinstance(model, EncoderDecoderModel):
+        logits = model(fields, want="logits")
+        return [logits[row, at] for row, at in _examples(fields["decoder_documents_RS"])]
     if isinstance(model, RewardModel):
         pairs, real = pairs_of(fields), fields["first_E"] >= 0
         last_A = torch.cat([pairs.last_chosen_E[real], pairs.last_rejected_E[real]])
@@ -126,9 +129,7 @@ def their_answers(
 ) -> list[torch.Tensor]:
     """The same of `load_pretrained`'s model, given one example at a time as a user would."""
     if head.kind == "reward":
-        both = [
-            _examples({"documents_RT": _numbers(fields, whose)}) for whose in (CHOSEN, REJECTED)
-        ]
+        both = [_examples(_numbers(fields, whose)) for whose in (CHOSEN, REJECTED)]
         places = [place for answers in both for place in answers]
         return [theirs(fields["inputs_RT"][row, at].unsqueeze(0)).logits[0] for row, at in places]
     if head.kind == "seq2seq":

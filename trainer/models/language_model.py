@@ -49,9 +49,10 @@ class LanguageModel(nn.Module):
     ) -> Any:
         """What the head says about the labels (already shifted).
 
-        log_probs: fp32 (R, T), 0 where the label is IGNORED. with_reference: a pair of those, the
-        model's and, without gradient, its reference's. scores: the same without gradient,
-        and bool (R, T), whether the label was the first choice. logits: (R, T, V); no labels.
+        log_probs: fp32 (R, T), 0 where the label is IGNORED, smoothed as Head says. with_reference:
+        a pair of those, the model's and, without gradient, its reference's. scores: log_probs
+        without gradient, and bool (R, T), whether the label was the first choice. logits:
+        (R, T, V); no labels.
 
         Documents packed in a row are kept apart by `positions_RT` alone, which restart at 0: no
         mask and no cache, or Hugging Face would let rows leak (see attention.py).
