@@ -113,7 +113,8 @@ class Cluster:
     def wait(self, condition: Callable[[], Any], *, seconds: float = PATIENCE_S) -> Any:
         begun = looked = time.monotonic()
         while not (value := condition()):
-            assert (now := time.monotonic()) - begun < seconds, f"waited in vain; {self.story()}"
+            now = time.monotonic()
+            assert now - begun < seconds, f"waited in vain; {self.story()}"
             if now - looked > _LOOK_S:
                 self._release_held()
                 looked = now
