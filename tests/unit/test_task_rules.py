@@ -35,6 +35,14 @@ REFUSED = {
             "task.prompt='{source}'",
         ),
     ),
+    "noise that orpo does not reckon with": (
+        ("task=preference", *EXAMPLES, "task.loss=orpo", "task.label_smoothing=0.1"),
+        (
+            "task.label_smoothing",
+            "pairs the wrong way round are reckoned with by dpo alone",
+            "task.label_smoothing=0, or task.loss=dpo",
+        ),
+    ),
     "a tokenizer without a mask": (
         ("task=masked_lm", "model=encoder_debug"),
         (

@@ -33,6 +33,7 @@ _KINDS = {
     ),
     "tokens": ("A tagger of tokens", "token-classification", "AutoModelForTokenClassification"),
     "spans": ("A finder of answers", "question-answering", "AutoModelForQuestionAnswering"),
+    "reward": ("A reward model", "text-classification", "AutoModelForSequenceClassification"),
     "seq2seq": ("An encoder-decoder", "text2text-generation", "AutoModelForSeq2SeqLM"),
 }
 
