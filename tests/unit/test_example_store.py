@@ -318,3 +318,21 @@ def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
     data = plan.config.data.model_copy(update={"sources": {"examples": source}})
     with pytest.raises(Refused, match=r"row 1: the label '\w+' is no number"):
         prepare(plan.config.model_copy(update={"data": data}), log=lambda _: None)
+
+
+def test_rows_that_no_example_can_be_made_of_are_left_out_and_counted(tmp_path: Path) -> None:
+    lines = [{"text": f"text {n}", "label": ("good", "bad")[n % 2]} for n in range(40)]
+    lines[1] = {"text": "b", "label": "bda"}  # also where all sources are looked at first
+    lines[39] = {"text": "c", "label": "odd"}
+    path = tmp_path / "classify" / "lines.jsonl"
+    made = case_plan(tmp_path, "classify").config
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = made.data.sources["examples"].model_copy(
+        update={"paths": (str(path),), "on_bad_line": "skip"}
+    )
+    data = made.data.model_copy(update={"sources": {"examples": source}, "labels": ("good", "bad")})
+    [store] = prepare(made.model_copy(update={"data": data}), log=lambda _: None)
+    manifest = ExampleStore.open(Path(store.path)).manifest
+    assert manifest.skipped_records == 2
+    assert manifest.num_examples("train") + manifest.num_examples("held_out") == 38
+    assert sum(manifest.label_counts) == manifest.num_examples("train")

@@ -23,6 +23,7 @@ from trainer.config.sections.examples import RecordsSource
 from trainer.data.augment import Augmentation
 from trainer.data.best_fit import packed_rows, windows
 from trainer.data.encodings.base import Encoding
+from trainer.data.encodings.example import Example
 from trainer.data.encodings.labels import MOST_LABELS, in_order
 from trainer.data.encodings.table import encoding_of
 from trainer.data.exact_fit import exact_rows
@@ -66,6 +67,11 @@ class _Work:
     tokenizer: TaskTokenizer
     labels: tuple[str, ...]
     augmentation: Augmentation
+
+    def policy(self, split: Split) -> str:
+        """What is done about a record that is not as promised."""
+        alone = self.held_out if split == "held_out" else None
+        return (alone or self.source).on_bad_line
 
 
 def prepare_examples(config: Config, data: ExamplesSection, *, log: Log) -> list[StorePlan]:
@@ -135,7 +141,11 @@ def _labels(
     for name, source in data.sources.items():
         rejected = Rejected(source=name)
         for record in records(source, rejected=rejected, wanted=encoding.wanted):
-            found.update(encoding.labels_of(record))
+            try:
+                found.update(encoding.labels_of(record))
+            except DataError:
+                if source.on_bad_line != "skip":
+                    raise
             if len(found) > MOST_LABELS:
                 raise DataError(
                     f"{record.place}: more than {MOST_LABELS:,} different labels so far; is that "
@@ -154,7 +164,7 @@ def _check_beginning(name: str, source: ExampleSource, encoding: Encoding) -> No
     beginning = list(islice(records(source, rejected=rejected, wanted=encoding.wanted), _CHECKED))
     if not beginning:
         raise DataError(f"data.sources.{name} holds no example; correct its paths or columns")
-    for record in beginning:
+    for record in beginning if source.on_bad_line != "skip" else ():
         encoding.encode(record)
 
 
@@ -203,6 +213,7 @@ class _Counts:
     def __init__(self, labels: Sequence[str], saved: dict[str, Any]) -> None:
         self._labels = labels
         self.skipped: int = saved.get("skipped", 0)
+        self.left_out: int = saved.get("left_out", 0)  # of records that could not be encoded
         self.cut: int = saved.get("cut", 0)
         self.files: dict[str, int] = {f: i for i, f in enumerate(saved.get("files", []))}
         self.labels: Counter[str] = Counter(saved.get("labels", {}))
@@ -210,6 +221,7 @@ class _Counts:
     def as_dict(self) -> dict[str, Any]:
         return {
             "skipped": self.skipped,
+            "left_out": self.left_out,
             "cut": self.cut,
             "files": list(self.files),
             "labels": dict(self.labels),
@@ -222,19 +234,33 @@ class _Counts:
 def _add(
     work: _Work, writer: ExampleStoreWriter, split: Split, record: Record, *, counts: _Counts
 ) -> bool:
+    try:
+        examples = _encoded(work, record)
+    except DataError:
+        if work.policy(split) != "skip":
+            raise
+        counts.left_out += 1
+        return False
     if split == "train" and work.labels:
         counts.labels.update(work.encoding.labels_of(record))
     finished = False
-    for example in work.encoding.encode(record):
+    for example in examples:
+        counts.cut += example.was_cut
+        number = counts.files.setdefault(record.file, len(counts.files))
+        finished |= writer.add(split, example, file_number=number)
+    return finished
+
+
+def _encoded(work: _Work, record: Record) -> Sequence[Example]:
+    """Raises: DataError for a record of which no whole example can be made."""
+    examples = work.encoding.encode(record)
+    for example in examples:
         if not 0 < example.length <= work.data.sequence_length:
             raise DataError(
                 f"{record.place}: it became {example.length:,} tokens, and a row has 1 to "
                 f"{work.data.sequence_length:,}; raise data.sequence_length"
             )
-        counts.cut += example.was_cut
-        number = counts.files.setdefault(record.file, len(counts.files))
-        finished |= writer.add(split, example, file_number=number)
-    return finished
+    return examples
 
 
 def _publish(work: _Work, writer: ExampleStoreWriter, *, counts: _Counts, log: Log) -> None:
@@ -255,7 +281,7 @@ def _publish(work: _Work, writer: ExampleStoreWriter, *, counts: _Counts, log: L
         terms=work.encoding.terms,
         columns=writer.columns,
         row_tokens=work.data.sequence_length,
-        skipped_records=counts.skipped,
+        skipped_records=counts.skipped + counts.left_out,
         cut_examples=counts.cut,
         files=tuple(counts.files),
         label_counts=counts.of_labels(),
