@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="folder to write; RUN/export/step-N if not given")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="as trained if not given")
     parser.add_argument("--max-shard", type=_size, default=5 * 10**9, help="of one file: 5GB")
+    parser.add_argument(
+        "--adapter", action="store_true", help="what was trained alone, for peft to load over it"
+    )
     parser.add_argument("--rows", type=int, default=4, help="of the check; 0: no check")
     given = parser.parse_args(argv)
     return ended(lambda: _export(given))
@@ -31,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def _export(given: argparse.Namespace) -> Exit:
     from trainer.commands.rows import rows_to_compare
     from trainer.data.exported_tokenizer import tokenizer_of
+    from trainer.export.adapter import export_adapter
     from trainer.export.export import export_folder
     from trainer.export.trained import open_trained
 
@@ -39,17 +43,24 @@ def _export(given: argparse.Namespace) -> Exit:
     )
     precision = trained.plan.config.precision.kind
     dtype = given.dtype or {"bf16": "bf16", "fp16": "fp16"}.get(precision, "fp32")
-    folder = given.to or _run_folder(given.path) / "export" / f"step-{trained.step:08d}"
+    name = f"step-{trained.step:08d}" + ("-adapter" if given.adapter else "")
+    folder = given.to or _run_folder(given.path) / "export" / name
     rows = rows_to_compare(trained.plan, given.rows)
-    done = export_folder(
-        trained,
-        folder,
-        dtype=dtype,
-        max_shard_bytes=given.max_shard,
-        tokenizer=tokenizer_of(trained.plan),
-        rows=rows.batches,
-        rows_are=rows.what,
-    )
+    tokenizer = tokenizer_of(trained.plan)
+    if given.adapter:
+        done = export_adapter(
+            trained, folder, dtype=dtype, tokenizer=tokenizer, rows=rows.batches, rows_are=rows.what
+        )
+    else:
+        done = export_folder(
+            trained,
+            folder,
+            dtype=dtype,
+            max_shard_bytes=given.max_shard,
+            tokenizer=tokenizer,
+            rows=rows.batches,
+            rows_are=rows.what,
+        )
     check = done.check
     if given.json:
         value = {
@@ -65,14 +76,15 @@ def _export(given: argparse.Namespace) -> Exit:
         return Exit.DONE
     print(f"exported step {trained.step} as {dtype} to {done.folder}")
     print(f"  {done.files} weight file(s), {size_text(done.bytes)}")
+    by = "peft" if given.adapter else "transformers"
     if check is not None:
         print(
-            f"  transformers loads it; logits equal the trained model's to "
+            f"  {by} loads it; logits equal the trained model's to "
             f"{check.max_logit_difference:.1e} on {check.rows} {check.what}"
         )
     else:
         print(f"  not checked against the trained model, as --rows {given.rows} asks")
-    if trained.plan.config.task.data == "examples":
+    if given.adapter or trained.plan.config.task.data == "examples":
         return Exit.DONE
     prompt = typed_prompt(trained.plan.config.model_dump(mode="json"))
     print(f"  next: longhaul generate {shlex.quote(str(done.folder))} --prompt {prompt}")

@@ -6,7 +6,7 @@ as a user would do it: nothing of the export is used on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,23 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 @torch.no_grad()
 def check_export(
-    trained: Trained, folder: Path, *, dtype: torch.dtype, rows: Sequence[Batch], what: str
+    trained: Trained,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    rows: Sequence[Batch],
+    what: str,
+    load: Callable[[], Any] | None = None,
 ) -> CheckResult:
-    """`what` the rows are, as it is told.
+    """`what` the rows are, as it is told. `load`: another way than transformers' from_pretrained.
 
-    Raises: ModelError if transformers cannot load the folder, or leaves weights unset."""
+    Raises: ModelError if transformers cannot load the folder, or leaves weights unset.
+    """
     head = head_of(trained.plan)
     ours = load_model(trained, dtype=dtype, device=torch.device("cpu"))
     expected = [_ours(ours, batch, head) for batch in rows]
     del ours  # two models at once would double the memory
-    theirs = load_pretrained(folder, dtype=dtype, head=head)
+    theirs = load() if load else load_pretrained(folder, dtype=dtype, head=head)
     largest = 0.0
     for batch, wanted in zip(rows, expected, strict=True):
         for found, logits in zip(_theirs(theirs, batch, head), wanted, strict=True):

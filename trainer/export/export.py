@@ -6,8 +6,6 @@ longhaul.json   the plan and the step it came from
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,12 @@ import torch
 from trainer.batch import Batch
 from trainer.errors import LonghaulError, Refused
 from trainer.export.check import check_export
+from trainer.export.incoming import published
 from trainer.export.model_card import CheckResult, model_card
 from trainer.export.safetensors_folder import TensorSpec, write_weights
 from trainer.export.trained import Trained, write_origin
 from trainer.models.exported import save_config
-from trainer.records.json_file import fsync_folder
+from trainer.models.merged import merges
 from trainer.tasks.table import head_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,14 +62,14 @@ def export_folder(
     """Write `folder`; `rows` are what the check compares logits on (none: no check).
     `rows_are`: which ones, for the model card.
 
-    Raises: Refused if the folder exists; ExportMismatch if the check fails; CheckpointError.
+    Raises: Refused if the folder exists, or nothing without its adapter computes what the model
+    does; ExportMismatch if the check fails; CheckpointError.
     """
-    if folder.exists():
-        raise Refused(f"{folder} exists already; choose another folder with --to, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    incoming = folder.with_name(f"{folder.name}.incoming-{os.getpid()}")
-    incoming.mkdir(mode=0o700)
-    try:
+    if not merges(trained.model):
+        kind = trained.model.adapter.kind
+        what = f"model/adapter={kind} computes what no model without it does"
+        raise Refused(f"{what}, so that there is no folder to export; its checkpoints stay usable")
+    with published(folder) as incoming:
         files = write_weights(
             incoming,
             [TensorSpec(name, shape, name) for name, shape in trained.names],
@@ -90,20 +89,19 @@ def export_folder(
         check = None
         if rows:
             check = check_export(trained, incoming, dtype=DTYPES[dtype], rows=rows, what=rows_are)
-        if check is not None and not check.passed:
-            raise ExportMismatch(
-                f"the exported model's logits differ from the trained model's by up to "
-                f"{check.max_logit_difference:.3g} (allowed {check.tolerance:g}); not published"
-            )
+        refuse_mismatch(check)
         card = model_card(
             trained.plan, step=trained.step, loss=trained.loss, dtype=dtype, check=check
         )
         (incoming / "README.md").write_text(card, encoding="utf-8")
         write_origin(incoming, trained)
         size = sum(f.stat().st_size for f in files)
-        incoming.rename(folder)
-        fsync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(incoming, ignore_errors=True)
-        raise
     return Exported(folder=folder, files=len(files), bytes=size, check=check)
+
+
+def refuse_mismatch(check: CheckResult | None) -> None:
+    if check is not None and not check.passed:
+        raise ExportMismatch(
+            f"the exported model's logits differ from the trained model's by up to "
+            f"{check.max_logit_difference:.3g} (allowed {check.tolerance:g}); not published"
+        )

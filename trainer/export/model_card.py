@@ -42,6 +42,44 @@ def model_card(
     plan: RunPlan, *, step: int, loss: float | None, dtype: str, check: CheckResult | None
 ) -> str:
     """Markdown with the front matter that model hubs read."""
+    what, tag, loader = _kind(plan)
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags: [longhaul]\n---\n\n"
+        f"# {plan.config.run.name}\n\n"
+        f"{what} trained with Longhaul. Load it with\n"
+        f"`{loader}.from_pretrained(folder)`.\n\n"
+        f"{_table(plan, step=step, loss=loss, dtype=dtype, check=check)}"
+    )
+
+
+def adapter_card(
+    plan: RunPlan,
+    *,
+    base: str,
+    step: int,
+    loss: float | None,
+    dtype: str,
+    check: CheckResult | None,
+) -> str:
+    """Of a folder that holds what was trained beside `base`, and no more."""
+    what, tag, loader = _kind(plan)
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {base}\npipeline_tag: {tag}\ntags: [longhaul]\n"
+        f"---\n\n# {plan.config.run.name}\n\n"
+        f"An adapter ({plan.config.model.adapter.kind}) trained with Longhaul: {what.lower()} "
+        f"together with its base. Load it with\n"
+        f"`PeftModel.from_pretrained({loader}.from_pretrained(base), folder)`.\n\n"
+        f"{_table(plan, step=step, loss=loss, dtype=dtype, check=check)}"
+    )
+
+
+def _kind(plan: RunPlan) -> tuple[str, str, str]:
+    return _KINDS["seq2seq" if plan.decoder_start_id is not None else plan.config.task.head]
+
+
+def _table(
+    plan: RunPlan, *, step: int, loss: float | None, dtype: str, check: CheckResult | None
+) -> str:
     config = plan.config
     tokens = step * plan.tokens_per_step
     sources = ", ".join(f"{s.source} (weight {s.weight:g})" for s in plan.stores)
@@ -55,6 +93,7 @@ def model_card(
     rows = {
         "run": f"{config.run.name} ({plan.run_id})",
         "parameters": f"{plan.num_parameters:,}",
+        **({"trained": f"{plan.num_trained:,}"} if config.model.adapter.kind != "none" else {}),
         "step": f"{step:,} of {config.steps.total:,}",
         "tokens": f"about {tokens:,}",
         "training loss": "unknown" if loss is None else f"{loss:.4f} nats a {term}",
@@ -65,13 +104,5 @@ def model_card(
         "precision": f"trained {config.precision.kind}, exported {dtype}",
         "check": checked,
     }
-    head = "seq2seq" if plan.decoder_start_id is not None else config.task.head
-    what, tag, loader = _KINDS[head]
-    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags: [longhaul]\n---\n\n"
-        f"# {config.run.name}\n\n"
-        f"{what} trained with Longhaul. Load it with\n"
-        f"`{loader}.from_pretrained(folder)`.\n\n"
-        f"| | |\n|---|---|\n{table}\n"
-    )
+    lines = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+    return f"| | |\n|---|---|\n{lines}\n"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import re
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from trainer.capacity.adaptation import is_feed_forward
@@ -54,7 +55,7 @@ def fit_adapter(model: AnyModel, section: Model) -> AnyModel:
         if isinstance(adapter, BottleneckAdapter):
             _narrow(model, adapter)
         else:
-            config = peft_config(model, section)
+            config = peft_config(model, section, names=targets(model, adapter))
             peft: Any = importlib.import_module("peft")
             peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
         for parameter in whole:
@@ -87,12 +88,11 @@ def lies_transposed(model: AnyModel) -> bool:
     return bool(model.hf.config.model_type == "gpt2")
 
 
-def peft_config(model: AnyModel, section: Model) -> Any:
-    """What peft is told, here and in the adapter_config.json of an exported adapter."""
+def peft_config(model: AnyModel, section: Model, *, names: list[str]) -> Any:
+    """What peft is told, here and in an exported adapter's config. `names`: of the matrices."""
     peft: Any = importlib.import_module("peft")
     adapter = section.adapter
     if isinstance(adapter, Ia3Adapter):
-        names = targets(model, adapter)
         return peft.IA3Config(
             target_modules=names,
             feedforward_modules=[n for n in names if is_feed_forward(n)],
@@ -104,12 +104,18 @@ def peft_config(model: AnyModel, section: Model) -> Any:
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=targets(model, adapter),
+        target_modules=names,
         use_dora=adapter.kind == "dora",
         use_rslora=adapter.rslora,
         init_lora_weights=False,  # on meta there is nothing to initialise
         fan_in_fan_out=lies_transposed(model),
     )
+
+
+def load_adapter(base: Any, folder: Path) -> Any:
+    """peft's own model, ready to answer: a Hugging Face model and a folder of peft's over it."""
+    peft: Any = importlib.import_module("peft")
+    return peft.PeftModel.from_pretrained(base, folder).eval()
 
 
 # --- layers left frozen ---------------------------------------------------------------------------

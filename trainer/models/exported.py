@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer.batch import CHOSEN, REJECTED
-from trainer.config.sections.model import Model
+from trainer.config.sections.model import FolderModel, Model
 from trainer.errors import ModelError
 from trainer.models.build import model_class_of
 from trainer.models.encoder import EncoderModel
@@ -71,6 +71,25 @@ def causal_lm(section: Model, *, vocab_size: int) -> Any:
     return transformers.AutoModelForCausalLM.from_config(
         hf_config(section, vocab_size), attn_implementation=section.attention
     )
+
+
+def load_base(
+    section: FolderModel, *, vocab_size: int, dtype: torch.dtype, head: HeadSpec | None
+) -> Any:
+    """The frozen folder under the task's head, as a user loads it before an adapter: what the
+    folder lacks of the head is new. Raises: ModelError with what transformers said.
+    """
+    transformers = importlib.import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    auto = getattr(transformers, _AUTO[head.kind if head else None])
+    config = hf_config(section, vocab_size, head=head)
+    try:
+        return auto.from_pretrained(
+            section.path, config=config, dtype=dtype, ignore_mismatched_sizes=True,
+            local_files_only=True,
+        )  # fmt: skip
+    except Exception as e:  # transformers raises many types
+        raise ModelError(f"transformers cannot load {section.path}: {e}") from e
 
 
 def load_pretrained(folder: Path, *, dtype: torch.dtype, head: HeadSpec | None = None) -> Any:

@@ -149,7 +149,7 @@ def merged_rows(
 
 def adapted_values(trained: Source, model: AnyModel, section: Model, *, seed: int) -> AdaptedValues:
     """`model`: with the section's adapters, on meta. Raises: as `starting_values`."""
-    frozen = starting_values(section, model, seed=seed)
+    frozen = starting_values(section, model, seed=seed, frozen_only=True)
     return AdaptedValues(trained, frozen, model=model, section=section)
 
 

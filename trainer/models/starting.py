@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from trainer.config.sections.adapters import Ia3Adapter, LoraAdapter
 from trainer.config.sections.model import FolderModel, Model
 from trainer.models.adapters import base_name, is_adapter, is_magnitude, lies_transposed
 from trainer.models.encoder import EncoderModel
 from trainer.models.init import InitialValues, initial_rules
 from trainer.models.language_model import REFERENCE
+from trainer.models.peft_folder import PeftFolder
 from trainer.models.reward import RewardModel
 from trainer.models.weights import Leniency, SafetensorsFolder
 from trainer.models.wrappers import AnyModel
@@ -35,15 +37,20 @@ class StartingValues:
         initial: InitialValues | None,
         *,
         model: AnyModel,
+        adapter: PeftFolder | None = None,
     ) -> None:
         self._folder = folder
         self._initial = initial
+        self._adapter = adapter
         self._shapes = dict(base_layout(model))
         self._transposed = lies_transposed(model)
         self.new: tuple[str, ...] = () if folder is None else folder.new
 
     def read(self, fragment: Fragment, out: torch.Tensor) -> None:
         """Raises: ModelError if a file cannot be read."""
+        if self._adapter is not None and self._adapter.has(fragment.name):
+            self._adapter.read(fragment, out)
+            return
         if fragment.kind == MASTER and is_magnitude(fragment.name):
             out.copy_(self._lengths(fragment)[fragment.start : fragment.stop])
             return
@@ -72,29 +79,43 @@ class StartingValues:
         return lengths
 
 
-def starting_values(section: Model, model: AnyModel, *, seed: int) -> StartingValues:
+def starting_values(
+    section: Model, model: AnyModel, *, seed: int, frozen_only: bool = False
+) -> StartingValues:
     """Of any parameter of `model`, trained or frozen, by its name.
 
+    `frozen_only`: what is trained will come from a checkpoint, and the adapter folder that the run
+    began with may be gone.
     Of a pretrained folder the trunk must be there; a head, and a pooler under it, may be new.
     Raises: ModelError by name for anything else that is missing, or has another shape.
     """
+    begun = None if frozen_only else _peft_folder(section, model)
     if not isinstance(section, FolderModel) or section.weights == "fresh":
-        return StartingValues(None, InitialValues(initial_rules(model), seed), model=model)
+        every = InitialValues(initial_rules(model), seed)
+        return StartingValues(None, every, model=model, adapter=begun)
     grown = vocabulary_tensors(model) if section.vocab_size else frozenset()
     headed = isinstance(model, EncoderModel | RewardModel)
     trunk = f"{model.hf.base_model_prefix}." if headed else None
     leniency = Leniency(trunk=trunk, grown=grown)
     folder = SafetensorsFolder(Path(section.path), base_layout(model), leniency=leniency)
     has_adapter = any(is_adapter(name) for name, _ in model.named_parameters())
-    initial = InitialValues(initial_rules(model), seed) if folder.new or has_adapter else None
-    return StartingValues(folder, initial, model=model)
+    is_needed = bool(folder.new) or has_adapter
+    initial = InitialValues(initial_rules(model), seed) if is_needed else None
+    return StartingValues(folder, initial, model=model, adapter=begun)
+
+
+def _peft_folder(section: Model, model: AnyModel) -> PeftFolder | None:
+    adapter = section.adapter
+    if not isinstance(adapter, LoraAdapter | Ia3Adapter) or adapter.start is None:
+        return None
+    return PeftFolder(Path(adapter.start), model, adapter)
 
 
 def keep_frozen_values(model: AnyModel, section: Model, *, seed: int) -> None:
     """Let whoever gives the model storage fill what no checkpoint holds, one after another."""
     if all(p.requires_grad for p in model.parameters()):
         return
-    source = starting_values(section, model, seed=seed)
+    source = starting_values(section, model, seed=seed, frozen_only=True)
 
     def fill(name: str, parameter: torch.nn.Parameter) -> None:
         fill_parameter(name, parameter, source)

@@ -81,15 +81,17 @@ class SafetensorsFolder:
         layout: Iterable[tuple[str, tuple[int, ...]]],
         *,
         leniency: Leniency | None = None,
+        single: str = _SINGLE,
     ) -> None:
-        """`layout`: names and whole shapes of the model's tensors (`Engine.layout()`).
+        """`layout`: names and whole shapes of the model's tensors (`Engine.layout()`). `single`:
+        the file's name where there is one.
 
         Raises: ModelError if the folder holds no safetensors, if a file is broken, or if tensors
         are missing, have another shape, or are ones that the model has not.
         """
         self._path = path
         names = list(layout)
-        self._tensors = _matched(path, _tensors(path), names, leniency or Leniency())
+        self._tensors = _matched(path, _tensors(path, single), names, leniency or Leniency())
         self.new = tuple(name for name, _ in names if name not in self._tensors)
         self._means: dict[str, torch.Tensor] = {}
 
@@ -143,9 +145,9 @@ def _piece(tensor: _Tensor, start: int, stop: int) -> torch.Tensor:
 # --- finding tensors ----------------------------------------------------------------------------
 
 
-def _tensors(path: Path) -> dict[str, _Tensor]:
+def _tensors(path: Path, single: str) -> dict[str, _Tensor]:
     found: dict[str, _Tensor] = {}
-    for file in _files(path):
+    for file in _files(path, single):
         for name, tensor in _header(file).items():
             if name in found:
                 raise ModelError(
@@ -155,20 +157,20 @@ def _tensors(path: Path) -> dict[str, _Tensor]:
     return found
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, single: str) -> list[Path]:
     if not path.is_dir():
         raise ModelError(f"{path} is no folder")
     if (path / _INDEX).is_file():
         return [path / name for name in _indexed(path / _INDEX)]
-    if (path / _SINGLE).is_file():
-        return [path / _SINGLE]
+    if (path / single).is_file():
+        return [path / single]
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
     if pickles:
         raise ModelError(
             f"{path} has only pickled weights ({pickles[0]}), which can run code when they are "
             "read; save the model again as safetensors (model.save_pretrained(folder))"
         )
-    raise ModelError(f"{path} holds no weights: neither {_SINGLE} nor {_INDEX}")
+    raise ModelError(f"{path} holds no weights: neither {single} nor {_INDEX}")
 
 
 def _indexed(index: Path) -> list[str]:

@@ -32,6 +32,7 @@ class LoraAdapter(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     targets: Targets
     modules_to_save: Whole = ()
+    start: str | None = None  # a folder of peft's whose values training goes on from
 
     @property
     def scale(self) -> float:
@@ -45,6 +46,7 @@ class Ia3Adapter(Section):
     # as of lora, or auto: keys, values and what the feed-forward's last matrix reads
     targets: Annotated[tuple[str, ...], Field(min_length=1, examples=[("auto",)])]
     modules_to_save: Whole = ()
+    start: str | None = None  # as of lora
 
 
 class BottleneckAdapter(Section):
