@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from trainer.checkpoint.peer import peers_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.uploads import Remote
 from trainer.config.rules import num_micro_batches
+from trainer.config.sections.model import FolderModel
 from trainer.config.sections.training import CanonicalEngine, PlainEngine
 from trainer.data.table import open_sources, open_stream
 from trainer.dist.device import Peak, memory_meter, peak_of
@@ -35,12 +37,14 @@ from trainer.models import starting
 from trainer.models.attention import check_packing
 from trainer.models.build import build_model, keep_reference
 from trainer.models.language_model import compile_model
+from trainer.models.merged import has_frozen
 from trainer.models.starting import StartingValues
 from trainer.models.wrappers import AnyModel
 from trainer.observers.base import Observer
 from trainer.observers.table import observers_of
 from trainer.optim.optimizers import make_optimizer
 from trainer.plan import RunPlan
+from trainer.records.frozen_folder import hold_on_to
 from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
@@ -63,6 +67,9 @@ def build_job(
     sources = world.each(lambda: open_sources(plan))
     if config.data.packing or config.task.shares_rows:
         world.each(lambda: check_packing(config.model, device=world.device))
+    frozen = _frozen_folder(plan)
+    if frozen is not None:
+        world.lead(lambda: hold_on_to(frozen, run.frozen))
     engine = build_engine(plan, world)
     startup.lap("build")
     checkpoints = open_checkpoints(plan, run)
@@ -151,6 +158,15 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
         timeout_s=config.resources.collective_timeout_s,
         average=average,
     )
+
+
+def _frozen_folder(plan: RunPlan) -> Path | None:
+    """Where values come from at every start, because no checkpoint has them."""
+    model = plan.config.model
+    is_needed = has_frozen(model) or has_reference(plan)
+    if not is_needed or not isinstance(model, FolderModel) or model.weights == "fresh":
+        return None
+    return Path(model.path)
 
 
 def starting_values(plan: RunPlan, engine: Engine) -> StartingValues:

@@ -23,6 +23,7 @@ from trainer.models.weights import SafetensorsFolder
 from trainer.plan import RunPlan, stored_plan
 from trainer.records.attempt import read_done
 from trainer.records.fragment import AVERAGE, MASTER, Fragment
+from trainer.records.frozen_folder import hold_on_to
 from trainer.records.json_file import read_json, write_json
 from trainer.records.manifest import Manifest
 from trainer.records.run_files import RunFiles
@@ -143,6 +144,8 @@ def _from_run(
     manifest, _ = folders.manifest(chosen)
     plan = stored_plan(run.plan_behind(manifest.attempt), defaults=defaults)
     stored = StoredTensors(LocalStorage(), folders.step(chosen), manifest)
+    if isinstance(plan.config.model, FolderModel) and run.frozen.is_file():
+        hold_on_to(Path(plan.config.model.path), run.frozen)
     reader: FragmentSource = CheckpointReader(stored)
     if average:
         reader = _averages(reader, manifest, run)

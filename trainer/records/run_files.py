@@ -2,6 +2,7 @@
 
 run.json                identity and frozen settings; written once
 owner                   the attempt that may write
+frozen.json             digests of the folder that frozen parameters come from, if they do
 imported.json           the plan that an imported checkpoint was made for, if one was
 attempts.jsonl          one line an attempt: when, how, why it ended
 lineage.jsonl           what each attempt went on from, and what was changed
@@ -116,6 +117,11 @@ class RunFiles:
     def plan_behind(self, attempt: int) -> Path:
         """The plan of the attempt that a manifest names; 0 is an import, before any attempt."""
         return self.attempt(attempt).plan if attempt else self.imported
+
+    @property
+    def frozen(self) -> Path:
+        """Where what no checkpoint has comes from; see trainer/records/frozen_folder.py."""
+        return self.root / "frozen.json"
 
     @property
     def withdrawn(self) -> Path:
