@@ -19,7 +19,7 @@ VERBS = {
     "stop": ("stop", "save and stop a running run"),
     "resume": ("resume", "go on with a run, with other settings where that is possible"),
     "runs": ("runs", "list, rename, move, gc: run folders and their disk"),
-    "data": ("data", "prepare, audit, show: from corpus to token store to rows"),
+    "data": ("data", "prepare, audit, show, clean: from corpus to token store to rows"),
     "checkpoint": ("checkpoint", "list, verify, diff: what is saved, is it whole, what differs"),
     "evaluate": ("evaluate", "loss and accuracy on the held-out split"),
     "generate": ("generate", "continue a prompt"),

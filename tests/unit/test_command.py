@@ -66,7 +66,7 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
         (["tarin"], "longhaul has no verb 'tarin'; did you mean train?"),
         (["xyzzy"], "longhaul has no verb 'xyzzy'; there is train, plan,"),
         (["steps.total=5"], "needs a verb before it: longhaul train steps.total=5"),
-        (["data", "prepar"], "longhaul data has no verb 'prepar'; there is prepare, audit, show"),
+        (["data", "prepar"], "longhaul data has no verb 'prepar'; there is prepare, audit, show, clean"),
         (["checkpoint", "ls"], "longhaul checkpoint has no verb 'ls'; there is list,"),
         (["verify", "all"], "longhaul verify has no verb 'all'; there is layouts, resume"),
         (["status", "nobody"], "there is no run 'nobody' under runs/; runs/ has no runs"),
@@ -156,6 +156,16 @@ def test_logs_of_a_rank_and_why_it_failed(runs: Path, capsys: pytest.CaptureFixt
     write_record(files.error, replace(error, kind="ValueError", exit_code=76))
     assert main(["logs", "one", "--why"]) == 0
     assert "attempt 1: rank 1 failed: ValueError: row 3\n  at step 12 on" in capsys.readouterr().out
+
+
+def test_why_of_a_run_that_goes_on_is_that_it_runs(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = own_mark()
+    write_mark(new_attempt(make(runs, "one")).agent, mark)
+    assert main(["logs", "one", "--why"]) == 0
+    how = f"it is running (process {mark.pid} on {mark.host})"
+    assert capsys.readouterr().out == f"no rank of attempt 1 failed: {how}\n"
 
 
 def test_a_restart_hides_no_failure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

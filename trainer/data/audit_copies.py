@@ -20,6 +20,7 @@ SHINGLE = 5  # tokens
 # Two bands of one pair agree: 1 of 140 at resemblance 0.5, 2 of 3 at 0.8, all but 1 of 40 at 0.9
 BANDS, ROWS, AGREEING = 8, 6, 2
 _MOST_ALIKE = 64  # candidates of one key that are looked at: a key of thousands says nothing
+_BLOCK = 100_000  # examples whose pairs are held at a time
 _Hashes = npt.NDArray[np.uint64]
 _Numbers = npt.NDArray[np.int64]
 
@@ -87,13 +88,39 @@ class NearCopies:
             zip(numbers.tolist(), (near % max(1, len(theirs)))[first].tolist(), strict=True)
         )
 
+    def again(self) -> list[tuple[int, int]]:
+        """(one that goes, the one it is like that stays), if of those alike the first stays."""
+        table, gone = self._table(), set[int]()
+        orders = [np.argsort(table[:, band], kind="stable") for band in range(BANDS)]
+        found = []
+        for begin in range(0, len(table), _BLOCK):
+            for number, earlier in self._alike(table, orders, begin):
+                if number in gone or earlier in gone:
+                    continue
+                gone.add(number)
+                found.append((number, earlier))
+        return found
+
+    def _alike(
+        self, table: _Hashes, orders: list[_Numbers], begin: int
+    ) -> Iterable[tuple[int, int]]:
+        """(one of a block, an earlier one of all), by the first and then by the second."""
+        coded: list[_Numbers] = []
+        for band, order in enumerate(orders):
+            mine, others = _places(table[begin : begin + _BLOCK, band], table[:, band], order)
+            earlier = others < mine + begin
+            coded.append((mine[earlier] + begin) * len(table) + others[earlier])
+        pairs, bands = np.unique(np.concatenate(coded), return_counts=True)
+        for pair in pairs[bands >= AGREEING].tolist():
+            yield divmod(pair, len(table))
+
     def _table(self) -> _Hashes:
         return _array(self._keys).reshape(-1, BANDS)
 
     def _bands(self, ids: _Hashes) -> _Hashes:
-        shingles = _shingles(ids)
+        hashes = shingles(ids)
         # multiply-shift (Dietzfelbinger 1996): the high half of a * x + b mod 2^64
-        hashed = (self._a * shingles + self._b) >> np.uint64(32)
+        hashed = (self._a * hashes + self._b) >> np.uint64(32)
         signature = hashed.min(axis=1).reshape(BANDS, ROWS)
         keys = np.zeros(BANDS, dtype=np.uint64)
         for row in range(ROWS):
@@ -103,7 +130,11 @@ class NearCopies:
 
 def _same(mine: _Hashes, theirs: _Hashes) -> tuple[_Numbers, _Numbers]:
     """Places of equal keys: (in mine, in theirs)."""
-    order = np.argsort(theirs, kind="stable")
+    return _places(mine, theirs, np.argsort(theirs, kind="stable"))
+
+
+def _places(mine: _Hashes, theirs: _Hashes, order: _Numbers) -> tuple[_Numbers, _Numbers]:
+    """`_same`, where `order` sorts theirs: of each key the first _MOST_ALIKE."""
     keys = theirs[order]
     begins = np.searchsorted(keys, mine, side="left")
     counts = np.minimum(np.searchsorted(keys, mine, side="right") - begins, _MOST_ALIKE)
@@ -113,11 +144,11 @@ def _same(mine: _Hashes, theirs: _Hashes) -> tuple[_Numbers, _Numbers]:
     return numbers, order[np.repeat(begins, counts) + ramp].astype(np.int64)
 
 
-def _shingles(ids: _Hashes) -> _Hashes:
-    """A hash of every run of SHINGLE ids; of all of them where there are fewer."""
-    length = max(1, len(ids) - SHINGLE + 1)
+def shingles(ids: _Hashes, *, size: int = SHINGLE) -> _Hashes:
+    """Hashes of the runs of `size` ids, each once, sorted; of all of them where there are fewer."""
+    length = max(1, len(ids) - size + 1)
     mixed = np.zeros(length, dtype=np.uint64)
-    for place in range(min(SHINGLE, len(ids))):
+    for place in range(min(size, len(ids))):
         mixed = (mixed ^ ids[place : place + length]) * np.uint64(0x100000001B3)
         mixed ^= mixed >> np.uint64(29)
     return np.unique(mixed)
