@@ -64,8 +64,8 @@ TASKS = {
         ),
         FinetuneTask(
             "tag",
-            3_000,
-            1_000,
+            2_000,
+            600,
             "entity_f1",
             ("task=tag", "task.tags=bio"),
             labels=("O", "B-NAME", "I-NAME"),
@@ -73,12 +73,12 @@ TASKS = {
         ),
         FinetuneTask(
             "qa",
-            2_000,
-            400,
+            1_000,
+            250,
             "f1",
             ("task=extract_qa", "task.no_answer=false", "task.stride=32"),
             learning_rate=3e-4,
-            batch=16,
+            batch=8,
         ),
     )
 }
@@ -142,7 +142,7 @@ def _pairs(data: Path) -> Rows:
 
 
 def _sentences(data: Path) -> Iterator[list[str]]:
-    """Words of sentences of WikiText-2, as they stand there; none with an unknown word."""
+    """Words of sentences of WikiText-2; none with an unknown word."""
     for name in ("test", "valid"):
         for line in (data / f"wikitext-2/{name}.txt").read_text().splitlines():
             if line.strip().startswith("=") or not line.strip():
@@ -163,7 +163,8 @@ def _name_tags(words: Sequence[str]) -> list[str]:
 
 
 def _tags(data: Path) -> Rows:
-    rows = [{"tokens": words, "tags": _name_tags(words)} for words in _sentences(data)]
+    once = dict.fromkeys(tuple(words) for words in _sentences(data))
+    rows: Rows = [{"tokens": list(words), "tags": _name_tags(words)} for words in once]
     random.Random(SEED).shuffle(rows)
     return rows
 
