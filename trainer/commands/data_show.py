@@ -1,6 +1,7 @@
 """longhaul data show: a process of its own, which is given the settings as a file.
 
-Prints one row as the model sees it: position, document, token id, its text, and the label.
+Prints one row as the model sees it. Of text: position, document, token id, its text, and the label.
+Of labelled examples: those that share the row, with what is learnt of them marked.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from trainer.config.schema import Config
+from trainer.config.sections.example_data import ExamplesSection
 from trainer.errors import LonghaulError
+from trainer.plan import StorePlan
 from trainer.records.json_file import read_json
 
 
@@ -40,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         from trainer.data.prepare import prepare
 
         stores = prepare(config, log=lambda line: print(line, file=sys.stderr))
+        if isinstance(config.data, ExamplesSection):
+            return _examples(config, stores, sample=sample, as_json=given.json)
         row = shown_row(config, stores, sample=sample)
     except LonghaulError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -52,6 +59,22 @@ def main(arguments: list[str] | None = None) -> int:
     for t in row.tokens:
         label = "-" if t.label is None else str(t.label)
         print(f"{t.position:>8} {t.document:>9} {t.id:>7}  {t.text!r:<20} {label:>7}")
+    return 0
+
+
+def _examples(config: Config, stores: Sequence[StorePlan], *, sample: int, as_json: bool) -> int:
+    from trainer.data.inspect_examples import shown_examples
+
+    colour = sys.stdout.isatty() and not as_json
+    found = shown_examples(config, stores, sample=sample, colour=colour)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return 0
+    print(
+        f"sample {found.sample:,}: row {found.row:,} of {found.source}, "
+        f"{len(found.examples)} examples of {found.length} tokens together"
+    )
+    print("\n".join(found.examples))
     return 0
 
 
