@@ -94,7 +94,11 @@ def in_all_layouts(
 
 
 def whole_epochs(folder: Path, name: str) -> dict[str, RunPlan]:
-    """Runs whose every step is all there is to train on, packed and not."""
+    """Runs whose every step is all there is to train on, packed and not. Of text none: rows of
+    pieces are another text than rows of several documents.
+    """
+    if CASES[name].text:
+        return {}
     found = {}
     for label, packing in (("packed", "true"), ("apart", "false")):
         given = [f"data.packing={packing}", f"run.name={label}"]

@@ -37,7 +37,6 @@ TWO_STACKS = (
     "model.num_decoder_layers=2",
 )
 TINY = (
-    "data=examples",
     "data.sequence_length=48",
     "data.held_out_fraction=0.2",
     "batch.global_batch_size=5",
@@ -63,12 +62,13 @@ TINY = (
 
 @dataclass(frozen=True)
 class Case:
-    """`row`: (random, number) -> one example as a line of JSON has it."""
+    """`row`: (random, number) -> one example as a line of JSON has it; of `text`, a document."""
 
     overrides: tuple[str, ...]
     row: Rows
     model: tuple[str, ...] = ENCODER
     tokenizer: Callable[[Path], Path] = bert_folder
+    text: bool = False
 
 
 def words(draw: random.Random, most: int) -> str:
@@ -144,6 +144,10 @@ def _preferred(draw: random.Random, number: int) -> dict[str, Any]:
     return {"prompt": f"{words(draw, 2)} {number}"} | said
 
 
+def _document(draw: random.Random, number: int) -> dict[str, Any]:
+    return {"text": f"{words(draw, 60)} {number}"}
+
+
 CASES: dict[str, Case] = {
     "classify": Case(("task=classify",), _single),
     "classify_pair": Case(("task=classify",), _pair),
@@ -180,15 +184,19 @@ CASES: dict[str, Case] = {
         DECODER,
         gpt_folder,
     ),
-}
-
-
-CASES |= {
     "seq2seq_t5": Case(
-        ("task=seq2seq", "task.prompt='{source}'", "task.target_tokens=24",
-         "task.label_smoothing=0.1"), _prompted, TWO_STACKS, t5_folder,
+        (
+            "task=seq2seq",
+            "task.prompt='{source}'",
+            "task.target_tokens=24",
+            "task.label_smoothing=0.1",
+        ),
+        _prompted,
+        TWO_STACKS,
+        t5_folder,
     ),
-}  # fmt: skip
+    "span_denoising": Case(("task=span_denoising",), _document, TWO_STACKS, t5_folder, text=True),
+}
 
 
 def written(folder: Path, row: Rows, *, count: int = 40, seed: int = 4) -> Path:
@@ -212,11 +220,13 @@ def case_plan(
     tokenizer = folder / case.tokenizer.__name__
     if not tokenizer.exists():  # training one again may give another
         case.tokenizer(tokenizer)
+    source = "files" if case.text else "examples"
     wanted = config(
         *case.model,
+        *(("data=jsonl", "data/tokenizer=pretrained") if case.text else ("data=examples",)),
         *TINY,
         *case.overrides,
-        f"data.sources.examples.paths=[{path}]",
+        f"data.sources.{source}.paths=[{path}]",
         f"data.tokenizer.path={tokenizer}",
         f"data.store_root={folder / 'stores'}",
         f"run.root={folder / 'runs'}",

@@ -329,7 +329,8 @@ def _say(work: _Work, manifest: ExampleManifest, *, log: Log) -> None:
         f"{manifest.num_examples('held_out'):,} held out, in {work.folder}"
     )
     if work.data.packing and rows:
-        filled = manifest.num_tokens("train") / (rows * manifest.row_tokens)
+        axes = {column.axis for column in manifest.columns} & {"T", "S"}
+        filled = manifest.num_tokens("train") / (rows * manifest.row_tokens * len(axes))
         log(f"{work.name}: rows are filled to {filled:.1%}")
     if manifest.cut_examples:
         log(
