@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -77,6 +78,7 @@ def run_ours(arm: Arm) -> Outcome:
         f"evals.held_out_rows={held_out}",
     ]
     name = f"{arm.task.name}-{arm.how}-{arm.seed}"
+    shutil.rmtree(arm.folder / "runs" / name, ignore_errors=True)  # half done, or another recipe's
     wall, cpu = timed_command(
         [sys.executable, "-m", "launch", "train", *settings, f"run.name={name}"],
         log=arm.folder / f"{name}.log",
