@@ -98,11 +98,11 @@ def _ray_up(launch: RayUpLaunch) -> Iterator[Problem]:
     files = {
         "token_file": (launch.token_file, "ray get-auth-token --generate makes one"),
         "environment_file": (launch.environment_file, "lines of NAME=value"),
-        "ssh_private_key": (launch.ssh_private_key, "ssh-keygen makes one"),
+        "identity_file": (launch.identity_file, "ssh-keygen makes one"),
     }
     for name, (path, fix) in files.items():
         if path is not None and not Path(path).expanduser().is_file():
             yield Problem(f"launch.{name}", f"there is no file {path}", fix)
-    if launch.key_name is not None and launch.ssh_private_key is None:
+    if launch.key_name is not None and launch.identity_file is None:
         what = f"the private half of the key pair {launch.key_name} is needed to log in"
-        yield Problem("launch.ssh_private_key", what, "launch.ssh_private_key=~/.ssh/my-key.pem")
+        yield Problem("launch.identity_file", what, "launch.identity_file=~/.ssh/my-key.pem")

@@ -54,6 +54,7 @@ def cluster(plan: RunPlan, launch: RayUpLaunch) -> dict[str, Any]:
         "head_node_type": "head",
         "file_mounts": _files(launch),
         "setup_commands": _setup(launch),
+        "head_setup_commands": _head_setup(launch),
         "head_start_ray_commands": _start(launch, _HEAD_WORDS),
         "worker_start_ray_commands": _start(launch, ["--address=$RAY_HEAD_IP:6379"]),
     }
@@ -105,6 +106,15 @@ def _setup(launch: RayUpLaunch) -> list[str]:
     return [private, *launch.setup, *install_lines(launch, ray)]
 
 
+def _head_setup(launch: RayUpLaunch) -> list[str]:
+    """What the head asks the cloud with, for the interpreter that does. Unless it is said, Ray
+    installs it with whatever `pip` comes first on the PATH."""
+    if launch.package is None:
+        return []
+    asks = {"aws": "boto3>=1.4.8", "gcp": "google-api-python-client==1.7.8"}  # as Ray's defaults
+    return [shlex.join([launch.python, "-m", "pip", "install", "--quiet", asks[launch.provider]])]
+
+
 def _files(launch: RayUpLaunch) -> dict[str, str]:
     found = {_TOKEN: launch.token_file, **sent_files(launch)}
     if launch.environment_file is not None:
@@ -125,7 +135,7 @@ def _provider(launch: RayUpLaunch) -> dict[str, Any]:
 def _auth(launch: RayUpLaunch) -> dict[str, Any]:
     found = {
         "ssh_user": launch.ssh_user,
-        "ssh_private_key": launch.ssh_private_key,
+        "ssh_private_key": launch.identity_file,
         "ssh_proxy_command": launch.ssh_proxy_command,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -53,6 +53,16 @@ def _everything_under(folder: Path) -> str:
     return "\n".join(parts + texts)
 
 
+def test_a_key_pair_of_ones_own(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:
+    key = Path("mine.pem").absolute()
+    key.write_text("a key")
+    more = (f"launch.identity_file={key}", "launch.key_name=mine", "--dry-run")
+    assert _train(RAY_UP, *more) == 0
+    said = capsys.readouterr().out
+    assert f"ssh_private_key: {key}" in said
+    assert "KeyName: mine" in said
+
+
 # --- refused before anything is written ----------------------------------------------------------
 
 
@@ -95,6 +105,7 @@ def test_a_tool_that_is_missing(
         (RAY_UP, "launch.provider=gcp", "launch.project: gcp does not choose one"),
         (RAY_UP, "launch.token_file=/nowhere", "launch.token_file: there is no file /nowhere"),
         (RAY_UP, "launch.environment_file=/nowhere", "launch.environment_file: there is no file"),
+        (RAY_UP, "launch.identity_file=/nowhere", "launch.identity_file: there is no file"),
         (RAY_UP, "launch.key_name=k", "the private half of the key pair k is needed"),
     ],
 )

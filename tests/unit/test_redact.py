@@ -12,6 +12,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.compose import compose
+from trainer.config.sections.base import Section
 from trainer.errors import ConfigError
 from trainer.records.attempt import error_record
 from trainer.records.redact import HIDDEN, RedactedStream, Redactor, redactor_of
@@ -177,3 +178,15 @@ def test_a_rank_says_nothing_of_its_keys(tmp_path: Path) -> None:
         assert f"{word} {HIDDEN}" in done.stdout
     for word in ("written", "raised"):
         assert f"{word} {HIDDEN}" in done.stderr
+
+
+def test_no_setting_is_named_so_that_it_could_never_be_given() -> None:
+    """A path to a private key is none, but a setting of such a name was always refused."""
+    import trainer.config.schema  # noqa: F401  (all sections there are)
+
+    def below(section: type[Section]) -> list[type[Section]]:
+        return [section, *(one for kind in section.__subclasses__() for one in below(kind))]
+
+    names = {name: "given" for section in below(Section) for name in section.model_fields}
+    assert "identity_file" in names
+    assert not list(Redactor().where_secret(names))

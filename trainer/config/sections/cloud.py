@@ -74,10 +74,10 @@ class RayUpLaunch(CloudLaunch):
     image: str | None  # AMI, or projects/.../images/...
     spot: bool
     disk_gib: Annotated[int, Field(ge=1)]
-    key_name: str | None  # AWS: an existing key pair, with ssh_private_key
+    key_name: str | None  # AWS: an existing key pair, with identity_file
     worker_profile: str | None  # AWS: instance profile that may write to the bucket
     ssh_user: str
-    ssh_private_key: str | None
+    identity_file: str | None
     ssh_proxy_command: str | None
     ray_version: str
     token_file: str  # of this machine; its text never stands in a rendered file
