@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.agent_process import wait_for
-from tests.helpers.nodes import Lab, machines
+from tests.helpers.nodes import Lab, allowed, machines
 from tests.helpers.ssh_runs import SshRun, agent_of
 from trainer.errors import Exit
 from trainer.records.attempt import read_error, read_stop
@@ -81,11 +81,10 @@ def test_a_rank_killed_on_the_second_machine(lab: Lab, tmp_path: Path) -> None:
     )
     one.train()
     one.up(1, 4)
-    rank = read_json(one.run.attempt(1).root / "pids-1.json")["2"]
+    rank = one.pid(2, node=1)
     assert SECRET in lab.node("node2").sh(f"tr '\\0' '\\n' < /proc/{rank}/environ")
     assert SECRET not in lab.login.sh("cat /proc/[0-9]*/cmdline 2>/dev/null || true")
-    pid = read_json(one.run.attempt(1).root / "pids-1.json")["2"]
-    lab.node("node2").sh(f"kill -9 {pid}")
+    lab.node("node2").sh(f"kill -9 {rank}")
     one.until_over()
     error = read_error(one.run.attempt(1).error)
     assert error is not None
@@ -96,19 +95,18 @@ def test_a_rank_killed_on_the_second_machine(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_machine_switched_off_is_gone_on_without_and_taken_back(lab: Lab, tmp_path: Path) -> None:
     one = SshRun(lab, tmp_path, "off", behaviours=WAIT | finishing(3))
-    one.train("resources.min_nodes=1", "launch.silent_s=8", "launch.connect_timeout_s=4")
+    one.train("resources.min_nodes=1", "launch.silent_s=12")
     one.up(1, 4)
     begun = time.monotonic()
     lab.node("node1").power_off()  # silently: no connection is closed
     one.up(2, 2)
-    assert time.monotonic() - begun < 60.0
+    assert time.monotonic() - begun < allowed(60.0)
     error = read_error(one.run.attempt(1).error)
     assert error is not None
     assert (error.rank, error.kind) == (0, "NodeLost")
     assert "was lost with node node1" in error.message
     assert one.spec(2)["nodes"] == 1
     lab.node("node1").boot()
-    time.sleep(1.0)
     save(one, 3)
     one.until_over()
     assert one.spec(3)["nodes"] == 2
@@ -122,7 +120,7 @@ def test_a_machine_switched_off_is_gone_on_without_and_taken_back(lab: Lab, tmp_
 
 def test_a_machine_cut_from_the_network_may_not_write_any_more(lab: Lab, tmp_path: Path) -> None:
     one = SshRun(lab, tmp_path, "cut", behaviours=WAIT | finishing(2))
-    one.train("resources.min_nodes=1", "launch.silent_s=8", "launch.connect_timeout_s=4")
+    one.train("resources.min_nodes=1", "launch.silent_s=12")
     one.up(1, 4)
     lab.node("node2").cut()
     try:
@@ -136,7 +134,7 @@ def test_agents_save_and_stop_when_their_driver_is_killed(lab: Lab, tmp_path: Pa
     one = SshRun(lab, tmp_path, "driverless", behaviours=WAIT | finishing(2))
     one.train()
     one.up(1, 4)
-    os.kill(one.driver(), signal.SIGKILL)
+    one.kill_driver()
     one.until_over()
     assert set(read_json(one.run.attempt(1).root / "ended-1.json")["codes"].values()) == {75}
     one.resume()
@@ -150,7 +148,7 @@ def test_resume_waits_for_what_agents_without_a_driver_save(lab: Lab, tmp_path: 
     one = SshRun(lab, tmp_path, "early", behaviours=WAIT | finishing(2))
     one.train()
     one.up(1, 4)
-    os.kill(one.driver(), signal.SIGKILL)
+    one.kill_driver()
     one.resume()
     one.until_over()
     assert [line["exit_code"] for line in one.attempts()] == [Exit.SAVED, Exit.DONE]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.nodes import Lab, machines
+from tests.helpers.nodes import Lab, allowed, machines
 from tests.helpers.ssh_runs import SshRun
 from trainer.errors import Exit
 
@@ -36,8 +36,8 @@ def test_every_problem_of_every_host_in_one_table(lab: Lab, tmp_path: Path) -> N
     _spoil(lab, tmp_path)
     begun = time.monotonic()
     small = ("resources.ranks_per_node=1", "batch.micro_batch_size=1", "batch.global_batch_size=14")
-    said = refused(one, "launch.connect_timeout_s=5", "launch.silent_s=8", *small)
-    assert time.monotonic() - begun < 60.0
+    said = refused(one, "launch.connect_timeout_s=15", *small)
+    assert time.monotonic() - begun < allowed(60.0)
     for words in (
         "7 hosts are needed and 1 can take part; nothing was written",
         "node2  it cannot be reached",

@@ -15,7 +15,7 @@ from launch.run.budgets import RestartRules
 from trainer.records.run_files import RunFiles
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0  # of a slow machine: nobody waits for what is there
 
 
 class Attempt:
@@ -91,6 +91,16 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = PATIENCE_S) -> N
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def until_stopped(*pids: int) -> None:
+    """A SIGSTOP that was sent takes effect some time later: until then they go on."""
+
+    def stand_still() -> bool:
+        states = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid in pids)
+        return {state.split()[0] for state in states} <= {"T", "Z"}
+
+    wait_for(stand_still)
 
 
 def still_alive(run: RunFiles) -> list[str]:

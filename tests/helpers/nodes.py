@@ -80,6 +80,11 @@ def why_not() -> str:
     return "" if tried.returncode == 0 else f"unshare: {tried.stderr.decode().strip()}"
 
 
+def allowed(seconds: float) -> float:
+    """What a promise of so many seconds allows where there is more to do than there are cores."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 @dataclass
 class Machine:
     """`pid`: of the process that holds its namespaces, as seen from here; 0: it is off."""
@@ -169,7 +174,11 @@ class Machine:
         for daemon in self.daemons:
             daemon.wait(_PATIENCE_S)
         self.daemons.clear()
-        self.lab.login.sh(f"ip link del {self.port_name}", check=False)
+        # Its end of the cable goes with its network, which the kernel takes apart in its own time.
+        gone = f"ip link del {self.port_name} 2>/dev/null; ! ip link show {self.port_name} 2>&1"
+        deadline = time.monotonic() + _PATIENCE_S
+        while self.lab.login.sh(f"{gone} >/dev/null || echo there", check=False):
+            assert time.monotonic() < deadline, f"{self.port_name} stays"
         self.pid = 0
 
     def power_off(self) -> None:

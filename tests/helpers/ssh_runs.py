@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.node.processes import alive
+from launch.node.ranks import pids_file
 from launch.run.liveness import read_mark
 from tests.helpers.agent_process import wait_for
 from tests.helpers.data import tiny_text_corpus
@@ -50,6 +53,7 @@ class SshRun:
             f"run.name={self.name}",
             "launch=ssh",
             "launch.grace_s=20",
+            "launch.silent_s=40",  # a busy machine is not a lost one
             f"launch.hosts=[{hosts}]",
             f"launch.identity_file={_word(self.lab.identity)}",
             f"launch.options={_list(f'UserKnownHostsFile={self.lab.known_hosts}')}",
@@ -95,9 +99,9 @@ class SshRun:
 
     def up(self, attempt: int, ranks: int) -> None:
         root = self.run.attempt(attempt).root
-        wait_for(lambda: all((root / f"up-{r}").exists() for r in range(ranks)), seconds=150)
+        wait_for(lambda: all((root / f"up-{r}").exists() for r in range(ranks)), seconds=240)
 
-    def until_over(self, *, seconds: float = 150.0) -> None:
+    def until_over(self, *, seconds: float = 240.0) -> None:
         """Until nobody carries the run any more."""
         wait_for(lambda: not self.processes(), seconds=seconds)
 
@@ -107,6 +111,18 @@ class SshRun:
         mark = read_mark(newest / "agent.json")
         assert mark is not None
         return mark.pid
+
+    def kill_driver(self) -> None:
+        """When this returns it is gone, and nobody takes it for living."""
+        pid = self.driver()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not alive([pid]))
+
+    def pid(self, rank: int, *, node: int, attempt: int = 1) -> int:
+        """As that node counts its processes. Ranks may be up before their agent has written it."""
+        files = self.run.attempt(attempt)
+        wait_for((files.root / pids_file(node)).exists)
+        return int(read_json(files.root / pids_file(node))[str(rank)])
 
     def attempts(self) -> list[dict[str, Any]]:
         return list(read_lines(self.run.attempts_log))
