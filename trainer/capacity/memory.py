@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.capacity import encoder_decoder
 from trainer.capacity.encoder import LABELLED_SHARE
 from trainer.capacity.head import BLOCK_ELEMENTS, head_bytes
 from trainer.capacity.shape import (
@@ -215,6 +216,8 @@ def _buffers(shape: Shape, layout: Layout) -> int:
 
 def activations(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
     """Tensors saved for the backward, logits left out."""
+    if shape.is_encoder_decoder:
+        return _of_two_stacks(shape, precision, batch=batch)
     tokens = batch.rows * batch.row_tokens
     layer = _layer_bytes_per_token(shape, precision, batch)
     width = shape.hidden_size
@@ -225,6 +228,37 @@ def activations(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int
         kept = residual * width * shape.num_hidden_layers
         return tokens * (kept + layer + ends)
     return tokens * (layer * shape.num_hidden_layers + ends)
+
+
+def _of_two_stacks(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
+    """Of both stacks, and what stands behind them: final norms and the head's input."""
+    source, target = batch.row_tokens, batch.target_tokens or batch.row_tokens
+    of_source, of_target = (_row_bytes(shape, precision, batch, reads) for reads in (0, source))
+    compute = 4 if precision == "fp32" else 2
+    residual = 4 if precision in ("fp32", "autocast") else 2
+    ends = (source + target) * (4 + compute + residual) * shape.hidden_size
+    encoder, decoder = shape.num_hidden_layers, shape.num_decoder_layers
+    if batch.checkpointing:
+        kept = residual * shape.hidden_size * (source * encoder + target * decoder)
+        # The bias of T5's positions is made in the first layer, and all others keep it.
+        return batch.rows * (kept + max(of_source, of_target) + ends)
+    return batch.rows * (of_source * encoder + of_target * decoder + ends)
+
+
+def _row_bytes(shape: Shape, precision: Precision, batch: MicroBatch, reads: int) -> int:
+    """Of one layer for one row: the encoder's, or of the decoder, which `reads` a source."""
+    own = (batch.target_tokens or batch.row_tokens) if reads else batch.row_tokens
+    kept = encoder_decoder.layer_bytes(
+        shape.family, precision, width=shape.hidden_size, inner=shape.intermediate_size,
+        heads=shape.num_attention_heads, head_dim=shape.head_dim, gated=shape.gated, own=own,
+        source=reads,
+    )  # fmt: skip
+    if shape.dropout:  # a mask of one byte for each place that it falls on
+        kept += own * (3 if reads else 2) * shape.hidden_size
+    if batch.eager_attention:  # whole scores and their softmax, of one or two attentions
+        compute = 4 if precision == "fp32" else 2
+        kept += (4 + compute) * shape.num_attention_heads * own * (own + reads)
+    return kept
 
 
 def _layer_bytes_per_token(shape: Shape, precision: Precision, batch: MicroBatch) -> int:
@@ -259,7 +293,7 @@ def _layer_bytes_per_token(shape: Shape, precision: Precision, batch: MicroBatch
 
 
 def _head(shape: Shape, precision: Precision, *, batch: MicroBatch) -> int:
-    tokens = batch.rows * batch.row_tokens
+    tokens = batch.rows * (batch.target_tokens or batch.row_tokens)
     if not has_vocabulary(shape):  # labels are few: logits, their softmax and their gradient
         return 3 * 4 * tokens * max(shape.num_labels, 2)
     if shape.is_encoder:
