@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,14 @@ import pytest
 import torch
 
 from tests.helpers import task_cases
+from tests.helpers.trained_run import trained_by
 from trainer.batch import IGNORED, ExampleBatch
-from trainer.build import build_job
 from trainer.commands import ask, evaluate
 from trainer.data.task_tokenizer import TaskTokenizer
-from trainer.dist.startup import StartUp
-from trainer.dist.world import Alone
 from trainer.errors import Exit
 from trainer.evals.asked import Asked, asked_of
 from trainer.evals.generated import Decoding, answers
 from trainer.export.trained import load_model, open_trained
-from trainer.job import wind_up
-from trainer.loop import fit
-from trainer.plan import write_plan
 from trainer.records.run_files import RunFiles
 
 _TEMPLATE = "{source}\\n"  # as task=seq2seq asks
@@ -58,14 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(task_cases.CASES, "answers", case)
         plan = task_cases.case_plan(folder, "answers", _PLAIN, count=80)
-    run = RunFiles(folder / "runs" / "answers")
-    run.attempt(1).root.mkdir(parents=True)
-    write_plan(run.attempt(1).plan, plan)
-    run.run_json.write_text("{}")
-    job, state = build_job(plan, Alone(), run=run, stop=threading.Event(), startup=StartUp())
-    assert fit(job, state) == "finished"
-    wind_up(job, state.step)
-    return run
+    return trained_by(plan, folder / "runs" / "answers")
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
