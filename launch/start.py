@@ -9,6 +9,7 @@ prepared (a child process) and the run folder made.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -75,19 +76,47 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     if standing is None:
         return Exit.DONE
     backend = backend or backend_of(config.launch.kind)
-    first = plan_of(standing, attempt=1, run_id="")
-    backend.preflight(first)
-    if isinstance(config.launch, SlurmLaunch) and config.launch.test_only:
-        return Exit.DONE  # it was said what Slurm thinks of it
-    look_at_the_place(standing, first)
-    ready = with_stores(standing)
-    if isinstance(ready, int):
-        return ready
-    made = make_attempt(ready, backend)
+    made = _made(standing, backend)
+    if isinstance(made, int):
+        return made
     code = backend.submit(made.submission, made.run.root, attempt=made.files.number)
     if backend.in_foreground:
         say_ending(made.run, made.files, code)
     return code
+
+
+def write_down(config: Config) -> int:
+    """All that `start` does before ranks are started, for ranks that somebody else starts.
+
+    Raises: as `start`; Refused where a backend would start them.
+    """
+    if config.launch.kind != "local":
+        what = f"launch={config.launch.kind} starts its ranks itself"
+        raise Refused(f"--no-start: {what}; leave it out, or take launch=local")
+    standing = asked(config)
+    if standing is None:
+        return Exit.DONE
+    made = _made(standing, backend_of("local"))
+    if isinstance(made, int):
+        return made
+    print(f"attempt {made.files.number} of {made.run.name} is written down; to start it")
+    print(
+        f"  torchrun --nproc-per-node {made.plan.world_size} -m trainer.worker "
+        f"{shlex.quote(str(made.run.root))} --attempt {made.files.number}"
+    )
+    return Exit.DONE
+
+
+def _made(standing: Standing, backend: Backend) -> Made | int:
+    """The attempt, written down; the exit code where there is none to start."""
+    first = plan_of(standing, attempt=1, run_id="")
+    backend.preflight(first)
+    launch = standing.config.launch
+    if isinstance(launch, SlurmLaunch) and launch.test_only:
+        return Exit.DONE  # it was said what Slurm thinks of it
+    look_at_the_place(standing, first)
+    ready = with_stores(standing)
+    return ready if isinstance(ready, int) else make_attempt(ready, backend)
 
 
 def asked(config: Config) -> Standing | None:

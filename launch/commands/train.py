@@ -34,14 +34,23 @@ def main(argv: list[str]) -> int:
     add_dry_run(parser)
     several = "a run for every combination of values: key=1,2 or key=range(1,4)"
     parser.add_argument("--multirun", "-m", action="store_true", help=several)
+    unstarted = "write the attempt down for torchrun, and start nothing"
+    parser.add_argument("--no-start", action="store_true", help=unstarted)
     given = parser.parse_intermixed_args(argv)
     if shows_settings(given):
         return Exit.DONE
     if given.multirun:
+        if given.no_start:
+            parser.error("--no-start writes one attempt down; it cannot be with --multirun")
         return _several(given)
     from launch.settings.asked import from_overrides
 
-    return start_or_show(from_overrides(given.overrides, config_dirs=given.config_dir), given)
+    config = from_overrides(given.overrides, config_dirs=given.config_dir)
+    if given.no_start and not given.dry_run:
+        from launch.start import write_down
+
+        return write_down(config)
+    return start_or_show(config, given)
 
 
 def _several(given: argparse.Namespace) -> int:

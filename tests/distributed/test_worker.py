@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.tiny_run import tiny_run
+from launch.start import write_down
+from tests.helpers.tiny_run import tiny_plan, tiny_run
 from trainer.errors import Exit
 from trainer.records.attempt import read_done, read_error, read_started, read_stop
 from trainer.records.metrics import read_metrics
@@ -114,10 +116,15 @@ def test_the_failing_rank_is_the_one_that_is_named(start: type[Ranks], tmp_path:
     assert read_done(run.attempt(1).done) is None
 
 
-def test_torchrun_can_start_it_too(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, ("engine=zero3", "resources.ranks_per_node=2", "precision=fp32"))
+def test_torchrun_can_start_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `train --no-start` writes it down, by the very line that it prints."""
+    wanted = ("engine=zero3", "resources.ranks_per_node=2", "precision=fp32")
+    assert write_down(tiny_plan(tmp_path, *wanted).config) == Exit.DONE
+    run = RunFiles(tmp_path / "runs" / "tiny")
+    assert not run.metrics.exists()
+    name, *worker = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert name == "torchrun"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    worker = ["--nproc-per-node", "2", "-m", "trainer.worker", str(run.root), "--attempt", "1"]
     result = subprocess.run(
         torchrun + worker, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
     )

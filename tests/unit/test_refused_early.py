@@ -105,3 +105,23 @@ def test_what_is_no_regular_file_is_no_corpus(
     typed = ["train", "data=text_files", "data.sources.files.paths=[/dev/zero]", "--dry-run"]
     assert main(typed) == Exit.REFUSED
     assert "/dev/zero is no regular file; correct the paths of this" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["launch=slurm"], "--no-start: launch=slurm starts its ranks itself"),
+        (["-m", "run.seed=1,2"], "--no-start writes one attempt down; it cannot be with --multi"),
+    ],
+)
+def test_what_others_start_is_written_down_for_ranks_of_this_machine_only(
+    place: Path, typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(place.rglob("*"))
+    try:
+        code = main(["train", "--no-start", *typed])
+    except SystemExit as e:  # argparse's own
+        code = int(str(e.code))
+    assert code == Exit.REFUSED
+    assert said in capsys.readouterr().err
+    assert sorted(place.rglob("*")) == before
