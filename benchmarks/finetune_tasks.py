@@ -64,12 +64,13 @@ TASKS = {
         ),
         FinetuneTask(
             "tag",
-            2_000,
-            600,
+            1_500,
+            500,
             "entity_f1",
             ("task=tag", "task.tags=bio"),
             labels=("O", "B-NAME", "I-NAME"),
             learning_rate=2e-4,
+            batch=16,
         ),
         FinetuneTask(
             "qa",
