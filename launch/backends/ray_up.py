@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from launch.run.job_record import JobRecord, read_job
 from trainer.config.sections.cloud import RayUpLaunch
 from trainer.errors import Refused
 from trainer.plan import RunPlan
-from trainer.records.json_file import read_json
+from trainer.records.json_file import read_json, write_json
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 _TIMEOUT_S = 120.0  # over ssh
+_VERDICT = "submission/verdict.json"  # under the attempt's folder: what Ray last said of its job
 _STATUS = re.compile(r"Status for job '[^']*': ([A-Z]+)|Job '[^']*' (succeeded|failed|was stopped)")
 _STATES = {
     "PENDING": JobState.PENDING,
@@ -62,9 +64,16 @@ class RayUpBackend:
         file = str(files.root / CLUSTER)
         name = job_name(RunPlan.model_validate(read_json(files.plan)))
         record = JobRecord(self.name, name, file)
+        job: Job | None = Job(
+            JobState.ENDED, "it was not submitted: its cluster did not come up", "failed"
+        )
         try:
-            hand_over([submission.argv, *submission.then], files, record=lambda said: record)
+            hand_over([submission.argv], files, record=lambda said: record)
+            job = None  # from here on Ray may have it, whatever is heard of that
+            hand_over(submission.then, files, record=lambda said: record)
         except Refused as e:
+            if job is not None:
+                _remember(files, job)
             raise Refused(f"{e}; machines may be up: ray down {file}") from e
         print(f"{run.name}: job {name} is on its way; the head stays until: ray down {file}")
         return 0
@@ -94,14 +103,34 @@ def read_status(text: str) -> Job:
 
 
 def _job(files: AttemptFiles) -> Job:
+    """A job that is over stays so, and its head may be gone by now: it is asked until then."""
     record, launch = read_job(files), _launch_of(files)
     if record is None or launch is None:
         return Job(JobState.UNKNOWN, "no job is recorded")
+    if (known := _heard(files)) is not None:
+        return known
     words = job_words(launch, "status", record.job)
     answer = ask(on_head(_file(files), words), timeout_s=_TIMEOUT_S)
     if answer.code != 0:
         return Job(JobState.UNKNOWN, f"its head cannot be asked: {answer.why}")
-    return read_status(answer.out + answer.err)
+    found = read_status(answer.out + answer.err)
+    if found.state is JobState.ENDED:
+        _remember(files, found)
+    return found
+
+
+def _remember(files: AttemptFiles, job: Job) -> None:
+    with suppress(OSError):  # a folder that one may only look at
+        write_json(files.root / _VERDICT, {"why": job.why, "verdict": job.verdict})
+
+
+def _heard(files: AttemptFiles) -> Job | None:
+    """None: nobody has heard yet that the job is over."""
+    try:
+        said = read_json(files.root / _VERDICT)
+        return Job(JobState.ENDED, str(said["why"]), str(said["verdict"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _file(files: AttemptFiles) -> str:

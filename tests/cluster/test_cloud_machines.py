@@ -23,7 +23,7 @@ from tests.helpers.nodes import Lab, Machine, environment, machines
 from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(360)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(700)]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ class Job:
 
 
 def _end(process: subprocess.Popen[Any]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=90)
+    said, _ = process.communicate(timeout=180)
     return process.returncode, said
 
 
@@ -102,10 +102,10 @@ def test_machines_that_were_taken_back_go_on_where_the_run_was(lab: Lab, tmp_pat
     job = Job(lab, tmp_path)
     first = job.begin(lab.nodes[0], {"0": ["wait"], "1": ["wait"]})
     root = job.run.attempt(1).root
-    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=60)
+    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=180)
     for machine in lab.nodes:
         machine.kill()
-    first.communicate(timeout=60)
+    first.communicate(timeout=120)
     for machine in lab.nodes:
         machine.boot()
     code, said = _end(job.begin(lab.nodes[0], {"0": ["finish"], "1": ["finish"]}))

@@ -28,7 +28,7 @@ from trainer.plan import RunPlan
 from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(800)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ class Job:
         return self._type(job_words(self.launch, verb, *more, self.name))
 
     def until_over(self) -> None:
-        wait_for(lambda: read_status(self.ask("status")).state is JobState.ENDED, seconds=90)
+        wait_for(lambda: read_status(self.ask("status")).state is JobState.ENDED, seconds=240)
 
     def _type(self, words: list[str]) -> str:
         head = self.cluster.lab.login
@@ -95,12 +95,12 @@ def test_one_machine_is_found_by_what_the_job_asks_for_and_saves_when_told_to(
     job = Job(cluster, tmp_path, "one")
     job.submit({"0": ["wait"], "1": ["wait"]})
     root = job.run.attempt(1).root
-    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=90)
+    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=240)
     assert read_json(job.run.attempt(1).agent)["host"].startswith("node")  # the head has no CPUs
     assert read_status(job.ask("status")).state is JobState.RUNNING
     job.ask("stop", "--no-wait")
     job.until_over()
-    wait_for(job.run.attempt(1).ended.exists, seconds=30)
+    wait_for(job.run.attempt(1).ended.exists, seconds=120)
     assert set(read_json(job.run.attempt(1).ended)["codes"].values()) == {Exit.SAVED}
     assert read_record(job.run).run_id == RUN_ID
 

@@ -68,7 +68,7 @@ def test_a_task_that_is_killed_takes_its_rank_along_and_is_named(a_run: Maker) -
 
 
 def test_a_rank_that_stands_still_is_found_and_the_attempt_ended(a_run: Maker) -> None:
-    one = a_run(first("hang"), "watch.start_s=8", "watch.grace_s=1").submit()
+    one = a_run(first("hang"), "watch.start_s=20", "watch.grace_s=1").submit()
     assert one.until_over() == "COMPLETED", one.words
     assert one.ends == [(1, "again", 76, "hang"), (2, "done", 0, None)]
 

@@ -19,7 +19,7 @@ def test_the_all_reduce_test_measures_across_nodes(tmp_path: Path) -> None:
     with slurm_cluster(tmp_path / "cluster", nodes=2, lab=True) as cluster:
         asked = ["--wait", "--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path / 'out'}"]
         script = str(_FOLDER / "allreduce.sbatch")
-        cluster.run(["sbatch", *asked, script, sys.executable], timeout=200)
+        cluster.run(["sbatch", *asked, script, sys.executable], timeout=350)
     said = (tmp_path / "out").read_text()
     assert "2 ranks on 2 nodes, cpu" in said
     rows = [line.split() for line in said.splitlines() if line.endswith("GB/s")]

@@ -284,6 +284,30 @@ def test_a_cluster_of_ray_up_from_submission_to_stop(
     assert _LONG_KEY not in _everything_under(Path("runs")) + json.dumps(tools.calls)
 
 
+def test_what_ray_said_of_a_job_that_is_over_is_known_without_its_head(tools: Tools) -> None:
+    assert _train(RAY_UP) == 0
+    record = read_job(_files())
+    assert record is not None
+    tools.answer(("ray exec", 0, f"Job '{record.job}' succeeded"))
+    (first,) = backend_of("ray_up").jobs([_files()])
+    tools.answer(("ray exec", 1, "RuntimeError: Head node of cluster not found!"))  # ray down
+    assert backend_of("ray_up").jobs([_files()]) == [first]
+    assert (first.state, first.verdict) == (JobState.ENDED, "finished")
+
+
+def test_a_cluster_that_does_not_come_up_has_no_job_and_is_tried_again(
+    tools: Tools, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools.answer(("ray up", 1, "Failed to setup head node."))
+    assert _train(RAY_UP) == 2
+    assert "machines may be up: ray down" in capsys.readouterr().err
+    assert not [call for call in tools.calls if call[:2] == ["ray", "exec"]]
+    tools.answer()
+    assert main(["resume", "first-run"]) == 0
+    assert "is on its way" in capsys.readouterr().out
+    assert _files().number == 2
+
+
 def test_machines_that_may_be_up_are_named_when_handing_over_fails(
     tools: Tools, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tests.helpers.nodes import why_not as no_machines
 
 PATIENCE_S = 150.0  # of a slow machine: nobody waits for what is there
 _LOOK_S = 10.0
+_PORTS = range(11000, 19000)
 _HELD = "launch failed requeued held"
 _TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo", "scancel")
 _CONF = """\
@@ -241,11 +243,15 @@ def _here(folder: Path, count: int) -> Iterator[Lab]:
 
 
 def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Below the range from which the kernel gives some to whoever asks for any."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 def _write_conf(cluster: Cluster, *, cpus: int, gpus: int, settings: dict[str, Any]) -> None:
