@@ -6,7 +6,7 @@ moto lives in a virtual environment of its own, made once by pip in a folder for
 from __future__ import annotations
 
 import os
-import socket
+import random
 import subprocess
 import sys
 import tempfile
@@ -26,7 +26,8 @@ from trainer.storage.remote import open_store
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 _PINNED = "moto[server]==5.2.5"
-_START_S = 60.0
+_START_S = 150.0
+_PORTS = range(11000, 19000)  # the kernel gives none of these to whoever asks for any
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,14 @@ def endpoint() -> Iterator[str]:
     if find_spec("s3fs") is None:
         skip("s3fs is not installed: pip install 'longhaul[s3]'")
     python = _environment()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [python, "-m", "moto.server", "-H", "127.0.0.1", "-p", f"{port}"]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
+    port = random.choice(_PORTS)
+    until = time.monotonic() + _START_S
+    server = _serve(python, port)
     try:
-        while not _answers(url):
-            assert server.poll() is None, "moto's server ended"
+        while not _answers(url := f"http://127.0.0.1:{port}"):
+            if server.poll() is not None:  # somebody has that port
+                port = random.choice(_PORTS)
+                server = _serve(python, port)
             assert time.monotonic() < until, "moto's server does not answer"
             time.sleep(0.2)
         request = urllib.request.Request(f"{url}/bucket", method="PUT")
@@ -111,6 +111,11 @@ def _environment() -> str:
             skip(f"pip cannot install {_PINNED}: {made.stderr.strip()[-200:]}")
         partial.rename(folder)
     return str(python)
+
+
+def _serve(python: str, port: int) -> subprocess.Popen[bytes]:
+    words = [python, "-m", "moto.server", "-H", "127.0.0.1", "-p", f"{port}"]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _answers(url: str) -> bool:
