@@ -113,13 +113,13 @@ def report(step: int, *, stall_s: float, write_s: float = 1.0, fine: bool = True
 
 
 def test_it_lands_near_the_optimum(tmp_path: Path) -> None:
-    """1,000 runs on a simulated clock: within 1.5x in 95 %, within a point of the best goodput."""
-    made = cases(1000)
+    """400 runs on a simulated clock: within 1.5x in 95 %, within a point of the best goodput."""
+    made = cases(400)
     found = [live(case, tmp_path / "log", limits=_FREE) for case in made]
     near = [1 / 1.5 <= f / c.best_s <= 1.5 for f, c in zip(found, made, strict=True)]
-    assert sum(near) >= 950
+    assert sum(near) >= 380
     lost = [c.goodput_lost(f) for f, c in zip(found, made, strict=True)]
-    assert sum(points <= 0.01 for points in lost) >= 990
+    assert sum(points <= 0.01 for points in lost) >= 396
     assert sorted(lost)[len(lost) // 2] < 0.0005
 
 

@@ -125,7 +125,7 @@ def test_left_out_documents_are_counted(tmp_path: Path) -> None:
     made = tiny_config(corpus, tmp_path / "s", sources={"tiny": source})
     plan = prepare(made, log=said.append)[0]
     assert TokenStore.open(Path(plan.path)).manifest.skipped_documents == 1
-    assert any("left out 1 bad documents, such as:" in line for line in said)
+    assert any("left out 1 bad document, such as:" in line for line in said)
 
 
 def test_a_source_without_text_is_named(tmp_path: Path) -> None:

@@ -190,4 +190,4 @@ def _gathered(shard: _Shard, column: Column, local_N: Indices) -> tuple[Values, 
 
 
 def _mend(path: Path) -> str:
-    return f"delete the folder {path} and run `longhaul data prepare` again"
+    return f"delete the folder {path}: the next start or `longhaul resume` prepares it again"

@@ -272,7 +272,8 @@ def _publish(
     )
     if rejected.count:
         reasons = "; ".join(rejected.examples)
-        log(f"{work.name}: left out {rejected.count:,} bad documents, such as: {reasons}")
+        documents = "document" if rejected.count == 1 else "documents"
+        log(f"{work.name}: left out {rejected.count:,} bad {documents}, such as: {reasons}")
     if work.data.held_out_fraction > 0 and not manifest.num_documents("held_out"):
         log(f"{work.name}: too few documents to hold any out; evaluation has nothing to read")
 
