@@ -188,7 +188,7 @@ def test_a_bit_that_flipped_is_found_at_the_first_touch(
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
     stream = open_stream(plan, Alone(), sources=open_sources(plan), cursor=None)
-    with pytest.raises(DataError, match=rf"{file.name} is damaged.*longhaul data prepare"):
+    with pytest.raises(DataError, match=rf"{file.name} is damaged.*delete the folder"):
         stream.step(1)
     stream.close()
     with pytest.raises(DataError, match="is damaged"):
