@@ -97,7 +97,7 @@ def _fitting(
     config: Config, memory: str, overrides: list[str], config_dirs: Sequence[str]
 ) -> tuple[str, ...]:
     budget = bytes_of(memory)
-    if budget is None:
+    if budget is None or not any(letter.isalpha() for letter in memory):  # 80 is not 80 bytes
         raise Refused(f"--fit {memory}: give a memory size, as in --fit 80GB or --fit 24GiB")
     names = set(_FIT_CHOICES) & set(Folders.find(config_dirs).choices("engine"))
     values = (

@@ -108,6 +108,14 @@ def test_a_pattern_that_matches_nothing_is_refused_before_anything_starts() -> N
     assert "'classifier' matches nothing; there is model.embed_tokens, model.norm" in head.what
 
 
+def test_virtual_tokens_take_positions() -> None:
+    asked = ("model/adapter=prompt", "data.packing=false", "data.sequence_length=2040")
+    assert plan(config(*asked[:2])).num_trained == 20 * 256
+    [problem] = problems(config(*asked, "model.max_position_embeddings=2048"))
+    assert "20 before rows of 2,040 are more than its 2,048 positions" in problem.what
+    assert problem.fix == "data.sequence_length=2028"
+
+
 def test_states_in_memory_are_counted_twice_and_the_neighbours_too() -> None:
     one = plan(config("checkpoint.peer.every=auto"))
     both = ("resources.nodes=2", "batch.micro_batch_size=4")
@@ -244,9 +252,10 @@ def test_the_command_finds_what_fits(capsys: pytest.CaptureFixture[str]) -> None
     assert line.startswith("add to the command line: engine=zero")
 
 
-def test_a_fit_into_no_memory_size_is_refused() -> None:
-    with pytest.raises(Refused, match=r"--fit lots: give a memory size, as in --fit 80GB"):
-        run([], fit="lots")
+@pytest.mark.parametrize("memory", ["lots", "80"])  # 80 bytes are meant by nobody
+def test_a_fit_into_no_memory_size_is_refused(memory: str) -> None:
+    with pytest.raises(Refused, match=rf"--fit {memory}: give a memory size, as in --fit 80GB"):
+        run([], fit=memory)
 
 
 def test_a_corpus_too_small_for_a_row_is_refused_with_a_length_that_works() -> None:
