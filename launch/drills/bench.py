@@ -22,13 +22,17 @@ from launch.drills.oracle.losses import wrong_losses
 from launch.drills.oracle.samples import wrong_samples
 from launch.drills.reference import BATCH, STEPS
 from launch.drills.runs import DrillFailed, Said, Site
-from trainer.errors import Exit
+from trainer.errors import Exit, LonghaulError
 from trainer.faultpoints import POINTS, Fault
 from trainer.records.account import account
 from trainer.records.ledger import read_ledger
 
 _BUSY = 2.0  # processes a core; a drill alone makes about one
 Tier = Literal["U", "P", "G", "C"]  # in process, one process, ranks, a scheduler or a cluster
+
+
+class NotHere(LonghaulError):
+    """What the drill `needs` is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Drill:
-    """One row of the table. `needs`: why this machine cannot run it; `run` is None then.
+    """One row of the table. `needs`: what not every machine has; `run` raises NotHere then.
 
     `shortens`: whether it has a form with fewer cases.
     """
@@ -208,6 +212,8 @@ def run_one(bench: Bench, drill: Drill) -> Ran:
     began, spent = time.monotonic(), _cpu_s()
     try:
         result = drill.run(bench)
+    except NotHere:
+        return Ran(drill, None)
     except DrillFailed as e:
         result = Result(0, "could not be carried out", (str(e),))
     except Exception as e:  # the bench's own mistake: this drill proves nothing, the next may

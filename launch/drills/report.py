@@ -106,10 +106,8 @@ def page(drills: Sequence[Drill], kept: Sequence[Kept]) -> str:
 
 
 def _found(drill: Drill, kept: Kept | None) -> list[str]:
-    if drill.run is None:
-        return [f"not run here: needs {drill.needs}", ""]
     if kept is None:
-        return ["not run yet", ""]
+        return [f"not run here: needs {drill.needs}" if drill.needs else "not run yet", ""]
     found = kept.said
     if kept.verdict == "failed":
         found = f"FAILED: {kept.wrong}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.drills import elastic, numbers, outside, suites, surroundings
+from launch.drills import elastic, machines, numbers, outside, suites, surroundings
 from launch.drills.bench import Drill
 
 ROWS: tuple[Drill, ...] = (
@@ -100,7 +100,9 @@ ROWS: tuple[Drill, ...] = (
         promise="stops in time; a chain of jobs equals one",
         bound="3 jobs, bits equal",
         tier="C",
-        needs="a Slurm cluster; tests/cluster/test_slurm*.py show limit and chain, not equal bits",
+        needs="a Slurm cluster and minutes of waiting for its limits; "
+        "tests/cluster/test_slurm_story.py: stopped by the limit's signal, preempted, killed, all "
+        "losses bit-equal; test_slurm.py and test_slurm_nodes.py: the limit itself, and a chain",
     ),
     Drill(
         number=30,
@@ -109,7 +111,8 @@ ROWS: tuple[Drill, ...] = (
         promise="one live attempt; the other says so",
         bound="1 attempt a step, 10 seeds",
         tier="C",
-        needs="a Slurm cluster; tests/cluster/test_slurm.py shows parts of it, without seeds",
+        needs="a Slurm cluster of machines made of namespaces: root and Slurm",
+        run=machines.double_requeue,
     ),
     Drill(
         number=31,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.drills import doors, hangs, kills, memory, stops, suites, surroundings
+from launch.drills import doors, hangs, kills, machines, memory, stops, suites, surroundings
 from launch.drills.bench import Drill
 
 ROWS: tuple[Drill, ...] = (
@@ -13,7 +13,8 @@ ROWS: tuple[Drill, ...] = (
         promise="found by the watch, not by a collective; the stale one is fenced",
         bound="5 s, recovered in 20 s",
         tier="C",
-        needs="two machines; tests/cluster/test_ssh.py switches one of two off, within 60 s",
+        needs="machines made of namespaces: root and sshd",
+        run=machines.lost,
     ),
     Drill(
         number=11,
