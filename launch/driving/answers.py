@@ -37,7 +37,8 @@ def _version(name: str) -> str:
 def table(bad: Mapping[str, Sequence[tuple[str, str]]], *, good: int, least: int, noun: str) -> str:
     """Every problem of every machine, a line each, with what to type."""
     width = max(map(len, bad))
-    lines = [f"{least} {noun} are needed and {good} can take part; nothing was written"]
+    wanted = f"{least} {noun} are" if least > 1 else f"1 {noun.removesuffix('s')} is"
+    lines = [f"{wanted} needed and {good} can take part; nothing was written"]
     for name, found in bad.items():
         for what, fix in found:
             lines += [f"  {name.ljust(width)}  {what}", f"  {' ' * width}    try: {fix}"]
@@ -59,7 +60,10 @@ def mark_in(folder: Path) -> Iterator[str]:
     try:
         path.touch(mode=0o600)
     except OSError as e:
-        raise Refused(f"nothing can be written in {folder} ({e.strerror})") from e
+        raise Refused(
+            f"run.root, data.store_root: nothing can be written in {folder} ({e.strerror})\n"
+            "     try: run.root=... and data.store_root=... in a folder that all machines share"
+        ) from e
     try:
         yield path.name
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.backends.ssh import SshBackend
+from launch.driving.answers import mark_in, table
 from launch.driving.messages import Lines, Mixed, packed, packed_among_output
 from launch.dry_run import DryRun, as_text
 from launch.ssh.hosts import hosts_of
@@ -22,7 +23,7 @@ from tests.helpers.configs import config, values
 from tests.helpers.hostile_words import WORDS
 from trainer.config.explain import validate
 from trainer.config.sections.ssh import SshLaunch
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Refused
 from trainer.plan import RunPlan
 from trainer.planning import make_plan
 
@@ -211,3 +212,16 @@ def test_what_is_wrong_with_a_host() -> None:
     assert "ssh comes in by IPv6 (fe80::1)" in wrong(address="fe80::1")
     assert "ssh comes in by 127.0.0.1, where no other host" in wrong(address="127.0.0.1")
     assert "ssh names no address of it -> launch.interface=eth0" in wrong(address="")
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_told_with_what_to_change() -> None:
+    with pytest.raises(Refused, match=r"(?s)run.root, data.store_root: .*/proc .*try: run.root"):  # noqa: SIM117
+        with mark_in(Path("/proc")):
+            raise AssertionError
+
+
+def test_one_host_is_one() -> None:
+    said = table({"a": [("it is off", "ssh a true")]}, good=0, least=1, noun="hosts")
+    assert said.startswith(
+        "1 host is needed and 0 can take part; nothing was written\n  a  it is off"
+    )
