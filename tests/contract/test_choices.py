@@ -61,6 +61,11 @@ NEEDS = {
         "data.sources.files.paths=[a.txt]",
         "data.tokenizer.path=tokenizer",
     ],
+    "experiment=translation_t5": [
+        "data.sources.examples.paths=[a.en]",
+        "data.sources.examples.target_paths=[a.de]",
+        "data.tokenizer.path=tokenizer",
+    ],
     "data=custom": ["data.sources.custom.target=mine:Source", "run.trust=[mine]"],
     "data=datasets": ["data.sources.dataset.path=folder"],
     "data=mixture": ["data.sources.prose.paths=[a.txt]"],

@@ -31,6 +31,9 @@ def asked_of(
     spell. An example of which nothing is learnt is no question.
     """
     for batch in batches:
+        if "decoder_documents_RS" in batch.fields:
+            yield from _sources_of(batch)
+            continue
         documents_RT = batch.fields["documents_RT"]
         numbers = [
             (r, n) for r, row in enumerate(documents_RT) for n in range(1, int(row.max()) + 1)
@@ -47,6 +50,15 @@ def asked_of(
             given = _given(text)
             references = given or (decode(labels[first : last + 1].tolist()),)
             yield Asked(tuple(inputs[: first + 1].tolist()), references)
+
+
+def _sources_of(batch: ExampleBatch) -> Iterator[Asked]:
+    """What an encoder reads of every example; references are always of the data."""
+    documents_RT = batch.fields["documents_RT"]
+    numbers = [(r, n) for r, row in enumerate(documents_RT) for n in range(1, int(row.max()) + 1)]
+    for (row, number), text in zip(numbers, batch.text, strict=True):
+        source = batch.fields["inputs_RT"][row, documents_RT[row] == number]
+        yield Asked(tuple(source.tolist()), _given(text))
 
 
 def _last_answer(labels_T: torch.Tensor) -> tuple[int, int] | None:

@@ -68,7 +68,7 @@ def answers(
     """(number of the prompt, ids of its answer without its end), the longest prompts first: what
     does not fit into memory fails at once, and a batch has little padding.
 
-    `model`: a causal one of trainer/models, which stays as it is.
+    `model`: one of trainer/models that generates, which stays as it is.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     for begin in range(0, len(order), decoding.batch_size):
@@ -77,14 +77,18 @@ def answers(
 
 
 def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
-    """A decoder goes on at the right end, so padding stands on the left, out of its sight."""
+    """A decoder goes on at the right end, so padding stands on the left, out of its sight; an
+    encoder-decoder's source has it on the right, where it had it in training.
+    """
+    two_stacks = bool(model.hf.config.is_encoder_decoder)
     device = next(model.parameters()).device
     longest = max(len(prompt) for prompt in prompts)
     inputs_RT = torch.full((len(prompts), longest), decoding.padding_id)
     mask_RT = torch.zeros_like(inputs_RT)
     for row, prompt in enumerate(prompts):
-        inputs_RT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_RT[row, longest - len(prompt) :] = 1
+        begin = 0 if two_stacks else longest - len(prompt)
+        inputs_RT[row, begin : begin + len(prompt)] = torch.tensor(prompt)
+        mask_RT[row, begin : begin + len(prompt)] = 1
     said_RT = model.hf.generate(
         inputs_RT.to(device),
         attention_mask=mask_RT.to(device),
@@ -99,7 +103,9 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> 
         pad_token_id=decoding.padding_id,
         use_cache=True,
     )
-    return [_until_end(ids, decoding.ends) for ids in said_RT[:, longest:].tolist()]
+    # What a decoder was given comes first: the prompt, or an encoder-decoder's start.
+    given = 1 if two_stacks else longest
+    return [_until_end(ids, decoding.ends) for ids in said_RT[:, given:].tolist()]
 
 
 def _until_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
