@@ -30,6 +30,7 @@ from trainer.config.sections.adapters import (
     FrozenLayers,
     LoraAdapter,
     NoAdapter,
+    PromptAdapter,
 )
 from trainer.config.sections.data import DataSection, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
@@ -283,7 +284,11 @@ def _checked_shape(
     if shape.is_encoder_decoder:
         shape = replace(shape, **_two_stacks(config))
     shape = replace(shape, adaptation=adaptation_of(model.adapter))
-    return shape, [*_misfits(config, shape, tokens), *_unmatched_patterns(shape)]
+    return shape, [
+        *_misfits(config, shape, tokens),
+        *_unmatched_patterns(shape),
+        *_virtual_misfits(config, shape),
+    ]
 
 
 def adaptation_of(adapter: Adapter) -> Adaptation | None:
@@ -291,6 +296,8 @@ def adaptation_of(adapter: Adapter) -> Adaptation | None:
         return None
     if isinstance(adapter, FrozenLayers):
         return Adaptation("freeze", adapter.frozen)
+    if isinstance(adapter, PromptAdapter):
+        return Adaptation(adapter.kind, (), adapter.virtual_tokens)
     size = 0
     if isinstance(adapter, LoraAdapter):
         size = adapter.rank
@@ -302,6 +309,16 @@ def adaptation_of(adapter: Adapter) -> Adaptation | None:
 
 def _unmatched_patterns(shape: Shape) -> list[Problem]:
     return [Problem(f"model.adapter.{where}", what, "") for where, what in unmatched(shape)]
+
+
+def _virtual_misfits(config: Config, shape: Shape) -> list[Problem]:
+    """Virtual tokens take positions of the model's."""
+    adapter, row, limit = config.model.adapter, config.data.sequence_length, shape.max_row_tokens
+    if not isinstance(adapter, PromptAdapter) or row + adapter.virtual_tokens <= limit:
+        return []
+    what = f"{adapter.virtual_tokens} before rows of {row:,} are more than its {limit:,} positions"
+    fix = f"data.sequence_length={max(2, limit - adapter.virtual_tokens)}"
+    return [Problem("model.adapter.virtual_tokens", what, fix)]
 
 
 def _under_head(shape: Shape, config: Config, stores: Sequence[StorePlan]) -> Shape:

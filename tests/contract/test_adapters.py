@@ -218,6 +218,15 @@ def test_patterns_that_match_nothing_are_refused_with_the_names_there_are(
     ("overrides", "said"),
     [
         ("model/adapter=dora engine=zero3", "ZeRO-3 has shared them out"),
+        ("model/adapter=prompt", "only the first would begin with them"),
+        (
+            "model/adapter=prefix task=classify data.packing=false",
+            "a decoder's row, and cla",
+        ),
+        (
+            "model/adapter=prefix data.packing=false model.activation_checkpointing=true",
+            "forget the prefix's keys and values",
+        ),
         ("model/adapter=qlora", "needs a CUDA device and was not run on GPUs yet"),
         ("model/adapter=lora model.adapter.rank=300", "rank 300 is more than the 256 columns"),
     ],

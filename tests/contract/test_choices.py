@@ -52,6 +52,9 @@ NEEDS = {
     "task=seq2seq": EXAMPLES,
     "data=examples": ["task=classify", *ON_AN_ENCODER],
     "model=hf_folder": ["data/tokenizer=pretrained", "data.tokenizer.path=tokenizer"],
+    **{
+        f"model/adapter={name}": ["data.packing=false"] for name in ("prompt", "p_tuning", "prefix")
+    },
     "engine=plain": ["resources.ranks_per_node=1"],
     "engine=zero0": ["precision=fp32"],
     "engine=zero3_offload_nvme": ["engine.nvme_path=/local"],

@@ -13,19 +13,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.trained_run import trained_run
+from tests.helpers.trained_run import trained_by, trained_run
 from trainer.build import build_job
 from trainer.checkpoint.folder import StepFolders
 from trainer.commands import export
-from trainer.config.sections.adapters import BottleneckAdapter, Ia3Adapter, LoraAdapter
+from trainer.config.sections.adapters import (
+    BottleneckAdapter,
+    Ia3Adapter,
+    LoraAdapter,
+    PromptAdapter,
+)
 from trainer.config.sections.model import FolderModel
 from trainer.dist.startup import StartUp
 from trainer.dist.world import Alone
 from trainer.errors import Exit, ModelError
 from trainer.export.trained import open_trained
 from trainer.job import wind_up
-from trainer.loop import fit
-from trainer.plan import RunPlan, read_plan, write_plan
+from trainer.plan import RunPlan, read_plan
 from trainer.planning import make_plan
 from trainer.records.run_files import RunFiles
 from trainer.storage.local import LocalStorage
@@ -34,6 +38,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 ADAPTERS = {
     "lora": LoraAdapter(kind="lora", rank=16, alpha=32.0, dropout=0.1, targets=("all",)),
     "ia3": Ia3Adapter(kind="ia3", targets=("auto",)),
+    "p_tuning": PromptAdapter(kind="p_tuning", virtual_tokens=6),
+    "prefix": PromptAdapter(kind="prefix", virtual_tokens=6),
     "bottleneck": BottleneckAdapter(kind="bottleneck", size=8, targets=("auto",)),
 }
 
@@ -47,7 +53,8 @@ class Tuned:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
-    run = trained_run(tmp_path_factory.mktemp("adapter"), "model.tie_word_embeddings=false")
+    changes = ("model.tie_word_embeddings=false", "data.packing=false")
+    run = trained_run(tmp_path_factory.mktemp("adapter"), *changes)
     code = export.main([str(run.root), "--to", str(run.root.parent / "base"), "--rows", "0"])
     assert code == Exit.DONE
     return run
@@ -68,14 +75,7 @@ def tuned(request: pytest.FixtureRequest, whole: RunFiles) -> Tuned:
         config, attempt=1, run_id=before.run_id, stores=before.stores, device="cpu", cores=1,
         vocab_size_of_tokenizer=before.vocab_size,
     )  # fmt: skip
-    run = RunFiles(whole.root.parent / request.param)
-    run.attempt(1).root.mkdir(parents=True)
-    write_plan(run.attempt(1).plan, plan)
-    run.run_json.write_text("{}")
-    job, state = build_job(plan, Alone(), run=run, stop=threading.Event(), startup=StartUp())
-    assert fit(job, state) == "finished"
-    wind_up(job, state.step)
-    return Tuned(base, run, plan)
+    return Tuned(base, trained_by(plan, whole.root.parent / request.param), plan)
 
 
 def test_a_checkpoint_holds_what_the_plan_says(tuned: Tuned) -> None:
@@ -101,10 +101,18 @@ def test_peft_loads_what_was_trained_over_the_base(
         assert not alone.exists()
         assert not merged.exists()
         return
-    for folder, more in ((alone, ["--adapter"]), (merged, [])):
+    folders = [(alone, ["--adapter"]), (merged, [])]
+    if tuned.run.name in ("p_tuning", "prefix"):
+        assert export.main([*to, str(merged)]) == Exit.REFUSED
+        assert "computes what no model without it does" in capsys.readouterr().err
+        folders = folders[:1]
+    for folder, more in folders:
         assert export.main([*to, str(folder), *more]) == Exit.DONE
         said = json.loads(capsys.readouterr().out)
         assert said["max_logit_difference"] < 1e-4, said
+    assert "base_model:" in (alone / "README.md").read_text()
+    if not merged.exists():
+        return
     plain = AutoModelForCausalLM.from_pretrained(merged).eval()
     over = AutoModelForCausalLM.from_pretrained(tuned.base)
     theirs = peft.PeftModel.from_pretrained(over, alone).eval()
@@ -113,7 +121,6 @@ def test_peft_loads_what_was_trained_over_the_base(
         torch.testing.assert_close(plain(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
         untouched = AutoModelForCausalLM.from_pretrained(tuned.base)(ids).logits
         assert (plain(ids).logits - untouched).abs().max() > 1e-3
-    assert "base_model:" in (alone / "README.md").read_text()
 
 
 def test_a_base_that_changed_is_refused_when_the_run_goes_on_and_when_it_is_exported(

@@ -20,6 +20,7 @@ from trainer.config.sections.adapters import (
     FrozenLayers,
     Ia3Adapter,
     LoraAdapter,
+    PromptAdapter,
 )
 from trainer.config.sections.model import Model
 from trainer.config.sections.training import PrecisionSection, Sgd
@@ -39,6 +40,8 @@ _LORA = LoraAdapter(kind="lora", rank=4, alpha=8.0, dropout=0.0, targets=("all",
 _FROZEN = FrozenLayers(kind="freeze", frozen=("*embed*", "*.layers.0.*"))
 _IA3 = Ia3Adapter(kind="ia3", targets=("auto",), modules_to_save=("model.norm",))
 _BOTTLENECK = BottleneckAdapter(kind="bottleneck", size=4, targets=("auto",))
+_P_TUNING = PromptAdapter(kind="p_tuning", virtual_tokens=5)
+_PREFIX = PromptAdapter(kind="prefix", virtual_tokens=5)
 _WIDE = {"initializer_range": 0.1, "num_hidden_layers": 2}
 
 CASES: dict[str, tuple[Model, HeadSpec | None]] = {
@@ -52,9 +55,13 @@ CASES: dict[str, tuple[Model, HeadSpec | None]] = {
     "llama frozen": (tiny_shape("llama", adapter=_FROZEN, tie_word_embeddings=True, **_WIDE), None),
     "llama ia3": (tiny_shape("llama", adapter=_IA3, **_WIDE), None),
     "bert bottleneck": (tiny_encoder("bert", adapter=_BOTTLENECK, **_WIDE), THREE),
+    "llama p_tuning": (tiny_shape("llama", adapter=_P_TUNING, **_WIDE), None),
+    "llama prefix": (tiny_shape("llama", adapter=_PREFIX, **_WIDE), None),
     "bert lora": (tiny_encoder("bert", adapter=_LORA, **_WIDE), THREE),
 }
-_LEARNT = {"llama ia3": 0.999}  # a few hundred factors
+_LEARNT = dict.fromkeys(
+    ("llama ia3", "llama p_tuning", "llama prefix"), 0.9995
+)  # so little is trained
 _ALSO = ("llama lora, checkpointed",)  # at every stage
 
 

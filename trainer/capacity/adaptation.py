@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final, Literal
 
-Kind = Literal["freeze", "lora", "dora", "ia3", "bottleneck"]
+Kind = Literal["freeze", "lora", "dora", "ia3", "bottleneck", "prompt", "p_tuning", "prefix"]
+VIRTUAL: Final = ("prompt", "p_tuning", "prefix")
 _IN_LAYER: Final = re.compile(r"\.(layers|layer|h|block)\.\d+\.")
 ALL: Final = ("all", "all-linear")
 
@@ -34,7 +35,7 @@ _AUTO: Final = {
 @dataclass(frozen=True)
 class Adaptation:
     """`patterns`: of matrices (lora ... bottleneck), or of parameters (freeze). `size`: the rank,
-    or the width of the narrow layer. `whole`: names of modules that are trained beside.
+    the width of the narrow layer, or virtual tokens. `whole`: modules trained beside.
     """
 
     kind: Kind

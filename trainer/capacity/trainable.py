@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from trainer.capacity.adaptation import (
+    VIRTUAL,
     Adaptation,
     is_feed_forward,
     is_in_layer,
@@ -34,6 +35,8 @@ def num_trained_layer_matrices(shape: Shape) -> int:
         for name, dims in _trained_of_base(shape)
         if len(dims) == 2 and is_in_layer(name)
     )
+    if shape.adaptation is not None and shape.adaptation.kind in VIRTUAL:
+        return kept
     return kept + sum(_size(dims) for dims in _new(shape) if len(dims) == 2)
 
 
@@ -85,6 +88,8 @@ def _new(shape: Shape) -> Iterator[Dims]:
     assert adaptation is not None
     if adaptation.kind == "freeze":
         return
+    if adaptation.kind in VIRTUAL:
+        yield from _virtual(shape, adaptation)
     for name, (out, into) in _matrices(shape):
         if any(meant(name, pattern, adaptation.kind) for pattern in adaptation.patterns):
             yield from _beside(name, out, into, adaptation)
@@ -99,6 +104,18 @@ def _beside(name: str, out: int, into: int, adaptation: Adaptation) -> Iterator[
         yield from ((adaptation.size, into), (out, adaptation.size))
         if adaptation.kind == "dora":
             yield (out,)
+
+
+def _virtual(shape: Shape, adaptation: Adaptation) -> Iterator[Dims]:
+    """Of peft's PromptEmbedding, PromptEncoder (three layers) and PrefixEncoder."""
+    tokens, width = adaptation.size, shape.hidden_size
+    if adaptation.kind == "prefix":
+        keys = width * shape.num_key_value_heads // shape.num_attention_heads
+        yield (tokens, 2 * shape.num_hidden_layers * keys)
+        return
+    yield (tokens, width)
+    if adaptation.kind == "p_tuning":
+        yield from ((width, width), (width,)) * 3
 
 
 def _matrices(shape: Shape) -> Iterator[tuple[str, Dims]]:

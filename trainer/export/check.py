@@ -67,8 +67,10 @@ def _theirs(model: Any, batch: Batch, head: HeadSpec | None) -> list[torch.Tenso
         assert isinstance(batch, ExampleBatch)
         return their_answers(model, batch.fields, head=head)
     inputs_RT, positions_RT = _rows(batch)
-    said = model(input_ids=inputs_RT, position_ids=positions_RT, use_cache=False)
-    return [said.logits]
+    # Before virtual tokens peft counts positions itself, and says so.
+    given = {} if hasattr(model, "prompt_encoder") else {"position_ids": positions_RT}
+    said = model(input_ids=inputs_RT, use_cache=False, **given)
+    return [said.logits[:, -inputs_RT.shape[1] :]]  # peft's begin with those of virtual tokens
 
 
 def _rows(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

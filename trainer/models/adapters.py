@@ -20,23 +20,28 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.capacity.adaptation import is_feed_forward
 from trainer.config.sections.adapters import (
     BottleneckAdapter,
     FrozenLayers,
     Ia3Adapter,
     LoraAdapter,
+    PromptAdapter,
 )
 from trainer.config.sections.model import Model
 from trainer.errors import ConfigError, Problem
 from trainer.models.bottleneck import Bottleneck
 from trainer.models.factors import let_factors_be_gathered
+from trainer.models.language_model import LanguageModel
+from trainer.models.prompts import Prompt, refuse_to_generate
 from trainer.models.targets import refuse_pattern, targets, trained_whole
 from trainer.models.wrappers import AnyModel
 
 _ADAPTER = re.compile(
     r"\.(lora_(A|B|magnitude_vector)\.default(\.weight)?|ia3_l\.default"
-    r"|bottleneck\.(down|up)\.(weight|bias))$"
+    r"|bottleneck\.(down|up)\.(weight|bias))$|^prompt\."
 )
 _PLACE = re.compile(r"\.(lora_(A|B|magnitude_vector)|ia3_l|bottleneck)\.")
 
@@ -61,6 +66,8 @@ def fit_adapter(model: AnyModel, section: Model) -> AnyModel:
         for parameter in whole:
             parameter.requires_grad_(True)
         let_factors_be_gathered(model)
+    elif isinstance(adapter, PromptAdapter):
+        _prompted(model, adapter)
     return model
 
 
@@ -92,6 +99,8 @@ def peft_config(model: AnyModel, section: Model, *, names: list[str]) -> Any:
     """What peft is told, here and in an exported adapter's config. `names`: of the matrices."""
     peft: Any = importlib.import_module("peft")
     adapter = section.adapter
+    if isinstance(adapter, PromptAdapter):
+        return _prompt_config(model, adapter)
     if isinstance(adapter, Ia3Adapter):
         return peft.IA3Config(
             target_modules=names,
@@ -132,6 +141,60 @@ def _freeze(model: AnyModel, adapter: FrozenLayers) -> None:
     if not any(p.requires_grad for _, p in named):
         what = "these patterns freeze every parameter, so that nothing would be trained"
         raise ConfigError([Problem("model.adapter.frozen", what, "")])
+
+
+# --- virtual tokens -------------------------------------------------------------------------------
+
+
+_PROMPTS = {
+    "prompt": ("PromptTuningConfig", "PromptEmbedding"),
+    "p_tuning": ("PromptEncoderConfig", "PromptEncoder"),
+    "prefix": ("PrefixTuningConfig", "PrefixEncoder"),
+}
+
+
+def _prompt_config(model: AnyModel, adapter: PromptAdapter) -> Any:
+    peft: Any = importlib.import_module("peft")
+    config = model.hf.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    made = getattr(peft, _PROMPTS[adapter.kind][0])(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=adapter.virtual_tokens,
+        num_layers=config.num_hidden_layers,
+        num_attention_heads=keys if adapter.kind == "prefix" else heads,
+        token_dim=width * keys // heads if adapter.kind == "prefix" else width,
+        num_transformer_submodules=1,
+    )
+    if adapter.kind == "p_tuning":
+        made.encoder_hidden_size = width
+    return made
+
+
+def _prompted(model: AnyModel, adapter: PromptAdapter) -> None:
+    """Raises: ConfigError for models that no virtual token stands before."""
+    config, where = model.hf.config, "model.adapter"
+    if not isinstance(model, LanguageModel):
+        what = f"virtual tokens stand before a decoder's row, and {config.model_type} is none here"
+        raise ConfigError([Problem(where, what, "model/adapter=lora")])
+    is_odd = getattr(config, "head_dim", None) not in (
+        None,
+        config.hidden_size // config.num_attention_heads,
+    )
+    if adapter.kind == "prefix" and (is_odd or getattr(config, "sliding_window", None)):
+        what = "peft's prefixes know no sliding windows, and no heads of another width"
+        raise ConfigError([Problem(where, what, "model/adapter=prompt")])
+    peft: Any = importlib.import_module("peft")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    made = _prompt_config(model, adapter)
+    encoder_class = getattr(peft, _PROMPTS[adapter.kind][1])
+    more = [model.hf.get_input_embeddings()] if adapter.kind == "prompt" else []
+    with torch.device("meta"):
+        encoder = encoder_class(made, *more).to(next(model.parameters()).dtype)
+    is_prefix = adapter.kind == "prefix"
+    model.prompt = Prompt(encoder, virtual_tokens=adapter.virtual_tokens, is_prefix=is_prefix)
+    model.hf.generate = refuse_to_generate
 
 
 # --- beside matrices ------------------------------------------------------------------------------

@@ -140,12 +140,21 @@ def _adapter_rule(name: str, module: nn.Module) -> Rule:
     """
     if ".ia3_l." in name:
         return Rule("ones")
+    if name.startswith("prompt."):
+        return _prompt_rule(name, module)
     if ".bottleneck.down." in name:
         return Rule("normal", 0.02) if name.endswith(".weight") else Rule("zeros")
     if ".lora_A." in name:
         assert isinstance(module, nn.Linear)
         return Rule("uniform", module.in_features**-0.5)
     return Rule("zeros")
+
+
+def _prompt_rule(name: str, module: nn.Module) -> Rule:
+    """Embeddings as a model's own usually are; a small network as torch draws its layers."""
+    if isinstance(module, nn.Linear) and name.endswith(".weight"):
+        return Rule("uniform", module.in_features**-0.5)
+    return Rule("zeros") if name.endswith(".bias") else Rule("normal", 0.02)
 
 
 def _matrix_rule(config: Any, path: str) -> Rule:

@@ -28,6 +28,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, hf: Any, *, loss_chunk_tokens: int) -> None:
         super().__init__()
+        self.prompt: nn.Module | None = None  # virtual tokens (prompts.py), where there are
         old = hf.lm_head
         bias = getattr(old, "bias", None)
         hf.lm_head = Head(old.weight, bias, chunk_tokens=loss_chunk_tokens)
@@ -57,10 +58,7 @@ class LanguageModel(nn.Module):
         Documents packed in a row are kept apart by `positions_RT` alone, which restart at 0: no
         mask and no cache, or Hugging Face would let rows leak (see attention.py).
         """
-        decoded = self.hf.base_model(
-            input_ids=inputs_RT, position_ids=positions_RT, use_cache=False
-        )
-        hidden_RTD = decoded.last_hidden_state
+        hidden_RTD = self._hidden(inputs_RT, positions_RT)
         if want == "logits":
             return self.hf.lm_head(hidden_RTD)
         if want == "scores":
@@ -72,6 +70,15 @@ class LanguageModel(nn.Module):
         self.reference.eval()  # no dropout, whatever the model around it does
         with torch.no_grad():
             return log_probs_RT, self.reference(inputs_RT, positions_RT, labels_RT)
+
+    def _hidden(self, inputs_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+        """(R, T, hidden size)."""
+        if self.prompt is not None:
+            return self.prompt(self.hf, inputs_RT, positions_RT)  # type: ignore[no-any-return]
+        decoded = self.hf.base_model(
+            input_ids=inputs_RT, position_ids=positions_RT, use_cache=False
+        )
+        return decoded.last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, inputs_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
         """All logits, (R, T, V): for generation and tests."""

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from trainer.config.sections.adapters import Ia3Adapter, LoraAdapter
+from trainer.config.sections.adapters import Ia3Adapter, LoraAdapter, PromptAdapter
 from trainer.config.sections.model import FolderModel, Model
 from trainer.errors import ModelError, Refused
 from trainer.models.adapters import is_adapter, peft_config, place_of
 from trainer.models.heads import HeadKind, HeadSpec
+from trainer.models.language_model import LanguageModel
+from trainer.models.prompts import Prompt
 from trainer.models.targets import outside_the_trunk
 from trainer.models.weights import SafetensorsFolder
 from trainer.models.wrappers import AnyModel
@@ -49,9 +52,9 @@ def stored_tensors(model: AnyModel) -> list[tuple[str, str, tuple[int, ...]]]:
 
 def adapter_of(section: Model, head: HeadSpec | None) -> FolderModel:
     """The section of a run whose adapter peft can load over its base. Raises: Refused."""
-    if not isinstance(section.adapter, LoraAdapter | Ia3Adapter):
+    if not isinstance(section.adapter, LoraAdapter | Ia3Adapter | PromptAdapter):
         what = f"model/adapter={section.adapter.kind} is none that peft has a folder for"
-        raise Refused(f"{what}; lora, dora and ia3 are")
+        raise Refused(f"{what}; lora, dora, ia3, prompt, p_tuning and prefix are")
     if not isinstance(section, FolderModel) or section.weights != "pretrained":
         what = "this run's frozen model is no pretrained folder to load an adapter over"
         raise Refused(f"{what}; export the whole model, without --adapter")
@@ -71,9 +74,21 @@ def write_adapter_config(
     config = peft_config(model, section, names=sorted(places))
     config.task_type = _TASKS[head.kind if head else None]
     config.base_model_name_or_path = section.path
-    config.modules_to_save = _whole_modules(model) or None
+    if not isinstance(section.adapter, PromptAdapter):
+        config.modules_to_save = _whole_modules(model) or None
     config.inference_mode = True
     config.save_pretrained(folder)
+
+
+@torch.no_grad()
+def write_prompt(model: LanguageModel, folder: Path, *, dtype: torch.dtype) -> Path:
+    """Virtual tokens as peft keeps them: what its network made of them, without the network."""
+    assert isinstance(model.prompt, Prompt)
+    [values] = model.prompt.embeddings().to(dtype)
+    file = folder / WEIGHTS
+    save_file({"prompt_embeddings": values.contiguous()}, file, metadata={"format": "pt"})
+    file.chmod(0o600)
+    return file
 
 
 class PeftFolder:

@@ -62,6 +62,16 @@ class BottleneckAdapter(Section):
     modules_to_save: Whole = ()
 
 
+class PromptAdapter(Section):
+    """Virtual tokens before every row of a decoder: their embeddings (Lester et al. 2021), those
+    from a small network (p_tuning, Liu et al. 2021), or each layer's keys and values (prefix, Li
+    and Liang 2021).
+    """
+
+    kind: Literal["prompt", "p_tuning", "prefix"]
+    virtual_tokens: Annotated[int, Field(ge=1, le=1 << 14, examples=[20])]
+
+
 class FrozenLayers(Section):
     """Parameters that stay as they are."""
 
@@ -72,6 +82,6 @@ class FrozenLayers(Section):
 
 BesideMatrices = LoraAdapter | Ia3Adapter | BottleneckAdapter
 Adapter = Annotated[
-    NoAdapter | LoraAdapter | Ia3Adapter | BottleneckAdapter | FrozenLayers,
+    NoAdapter | LoraAdapter | Ia3Adapter | BottleneckAdapter | PromptAdapter | FrozenLayers,
     Field(discriminator="kind"),
 ]
