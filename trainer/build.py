@@ -42,6 +42,7 @@ from trainer.models.starting import StartingValues
 from trainer.models.wrappers import AnyModel
 from trainer.observers.base import Observer
 from trainer.observers.table import observers_of
+from trainer.optim.layers import Layers
 from trainer.optim.optimizers import make_optimizer
 from trainer.plan import RunPlan
 from trainer.records.frozen_folder import hold_on_to
@@ -49,7 +50,7 @@ from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.storage.remote import joined
-from trainer.tasks.table import change_of, has_reference, head_of, task_of
+from trainer.tasks.table import change_of, has_reference, head_of, task_of, trained_task
 
 # What matrix products compute in, where it is not bf16: the peak that MFU is a fraction of.
 _COMPUTE = {"fp32": torch.float32, "fp16": torch.float16}
@@ -88,7 +89,7 @@ def build_job(
     job = Job(
         world=world,
         engine=engine,
-        task=task,
+        task=trained_task(plan),
         stream=stream,
         checkpoints=checkpoints,
         stop=stop,
@@ -121,7 +122,8 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
     config = plan.config
     make_model = partial(_make_model, plan, world.device)
     regularize = config.regularize
-    make = partial(make_optimizer, config.optimizer, layer_decay=regularize.layer_decay)
+    layers = Layers(regularize.layer_decay, regularize.unfreeze_every, config.steps.total)
+    make = partial(make_optimizer, config.optimizer, layers=layers)
     average = regularize.ema
     if isinstance(config.engine, PlainEngine):
         return plain.PlainEngine(

@@ -91,7 +91,7 @@ def steps(job: Job, state: TrainState) -> Iterator[tuple[StepReport, Told]]:
         faultpoint("step.update", partial(damage.in_weights, job.engine))
         if job.guard.replicas_due(step):
             check_replicas(job.world, job.engine.replicated(), step=step)
-        stats = job.engine.step(lr=lr, apply_if=job.guard.wants(loss))
+        stats = job.engine.step(lr=lr, number=step, apply_if=job.guard.wants(loss))
         clock.update_s = clock.lap()
         faultpoint("step.end")
         applied = stats.applied

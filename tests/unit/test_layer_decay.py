@@ -8,10 +8,11 @@ from torch import nn
 
 from tests.helpers.configs import config
 from tests.unit.test_optim_groups import _adamw, _muon
+from trainer.engine.base import set_rates
 from trainer.errors import ConfigError
 from trainer.models.build import build_model
 from trainer.models.heads import HeadSpec
-from trainer.optim.layers import depths
+from trainer.optim.layers import Layers, depths
 from trainer.optim.optimizers import make_optimizer
 
 SHAPES = {
@@ -61,7 +62,7 @@ def test_every_family_has_embeddings_layers_and_what_follows(
 
 def test_a_step_is_that_of_groups_written_by_hand() -> None:
     ours, theirs = named(), named()
-    made = make_optimizer(_adamw(), ours, layer_decay=0.5)
+    made = make_optimizer(_adamw(), ours, layers=Layers(0.5))
     by_hand = torch.optim.AdamW(
         [
             {
@@ -96,7 +97,7 @@ def test_without_a_decay_groups_stay_as_they_were() -> None:
 def test_muon_keeps_its_own_scale_beside_it() -> None:
     scales = {
         g["name"]: g["lr_scale"]
-        for g in make_optimizer(_muon(), named(), layer_decay=0.5).param_groups
+        for g in make_optimizer(_muon(), named(), layers=Layers(0.5)).param_groups
     }
     assert scales["muon.1"] == 0.25
     assert scales["decay.0"] == 0.25 * 0.5**3
@@ -113,3 +114,48 @@ def test_muon_keeps_its_own_scale_beside_it() -> None:
 def test_where_there_is_no_one_depth_it_is_refused(names: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         depths(names)
+
+
+def test_a_layer_moves_from_its_step_on_and_not_by_a_bit_before() -> None:
+    """Against AdamW with a group a parameter, whose rates are 0 until then."""
+    ours, theirs = named(), named()
+    made = make_optimizer(_adamw(), ours, layers=Layers(unfreeze_every=2, total_steps=9))
+    by_hand = torch.optim.AdamW(
+        [{"params": [p], "weight_decay": 0.5 if p.dim() == 2 else 0.0} for _, p in theirs],
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
+    start = {name: p.detach().clone() for name, p in ours}
+    for step in range(1, 10):
+        for (_, a), (_, b) in zip(ours, theirs, strict=True):
+            a.grad = torch.sin(a.detach() + step)
+            b.grad = torch.sin(b.detach() + step)
+        set_rates(made, 0.1, number=step)
+        for group, depth in zip(by_hand.param_groups, DEPTHS, strict=True):
+            group["lr"] = 0.1 if step > 2 * (3 - depth) else 0.0
+        made.step()
+        by_hand.step()
+        for (name, p), depth in zip(ours, DEPTHS, strict=True):
+            assert torch.equal(p, start[name]) == (step <= 2 * (3 - depth))
+    for (name, a), (_, b) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "muon"])
+def test_other_optimizers_too_leave_closed_layers_alone(kind: str) -> None:
+    ours = named()
+    section = _muon() if kind == "muon" else config("optimizer=sgd").optimizer
+    made = make_optimizer(section, ours, layers=Layers(unfreeze_every=2, total_steps=9))
+    for _, p in ours:
+        p.grad = torch.ones_like(p)
+    start = [p.detach().clone() for _, p in ours]
+    set_rates(made, 0.1, number=2)
+    made.step()
+    for (_, p), before, depth in zip(ours, start, DEPTHS, strict=True):
+        assert torch.equal(p, before) == (depth < 3)
+
+
+def test_a_run_that_ends_before_all_are_trained_is_refused() -> None:
+    wanted = "trained from step 31 on, and the run has 30 steps(?s:.*)unfreeze_every=9"
+    with pytest.raises(ConfigError, match=wanted):
+        make_optimizer(_adamw(), named(), layers=Layers(unfreeze_every=10, total_steps=30))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainer.config.schema import Config
+from trainer.config.sections.tasks import ClassifyTask
 from trainer.config.sections.training import DeepSpeedEngine
 from trainer.errors import Problem
 
@@ -12,6 +13,7 @@ from trainer.errors import Problem
 def regularize_problems(config: Config) -> Iterator[Problem]:
     yield from _early_stopping_problems(config)
     yield from _ema_problems(config)
+    yield from _pass_problems(config)
 
 
 def _early_stopping_problems(config: Config) -> Iterator[Problem]:
@@ -34,3 +36,24 @@ def _ema_problems(config: Config) -> Iterator[Problem]:
     if engine.offload_optimizer == "nvme":
         what = "an average of weights that lie on a disk would be read and written at every step"
         yield Problem("regularize.ema.decay", what, "engine.offload_optimizer=cpu")
+
+
+def _pass_problems(config: Config) -> Iterator[Problem]:
+    """Of what changes the passes through the model."""
+    section, task = config.regularize, config.task
+    adversarial = section.adversarial.kind != "none"
+    one_class = task.kind == "relations" or getattr(task, "answers", "") == "single"
+    if section.r_drop and not (one_class or task.kind == "tag"):
+        what = f"it compares classes of examples or words, and {task.kind} has none to compare"
+        if isinstance(task, ClassifyTask):
+            what = f"it compares one class an example, and task.answers is {task.answers}"
+        yield Problem("regularize.r_drop", what, "regularize.r_drop=0")
+    if adversarial and (section.r_drop or section.neftune):
+        other = "r_drop" if section.r_drop else "neftune"
+        what = f"an adversary moves what regularize.{other} changes at random: take one of them"
+        yield Problem("regularize.adversarial.kind", what, f"regularize.{other}=0")
+    if task.kind == "preference" and (adversarial or section.neftune):
+        where = "regularize.adversarial.kind" if adversarial else "regularize.neftune"
+        off = f"{where}=none" if adversarial else f"{where}=0"
+        what = "a preference is measured against the model as it is, not at moved embeddings"
+        yield Problem(where, what, off)

@@ -76,6 +76,16 @@ def always(grad_norm: float) -> bool:
     return True
 
 
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, *, number: int | None = None) -> None:
+    """The rates of an update: `lr` scaled by each group's `lr_scale`, 0 before its `open_at`.
+
+    At a rate of 0 no optimizer here changes a parameter, by decay neither; its moments go on.
+    """
+    for group in optimizer.param_groups:
+        is_open = number is None or number >= group.get("open_at", 0)
+        group["lr"] = lr * group.get("lr_scale", 1.0) if is_open else 0.0
+
+
 class Engine(Protocol):
     """Collective: every rank calls `accumulate`, `step` and `load` in the same order."""
 
@@ -88,10 +98,17 @@ class Engine(Protocol):
     def accumulate(self, loss: torch.Tensor, *, last: bool) -> None:
         """Backward of one micro-step's loss; `last` marks the step's last one."""
 
-    def step(self, *, lr: float, apply_if: Callable[[float], bool] = always) -> StepStats:
+    def step(
+        self,
+        *,
+        lr: float,
+        number: int | None = None,
+        apply_if: Callable[[float], bool] = always,
+    ) -> StepStats:
         """Reduce, clip, update with learning rate `lr`; gradients are zero afterwards.
 
-        Parameter groups with a `lr_scale` multiply `lr` by it. `apply_if` is asked with the
+        Parameter groups with a `lr_scale` multiply `lr` by it; those that `open_at` a later step
+        than `number` stay as they are (None: all are open). `apply_if` is asked with the
         gradient norm, if that is finite; all ranks must answer alike. If not, nothing is applied.
         """
 

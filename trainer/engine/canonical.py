@@ -29,7 +29,7 @@ from trainer.config.sections.training import CanonicalEngine as EngineSection
 from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import World
 from trainer.engine import fragments
-from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always
+from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always, set_rates
 from trainer.engine.flat_slices import FlatSlices, block_squares, tree_sum
 from trainer.engine.model_setup import (
     MakeModel,
@@ -107,9 +107,14 @@ class CanonicalEngine:
             weight.grad = None
 
     @torch.no_grad()
-    def step(self, *, lr: float, apply_if: Callable[[float], bool] = always) -> StepStats:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+    def step(
+        self,
+        *,
+        lr: float,
+        number: int | None = None,
+        apply_if: Callable[[float], bool] = always,
+    ) -> StepStats:
+        set_rates(self._optimizer, lr, number=number)
         norm = self._norm()
         applied = math.isfinite(norm) and apply_if(norm)
         if applied:

@@ -22,7 +22,7 @@ from trainer.config.sections.training import PrecisionSection
 from trainer.dist.world import World
 from trainer.engine import fragments
 from trainer.engine.async_io import load_async_io
-from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always
+from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always, set_rates
 from trainer.engine.bootstrap import new_groups_time_out, prepare_process, quiet, skip_compiler
 from trainer.engine.fragments import Region
 from trainer.engine.last_word import LastWord
@@ -122,9 +122,14 @@ class DeepSpeedEngine:
         # Our losses add up to the step's loss: nothing is divided by the number of micro-steps.
         self._ds.backward(self._undo_average(loss), scale_wrt_gas=False)
 
-    def step(self, *, lr: float, apply_if: Callable[[float], bool] = always) -> StepStats:
-        for group in self._base.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+    def step(
+        self,
+        *,
+        lr: float,
+        number: int | None = None,
+        apply_if: Callable[[float], bool] = always,
+    ) -> StepStats:
+        set_rates(self._base, lr, number=number)
         if self._stage == 0:
             stats = self._step_unsharded(apply_if)
         else:

@@ -12,7 +12,7 @@ from torch import nn
 from trainer.config.sections.regularize import EmaSection
 from trainer.config.sections.training import PrecisionSection
 from trainer.engine import fragments
-from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always
+from trainer.engine.base import FragmentSource, HeldFragment, StepStats, always, set_rates
 from trainer.engine.model_setup import (
     MakeModel,
     MakeOptimizer,
@@ -71,9 +71,14 @@ class PlainEngine:
             self._move_gradients_to_masters()
 
     @torch.no_grad()
-    def step(self, *, lr: float, apply_if: Callable[[float], bool] = always) -> StepStats:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+    def step(
+        self,
+        *,
+        lr: float,
+        number: int | None = None,
+        apply_if: Callable[[float], bool] = always,
+    ) -> StepStats:
+        set_rates(self._optimizer, lr, number=number)
         masters = [p for _, p in self._masters]
         norm = float(nn.utils.clip_grad_norm_(masters, self._max_grad_norm))
         applied = math.isfinite(norm) and apply_if(norm)

@@ -22,6 +22,7 @@ class Group:
     parameters: tuple[Named, ...]
     weight_decay: float
     lr_scale: float = 1.0
+    open_at: int = 0  # the first step that moves them
 
 
 def whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:

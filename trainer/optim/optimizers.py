@@ -11,7 +11,7 @@ from trainer.config.sections.training import AdamW
 from trainer.config.sections.training import Muon as MuonSection
 from trainer.config.sections.training import Sgd as SgdSection
 from trainer.optim.groups import Group, Named, decay_groups, muon_groups
-from trainer.optim.layers import by_depth
+from trainer.optim.layers import Layers, by_depth
 from trainer.optim.muon import Muon
 
 
@@ -19,12 +19,12 @@ def make_optimizer(
     section: AdamW | SgdSection | MuonSection,
     named: Iterable[tuple[str, torch.nn.Parameter]],
     *,
-    layer_decay: float = 1.0,
+    layers: Layers | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer whose groups carry `name` and `lr_scale` beside torch's own keys.
 
     The rate of a group is the engine's rate times its `lr_scale` (1, but for Muon's AdamW part and
-    under a `layer_decay`, see layers.py).
+    where `layers` differ).
     For Muon under ZeRO the groups also fit DeepSpeed's own class: they say `use_muon`.
     """
     rate, trained = section.learning_rate, [(n, p) for n, p in named if p.requires_grad]
@@ -34,13 +34,13 @@ def make_optimizer(
         betas = (section.beta1, section.beta2)
         adamw = {"use_muon": False, "betas": betas, "eps": section.eps}
         groups = muon_groups(trained, weight_decay=section.weight_decay, adamw_lr_scale=scale)
-        groups = _layered(groups, trained, layer_decay)
+        groups = _layered(groups, trained, layers)
         more = [muon if g.name.startswith("muon") else adamw for g in groups]
         return Muon(
             _as_torch(g, lr=rate * g.lr_scale) | m for g, m in zip(groups, more, strict=True)
         )
     groups = decay_groups(trained, weight_decay=section.weight_decay)
-    dicts = [_as_torch(g, lr=rate) for g in _layered(groups, trained, layer_decay)]
+    dicts = [_as_torch(g, lr=rate) for g in _layered(groups, trained, layers)]
     if isinstance(section, SgdSection):
         return Sgd(dicts, lr=rate, momentum=section.momentum)
     betas = (section.beta1, section.beta2)
@@ -66,8 +66,10 @@ class Sgd(torch.optim.SGD):
                 group["weight_decay"] = decay
 
 
-def _layered(groups: list[Group], trained: Sequence[Named], decay: float) -> list[Group]:
-    return groups if decay == 1.0 else by_depth(groups, trained, decay=decay)
+def _layered(groups: list[Group], trained: Sequence[Named], layers: Layers | None) -> list[Group]:
+    if layers is None or not layers.differ:
+        return groups
+    return by_depth(groups, trained, layers)
 
 
 def _as_torch(group: Group, *, lr: float) -> dict[str, Any]:
@@ -77,4 +79,5 @@ def _as_torch(group: Group, *, lr: float) -> dict[str, Any]:
         "weight_decay": group.weight_decay,
         "lr": lr,
         "lr_scale": group.lr_scale,
+        "open_at": group.open_at,
     }

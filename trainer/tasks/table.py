@@ -20,6 +20,7 @@ from trainer.config.sections.tasks import (
 from trainer.data.changed_reader import Change
 from trainer.data.sentinels import sentinels_and_end
 from trainer.data.words import token_kinds
+from trainer.errors import ConfigError, Problem
 from trainer.models.heads import HeadSpec, ProblemType
 from trainer.plan import RunPlan
 from trainer.tasks.answers import Answers
@@ -32,6 +33,7 @@ from trainer.tasks.extract_qa import ExtractQa
 from trainer.tasks.masked_lm import MaskedLm
 from trainer.tasks.masked_rows import MaskedRows
 from trainer.tasks.preference import Dpo, Orpo, Reward
+from trainer.tasks.regularised import regularised
 from trainer.tasks.relations import Relations
 from trainer.tasks.tag import Tag
 from trainer.tasks.targets import Targets
@@ -69,6 +71,12 @@ def task_of(plan: RunPlan) -> Task:
     return CausalLm()
 
 
+def _of_texts(section: ChatTask | Seq2SeqTask | SpanDenoisingTask, plan: RunPlan) -> Task:
+    smoothing = section.label_smoothing if isinstance(section, Seq2SeqTask) else 0.0
+    made = Answers if plan.decoder_start_id is None else Targets
+    return made(label_smoothing=smoothing)
+
+
 def _of_pairs(section: PreferenceTask | RewardTask) -> Task:
     if isinstance(section, RewardTask):
         return Reward()
@@ -82,10 +90,19 @@ def has_reference(section: object) -> bool:
     return isinstance(section, PreferenceTask) and section.loss == "dpo"
 
 
-def _of_texts(section: ChatTask | Seq2SeqTask | SpanDenoisingTask, plan: RunPlan) -> Task:
-    smoothing = section.label_smoothing if isinstance(section, Seq2SeqTask) else 0.0
-    made = Answers if plan.decoder_start_id is None else Targets
-    return made(label_smoothing=smoothing)
+def trained_task(plan: RunPlan) -> Task:
+    """The task as its loss is trained on; scores are those of `task_of`.
+
+    Raises: ConfigError for what cannot be done to an encoder-decoder's embeddings.
+    """
+    section = plan.config.regularize
+    moves = section.neftune or section.adversarial.kind != "none"
+    if moves and plan.decoder_start_id is not None:
+        where = "regularize.neftune" if section.neftune else "regularize.adversarial.kind"
+        what = "an encoder-decoder embeds two texts with one table: not said which to move"
+        off = f"{where}=0" if section.neftune else f"{where}=none"
+        raise ConfigError([Problem(where, what, off)])
+    return regularised(task_of(plan), section, seed=plan.config.run.seed)
 
 
 def head_of(plan: RunPlan) -> HeadSpec | None:

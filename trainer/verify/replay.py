@@ -32,7 +32,7 @@ from trainer.records.json_file import read_lines
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.tasks.base import Task
-from trainer.tasks.table import change_of, task_of
+from trainer.tasks.table import change_of, trained_task
 from trainer.verify.cause import Evidence, Repetition, RowLoss
 
 # Relative, of a loss: sums taken in another order, and what grows of it over a few steps.
@@ -167,7 +167,7 @@ def _base(run: RunFiles, step: int, *, most_steps: int) -> int:
 
 def _stand(run: RunFiles, plan: RunPlan, base: int, step: int, *, left_out: set[int]) -> Standing:
     world = Alone(choose_device(plan.device, Place()))
-    engine, task = build_engine(plan, world), task_of(plan)
+    engine, task = build_engine(plan, world), trained_task(plan)
     cursor: dict[str, Any] | None = None
     if base:
         store = CheckpointStore(run.checkpoints, run_hash=plan.run_id)

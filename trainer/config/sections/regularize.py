@@ -30,7 +30,20 @@ class EmaSection(Section):
     evaluate: bool  # evaluations during training look at the average
 
 
+class AdversarialSection(Section):
+    """Embeddings are moved to where the loss is larger; distances are L2 norms of an example."""
+
+    kind: Literal["none", "fgm", "pgd", "freelb"]
+    epsilon: Annotated[float, Field(gt=0)]  # how far at most; fgm: how far
+    alpha: Annotated[float, Field(gt=0)]  # length of a step; fgm has one, of epsilon
+    steps: Annotated[int, Field(ge=1, le=100)]  # of pgd and freelb
+
+
 class RegularizeSection(Section):
     early_stopping: EarlyStoppingSection
     ema: EmaSection
     layer_decay: Annotated[float, Field(gt=0, le=1)]  # of the rate, a layer down from the head
+    unfreeze_every: Count  # steps until the next layer down is trained too; 0: all from step 1 on
+    neftune: Annotated[float, Field(ge=0)]  # alpha of the noise on embeddings; 0: none
+    r_drop: Annotated[float, Field(ge=0)]  # weight of the divergence of two passes; 0: one pass
+    adversarial: AdversarialSection
