@@ -29,7 +29,7 @@ _MARK = "longhaul "
 _REACH_S = 5.0
 _SILENT = "it did not answer in time"
 _SILENT_FIX = "ray status; Ray counts a dead node as living for half a minute"
-_ASK_S = 60.0  # for Ray to connect and for every node to answer
+_ASK_S = 120.0  # for Ray to connect and for every node to answer
 _SEEN_WITHIN_S = 10.0  # what this machine writes, on a node; a network file system caches names
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.agent_process import wait_for
-from tests.helpers.nodes import TIMED
+from tests.helpers.nodes import TIMED, allowed
 from tests.helpers.ray_cluster import RayCluster, RayRun, ray_cluster
 from trainer.errors import Exit
 from trainer.records.attempt import read_error, read_stop
 from trainer.records.json_file import read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(800)]
 
 FINISH = {str(rank): ["finish"] for rank in range(4)}
 WAIT = {str(rank): ["wait"] for rank in range(4)}
@@ -84,7 +82,7 @@ def test_a_rank_killed_on_the_second_node(cluster: RayCluster, tmp_path: Path) -
     one = made(cluster, tmp_path, "killed", WAIT | finishing(2))
     one.train()
     one.up(1, 4)
-    pid = read_json(one.run.attempt(1).root / "pids-1.json")["2"]
+    pid = one.pid(2, node=1)
     for node in cluster.lab.nodes:  # which one is second is Ray's business; each counts its own
         node.sh(f"! grep -qsz '^RANK=2$' /proc/{pid}/environ || kill -9 {pid}")
     one.until_over()
@@ -101,7 +99,7 @@ def test_a_driver_killed_leaves_a_saved_run_that_goes_on(
     one = made(cluster, tmp_path, "driverless", WAIT | finishing(2))
     one.train()
     one.up(1, 4)
-    os.kill(one.driver(), signal.SIGKILL)
+    one.kill_driver()
     one.until_over()
     for node in (0, 1):
         codes = read_json(one.run.attempt(1).root / f"ended-{node}.json")["codes"]
@@ -148,7 +146,7 @@ def test_a_node_that_is_drained_is_left_in_time(cluster: RayCluster, tmp_path: P
     one.train("resources.min_nodes=1")
     one.up(1, 4)
     node = cluster.lab.node("node2")
-    cluster.drain(node, seconds=120)
+    cluster.drain(node, seconds=600)  # long after the run has left it
     one.until_over()
     node.kill()
     stop = read_stop(one.run.attempt(1).stop)
@@ -159,7 +157,7 @@ def test_a_node_that_is_drained_is_left_in_time(cluster: RayCluster, tmp_path: P
     assert [line["world_size"] for line in one.attempts()] == [4, 2]
     cluster.join(node.boot(sshd=False))
     another = made(cluster, tmp_path, "later", FINISH)
-    another.train("launch.wait_nodes_s=120")  # the node is still to come
+    another.train("launch.wait_nodes_s=300")  # the node is still to come
     another.until_over()
     assert [line["world_size"] for line in another.attempts()] == [4]
 
@@ -168,12 +166,12 @@ def test_a_node_switched_off_is_gone_on_without_and_taken_back(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     one = made(cluster, tmp_path, "off", WAIT | finishing(3))
-    one.train("resources.min_nodes=1", "launch.silent_s=8")
+    one.train("resources.min_nodes=1", "launch.silent_s=12")
     one.up(1, 4)
     begun = time.monotonic()
     cluster.lab.node("node1").power_off()  # silently: no connection is closed
     one.up(2, 2)
-    assert time.monotonic() - begun < 60.0
+    assert time.monotonic() - begun < allowed(60.0)
     error = read_error(one.run.attempt(1).error)
     assert error is not None
     assert error.kind == "NodeLost"
@@ -203,7 +201,7 @@ def look(cluster: RayCluster, root: Path, *words: str) -> subprocess.CompletedPr
         env=cluster.environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
     )
 
 
@@ -270,7 +268,7 @@ def test_what_the_cluster_cannot_do_is_said_at_once(
     assert words in done.stdout
     assert "try:" in done.stdout or "nowhere" in done.stdout
     assert not one.run.root.exists()
-    assert time.monotonic() - begun < 60.0
+    assert time.monotonic() - begun < allowed(60.0)
 
 
 def test_a_folder_that_nodes_do_not_share_is_found(cluster: RayCluster, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.agent_process import wait_for
-from tests.helpers.nodes import REPOSITORY, environment
+from tests.helpers.nodes import REPOSITORY, allowed, environment
 from tests.helpers.ray_cluster import RayCluster, RayRun, ray_cluster
 from trainer.errors import Exit
 from trainer.faultpoints import ENVIRONMENT, Fault, as_text
@@ -21,7 +21,7 @@ from trainer.records.json_file import read_json, read_lines
 from trainer.records.metrics import read_metrics
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 _STEPS, _NODE_LOST_S = 300, 60.0
 _SETTINGS = (
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 def test_a_run_survives_its_cluster(cluster: RayCluster, tmp_path: Path) -> None:
     more = {"TORCH_EXTENSIONS_DIR": os.environ["TORCH_EXTENSIONS_DIR"], ENVIRONMENT: _SLOWLY}
     one = RayRun(cluster.lab, tmp_path, "story", env=more, passed=(ENVIRONMENT,), cluster=cluster)
-    one.train(*_SETTINGS, "resources.min_nodes=1", "launch.silent_s=5")
+    one.train(*_SETTINGS, "resources.min_nodes=1", "launch.silent_s=12")
 
     _until_step(one, attempt=1, step=7)
     os.kill(_worker(one), signal.SIGKILL)  # a rank: both start again
@@ -54,16 +54,16 @@ def test_a_run_survives_its_cluster(cluster: RayCluster, tmp_path: Path) -> None
     begun = time.monotonic()
     cluster.lab.node("node2").power_off()  # a node: on with the other one alone
     _until_step(one, attempt=3, step=1)
-    assert time.monotonic() - begun < _NODE_LOST_S
+    assert time.monotonic() - begun < allowed(_NODE_LOST_S)
 
     cluster.join(cluster.lab.node("node2").boot(sshd=False))  # it is back: both, once it is saved
     last = _until_step(one, attempt=4, step=1)
     _until_step(one, attempt=4, step=last + 6)
-    os.kill(one.driver(), signal.SIGKILL)  # nobody carries it: agents save and stop
+    one.kill_driver()  # nobody carries it: agents save and stop
     one.until_over()
     one.env = {name: value for name, value in one.env.items() if name != ENVIRONMENT}
     one.resume()
-    one.until_over(seconds=200)
+    one.until_over(seconds=400)
 
     attempts = one.attempts()
     causes = ["crash", "node", "preempt", "preempt", None]
@@ -89,7 +89,7 @@ def _worker(one: RayRun) -> int:
 def _until_step(one: RayRun, *, attempt: int, step: int) -> int:
     """The last step when the attempt has made one at or after `step`."""
     started = one.run.attempt(attempt).started
-    wait_for(lambda: started.exists() or not one.processes(), seconds=120)
+    wait_for(lambda: started.exists() or not one.processes(), seconds=240)
     assert started.exists(), one.log()[-3000:]
     first = int(read_json(started)["step"])
     last = 0
@@ -100,7 +100,7 @@ def _until_step(one: RayRun, *, attempt: int, step: int) -> int:
         last = lines[-1]["step"] if lines else 0
         return last >= max(step, first + 1)
 
-    wait_for(reached, seconds=90)
+    wait_for(reached, seconds=240)
     return last
 
 
@@ -117,7 +117,7 @@ def _undisturbed(one: RayRun) -> RunFiles:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout

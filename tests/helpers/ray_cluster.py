@@ -127,7 +127,10 @@ class RayCluster:
 
     def drain(self, node: Machine, *, seconds: int) -> str:
         """As a cloud does that takes a spot machine back in so many seconds."""
-        words = ["drain-node", "--address", self.address, "--node-id", self.alive()[node.name]]
+        known: dict[str, str] = {}
+        while node.name not in known:  # a busy machine may not answer at once
+            known = self.until(len([each for each in self.lab.nodes if each.pid]))
+        words = ["drain-node", "--address", self.address, "--node-id", known[node.name]]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         words += ["--deadline-remaining-seconds", str(seconds)]
         return self.lab.login.run([*_RAY, *words], env=self.environment())
@@ -204,6 +207,8 @@ class RayRun(SshRun):
             "launch=ray",
             f"launch.address={json.dumps(self.cluster.address)}",
             "launch.grace_s=20",
+            "launch.start_s=200",  # a busy machine is not a lost one
+            "launch.silent_s=40",
             "launch.per_node={slot:2}",
             f"launch.environment=[{','.join((*PASSED, *self.passed))}]",
             f"resources.nodes={self.nodes}",
