@@ -138,14 +138,14 @@ def test_a_lost_node_is_done_without_and_taken_back_at_a_checkpoint(tmp_path: Pa
 
 
 def test_too_few_nodes_are_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    one = Driven(tmp_path, FINISH, restart=RestartRules(enabled=True, wait_s=1.0))
+    one = Driven(tmp_path, FINISH, restart=RestartRules(enabled=True, wait_s=4.0))
     one.nodes.present.remove("n1")
     told = "waits for 2 nodes; there: n0"
     outcome = one.drive(lambda: wait_for(lambda: waiting_for(one.run.attempt(1)) == told))
     assert (outcome.exit_code, outcome.cause) == (Exit.FAILED, "node")
     said = capfd.readouterr().err
     assert "waiting for 2 nodes; there: n0" in said
-    assert "waited 1 s in vain for 2 nodes" in said
+    assert "waited 4 s in vain for 2 nodes" in said
 
 
 def test_a_node_that_will_leave_is_left_in_time(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_node_that_will_leave_is_left_in_time(tmp_path: Path) -> None:
 def test_a_rank_that_hangs_is_named_though_a_rank_of_another_node_waits_for_it(
     tmp_path: Path,
 ) -> None:
-    limits = WatchRules(enabled=True, step_s=1.0, first_step_s=1.0, grace_s=0.2)
+    limits = WatchRules(enabled=True, step_s=3.0, first_step_s=3.0, grace_s=0.2)
     module = "tests.helpers.beating_worker"  # rank 1, on the second node, stands still
     one = Driven(tmp_path, {}, module=module, ranks_per_node=1, watch=limits)
     assert one.drive().exit_code == Exit.DONE

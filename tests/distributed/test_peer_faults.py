@@ -7,11 +7,11 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.agent_process import wait_for
 from tests.helpers.kept_states import (
     attempt,
     memory_of,
@@ -52,6 +52,9 @@ def test_a_state_that_fails_is_dropped_and_the_one_before_stands(
     assert not second[0]["wrong"] + second[1]["wrong"]
 
 
+ASLEEP = "asleep"
+
+
 def die(world: World, folder: Path, rank: int, drill: str) -> None:
     """A rank is killed while its process is at the given place of the third state."""
     if world.place.rank == rank:
@@ -60,8 +63,10 @@ def die(world: World, folder: Path, rank: int, drill: str) -> None:
     store = open_store(world, folder, per_node=1, drills=True)
     store.prepare(world, engine)
     train(world, store, engine, first=1, last=3)
+    asleep = Path(f"{folder / ASLEEP}.{rank}")
+    wait_for(asleep.exists if world.place.rank == rank else lambda: store.said() != (0.0, 0.0))
+    world.sum([0.0])
     if world.place.rank == rank:
-        time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
     train(world, store, engine, first=4, last=9)
 
@@ -70,7 +75,7 @@ def die(world: World, folder: Path, rank: int, drill: str) -> None:
 def test_a_rank_that_dies_in_the_middle_of_a_state_leaves_the_one_before(
     ranks: RankPool, tmp_path: Path, point: str
 ) -> None:
-    drill = f"point={point},action=sleep,value=30,step=3"
+    drill = f"point={point},action=sleep,value=120,step=3,token={tmp_path / ASLEEP}"
     with pytest.raises(RankFailure, match="rank 1 of 2 died without a word"):
         ranks.run(2, die, tmp_path, 1, drill, timeout_s=60)
     second = attempt(ranks, 2, tmp_path, 1, 2, 1)
@@ -84,7 +89,7 @@ def test_a_neighbour_that_cannot_be_reached_holds_nobody_up(
     """Its process is stopped: due states are dropped and counted, training waits for nothing."""
     drill = "point=memory.summed,action=stop,rank=1,hit=2"
     first = attempt(ranks, 2, tmp_path, 1, 1, 15, drill=drill, waits=3)
-    assert first[0]["seconds"] < 12 * 0.05 + 10  # it waits for nothing, but for the first steps
+    assert first[0]["seconds"] < 12 * 0.05 + 30  # it waits for nothing, but for the first steps
     assert int(re.search(r"; (\d+) dropped", first[0]["note"])[1]) >= 4
     second = attempt(ranks, 2, tmp_path, 1, 2, 1)
     assert second[0]["loaded"] >= first[0]["seen"][-1] > 0

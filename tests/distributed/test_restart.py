@@ -14,7 +14,7 @@ from launch.run.budgets import RestartRules
 from launch.run.lease import read_beat
 from launch.run.liveness import read_mark
 from launch.run.run_folder import own, owner
-from tests.helpers.agent_process import Attempt, still_alive, wait_for
+from tests.helpers.agent_process import Attempt, still_alive, until_stopped, wait_for
 from trainer.records.attempt import Stop, read_error, write_record
 from trainer.records.json_file import read_json, read_lines, write_json
 
@@ -35,7 +35,7 @@ def agent(tmp_path: Path) -> Iterator[Callable[..., Attempt]]:
         if each.process is not None and each.process.poll() is None:
             each.process.kill()
             each.process.communicate()
-        wait_for(lambda run=each.run: not still_alive(run), seconds=5)
+        wait_for(lambda run=each.run: not still_alive(run))
 
 
 def test_a_rank_that_dies_costs_one_attempt(agent):
@@ -142,12 +142,10 @@ def test_an_attempt_is_one_try(agent):
 
 
 def test_an_agent_whose_run_was_taken_over_ends_its_ranks_at_once(agent):
-    one = agent(["hang"], ["hang"]).start().until_up()
+    one = agent(["hang"], ["hang"], grace_s=600.0).start().until_up()
     own(one.run, 2)
-    began = time.monotonic()
-    code, _, err = one.end()
+    code, _, err = one.end()  # it does not wait for the time that ranks have to save
     assert code == 78
-    assert time.monotonic() - began < 3
     assert "attempt 1 may no longer write to this run: attempt 2 (process " in err
     error = read_error(one.files.error)
     assert error is not None
@@ -158,8 +156,9 @@ def test_an_agent_whose_run_was_taken_over_ends_its_ranks_at_once(agent):
 def test_the_heartbeat_counts_while_the_agent_lives(agent):
     one = agent(["wait"]).start().until_up()
     first = read_beat(one.files)
-    wait_for(lambda: read_beat(one.files) != first, seconds=3)
+    wait_for(lambda: read_beat(one.files) != first)
     os.kill(one.process.pid, signal.SIGSTOP)
+    until_stopped(one.process.pid)
     stopped = read_beat(one.files)
     time.sleep(1.5)
     assert read_beat(one.files) == stopped
