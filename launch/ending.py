@@ -104,8 +104,9 @@ def _next(run: RunFiles) -> list[str]:
 
 def _goes_on_with_a_text(config: Mapping[str, Any]) -> bool:
     """Whether `generate` can: a model of masked tokens fills gaps, and one of examples answers."""
-    masked = config.get("task", {}).get("kind") in ("masked_lm", "span_denoising")
-    return not masked and not is_examples(config.get("data", {}))
+    gaps = ("masked_lm", "masked_lm_nsp", "span_denoising")
+    kind = config.get("task", {}).get("kind")
+    return kind not in gaps and not is_examples(config.get("data", {}))
 
 
 def _has_held_out(plan: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from trainer.batch import IGNORED
+from trainer.data.sentence_pairs import FOLLOWS, RANDOM
 from trainer.objectives.cross_entropy import (
     class_loss_sum,
     multi_label_loss_sum,
@@ -15,7 +16,6 @@ from trainer.objectives.cross_entropy import (
     span_loss_sum,
     token_loss_sum,
 )
-from trainer.objectives.sentence_pairs import FOLLOWS, RANDOM
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,

@@ -21,6 +21,7 @@ from trainer.records.run_files import RunFiles
     [
         ({"kind": "causal_lm"}, {}, True),
         ({"kind": "masked_lm"}, {}, False),
+        ({"kind": "masked_lm_nsp"}, {}, False),
         ({"kind": "classify"}, {"kind": "examples"}, False),
     ],
 )

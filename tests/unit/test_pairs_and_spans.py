@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from trainer.batch import IGNORED
+from trainer.data.sentence_pairs import FOLLOWS, RANDOM, num_pairs, pair_at, pair_row
 from trainer.errors import DataError
 from trainer.objectives.prefix_lm import prefix_length, prefix_lm_labels
-from trainer.objectives.sentence_pairs import FOLLOWS, RANDOM, num_pairs, pair_at, pair_row
 from trainer.objectives.span_denoising import SpanDenoising, denoised_row, lengths, longest_raw
 
 DOCUMENTS = np.array([3, 1, 0, 4, 2])

@@ -8,9 +8,11 @@ from trainer.config.names import nearest
 from trainer.config.schema import Config
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
+from trainer.config.sections.model import EncoderShape
 from trainer.config.sections.tasks import (
     ClassifyTask,
-    MaskedLmTask,
+    MaskedPairsTask,
+    MaskingTask,
     PreferenceTask,
     RelationsTask,
     Seq2SeqTask,
@@ -19,10 +21,12 @@ from trainer.config.sections.tasks import (
 )
 from trainer.errors import Problem
 
+SHORTEST_PAIR = 19  # tokens: three special ones, and twice the least stretch
+
 
 def task_problems(config: Config) -> Iterator[Problem]:
     task, data = config.task, config.data
-    if isinstance(task, MaskedLmTask):
+    if isinstance(task, MaskingTask):
         yield from _masking_problems(task, config)
     if isinstance(task, SpanDenoisingTask):
         yield from _sentinel_problems(config)
@@ -45,14 +49,25 @@ def task_problems(config: Config) -> Iterator[Problem]:
         yield Problem("task.label_smoothing", what, "task.label_smoothing=0, or task.loss=dpo")
 
 
-def _masking_problems(task: MaskedLmTask, config: Config) -> Iterator[Problem]:
+def _masking_problems(task: MaskingTask, config: Config) -> Iterator[Problem]:
     if not isinstance(config.data.tokenizer, PretrainedTokenizer):
-        what = "a tokenizer that is trained here has no mask token, which masked_lm needs"
+        what = f"a tokenizer that is trained here has no mask token, which {config.task.kind} needs"
         fix = "data/tokenizer=pretrained data.tokenizer.path=FOLDER, of an encoder"
         yield Problem("data.tokenizer", what, fix)
     if task.to_mask + task.to_random > 1:
         what = f"with task.to_mask={task.to_mask:g} it is more than all of the hidden tokens"
         yield Problem("task.to_random", what, f"task.to_random={max(0.0, 1 - task.to_mask):g}")
+    if isinstance(task, MaskedPairsTask) and isinstance(config.model, EncoderShape):
+        yield from _without_next_sentences(config.model)
+    if isinstance(task, MaskedPairsTask) and config.data.sequence_length < SHORTEST_PAIR:
+        what = f"a pair of stretches needs rows of {SHORTEST_PAIR} tokens at least"
+        yield Problem("data.sequence_length", what, f"data.sequence_length={SHORTEST_PAIR}")
+
+
+def _without_next_sentences(model: EncoderShape) -> Iterator[Problem]:
+    if model.family != "bert":
+        what = f"{model.family} has no head for next sentences; bert has one"
+        yield Problem("model.family", what, "task=masked_lm, or model.family=bert")
 
 
 def _sentinel_problems(config: Config) -> Iterator[Problem]:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.sections.example_data import ExamplesSection
+from trainer.config.sections.tasks import MaskedPairsTask
 from trainer.data.changed_reader import Change, ChangedReader
 from trainer.data.example_reader import ExampleReader
 from trainer.data.example_store import ExampleStore
+from trainer.data.pair_reader import PairReader
 from trainer.data.row_shape import RowShape, StreamSource
 from trainer.data.store import TokenStore
 from trainer.data.stream import Stream
@@ -50,7 +52,11 @@ def open_stream(
         packing=config.data.packing,
     )
     examples = isinstance(config.data, ExamplesSection)
-    reader: Any = ExampleReader(sources, shape) if examples else TokenReader(sources, shape)
+    reader: Any
+    if isinstance(config.task, MaskedPairsTask):
+        reader = PairReader(sources, shape, seed=config.run.seed)
+    else:
+        reader = ExampleReader(sources, shape) if examples else TokenReader(sources, shape)
     if change is not None:
         reader = ChangedReader(reader, change)
     return Stream(

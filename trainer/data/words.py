@@ -14,8 +14,30 @@ from trainer.data.tokenizer import TextTokenizer
 from trainer.errors import DataError
 
 MASKS = ("[MASK]", "<mask>")  # BERT's, RoBERTa's
+PAIR_MARKS = ("[CLS]", "[SEP]", "[PAD]")
 _GOES_ON = "##"  # WordPiece
 _BEGINS = ("\u0120", "\u2581")  # a space before it, in byte-level BPE and in SentencePiece
+
+
+@dataclass(frozen=True)
+class PairMarks:
+    """Ids of what stands before a pair of texts, behind each, and where there is nothing."""
+
+    start: int
+    end: int
+    padding: int
+
+
+def pair_marks(folder: Path) -> PairMarks:
+    """Of the tokenizer of a store. Raises: DataError if it has none: they are BERT's."""
+    vocabulary = TextTokenizer.open(folder).tokenizer.get_vocab(with_added_tokens=True)
+    missing = [name for name in PAIR_MARKS if name not in vocabulary]
+    if missing:
+        raise DataError(
+            f"the tokenizer has no {' and no '.join(missing)}, which pairs of sentences are marked "
+            "with; take BERT's, as in data.tokenizer.path=FOLDER, or task=masked_lm"
+        )
+    return PairMarks(*(vocabulary[name] for name in PAIR_MARKS))
 
 
 @dataclass(frozen=True, eq=False)

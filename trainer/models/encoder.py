@@ -23,7 +23,9 @@ from trainer.models.heads import HeadSpec
 from trainer.models.masks import as_taken, same_document, within
 
 Fields = Mapping[str, torch.Tensor]
-Want = Literal["mlm", "mlm_scores", "mlm_logits", "nsp", "sequence", "tokens", "spans", "hidden"]
+Want = Literal[
+    "mlm", "mlm_scores", "mlm_logits", "nsp", "nsp_scores", "sequence", "tokens", "spans", "hidden"
+]
 
 
 class EncoderModel(nn.Module):
@@ -60,7 +62,7 @@ class EncoderModel(nn.Module):
         mlm: fp32 (R, T), the log-probability of `labels_RT`, 0 where IGNORED; only labelled tokens
         go through the vocabulary. mlm_scores: that without gradient, and bool (R, T), whether the
         label was the first choice. mlm_logits: (R, T, V).
-        nsp: a pair, mlm's and logits (E, 2).
+        nsp: a pair, mlm's and logits (E, 2). nsp_scores: mlm_scores' two and those logits.
 
         Fields: inputs_RT; positions_RT (restart at 0 with each example); documents_RT (0: padding);
         segments_RT where the family has them. Without documents_RT every row is one whole example.
@@ -77,8 +79,9 @@ class EncoderModel(nn.Module):
             return logits_RT2[..., 0], logits_RT2[..., 1]
         if want == "mlm_logits":
             return self._projection(self.family.before_vocabulary(self.hf, hidden_RTD))
-        if want == "mlm_scores":
-            return self._masked(hidden_RTD, fields["labels_RT"], with_correct=True)
+        if want in ("mlm_scores", "nsp_scores"):
+            scores = self._masked(hidden_RTD, fields["labels_RT"], with_correct=True)
+            return scores if want == "mlm_scores" else (*scores, self._pooled(hidden_RTD, fields))
         log_probs_RT = self._masked(hidden_RTD, fields["labels_RT"])
         if want == "nsp":
             return log_probs_RT, self._pooled(hidden_RTD, fields)

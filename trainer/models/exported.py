@@ -135,6 +135,11 @@ def our_answers(
     if kind == "sequence":
         real = fields["first_E"] >= 0
         return list(model(fields, want="sequence")[real])
+    if kind == "nsp":
+        follows_EC = model(fields, want="sequence")[fields["first_E"] >= 0]
+        said = model(fields, want="mlm_logits")
+        words = [said[row, at] for row, at in _examples(fields["documents_RT"])]
+        return [torch.cat([w.flatten(), f]) for w, f in zip(words, follows_EC, strict=True)]
     if kind == "spans":
         logits = torch.stack(model(fields, want="spans"), dim=-1)
     else:
@@ -163,7 +168,8 @@ def their_answers(
         if head.kind == "spans":
             found.append(torch.stack([said.start_logits[0], said.end_logits[0]], dim=-1))
         elif head.kind == "nsp":
-            found.append(said.prediction_logits[0])
+            words, follows = said.prediction_logits[0], said.seq_relationship_logits[0]
+            found.append(torch.cat([words.flatten(), follows]))
         else:
             found.append(said.logits[0])
     return found

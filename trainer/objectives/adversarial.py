@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from trainer.objectives.draws import Draws
+from trainer.dist.draws import Draws
 from trainer.objectives.preference import sums_by_example
 
 _TINY = 1e-30  # an example without gradient is left where it is

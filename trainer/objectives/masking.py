@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.batch import IGNORED
-from trainer.objectives.draws import Draws
+from trainer.dist.draws import Draws
 
 Ids = NDArray[np.int64]
 _SPAN_STOPS = 0.2  # each further word of a span: with chance 0.8

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainer.objectives.draws import Draws
+from trainer.dist.draws import Draws
 
 
 def neftune_noise(

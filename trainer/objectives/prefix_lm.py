@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from trainer.batch import IGNORED
-from trainer.objectives.draws import Draws
+from trainer.dist.draws import Draws
 
 
 def prefix_length(length: int, *, seed: int, step: int, row: int, document: int = 0) -> int:

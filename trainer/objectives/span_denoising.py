@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.dist.draws import Draws
 from trainer.errors import DataError
-from trainer.objectives.draws import Draws
 
 Ids = NDArray[np.int64]
 

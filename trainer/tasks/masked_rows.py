@@ -13,26 +13,30 @@ from __future__ import annotations
 import torch
 
 from trainer.batch import IGNORED, ExampleBatch, TokenBatch
-from trainer.config.sections.tasks import MaskedLmTask
+from trainer.config.sections.tasks import MaskingTask
 from trainer.data.words import TokenKinds
 from trainer.objectives.masking import Masking, masked_rows
 from trainer.records.token_store import Split
+
+
+def masking_of(section: MaskingTask, kinds: TokenKinds) -> Masking:
+    return Masking(
+        kinds.mask_id,
+        kinds.ordinary_V.nonzero()[0],
+        rate=section.rate,
+        to_mask=section.to_mask,
+        to_random=section.to_random,
+        unit=section.unit,
+    )
 
 
 class MaskedRows:
     """A Change of trainer/data/changed_reader.py."""
 
     def __init__(
-        self, section: MaskedLmTask, kinds: TokenKinds, *, seed: int, packing: bool
+        self, section: MaskingTask, kinds: TokenKinds, *, seed: int, packing: bool
     ) -> None:
-        self._masking = Masking(
-            kinds.mask_id,
-            kinds.ordinary_V.nonzero()[0],
-            rate=section.rate,
-            to_mask=section.to_mask,
-            to_random=section.to_random,
-            unit=section.unit,
-        )
+        self._masking = masking_of(section, kinds)
         self._ordinary_V = torch.from_numpy(kinds.ordinary_V)
         self._begins_V = torch.from_numpy(kinds.begins_V)
         self._seeds = {"train": seed, "held_out": 0}
@@ -71,3 +75,31 @@ class MaskedRows:
             tokens_R = (1 + (batch.labels_RT != IGNORED).sum(-1)).clamp(max=length)
         tokens_R[len(batch.sample_indices) :] = 0
         return documents_RT * (torch.arange(length) < tokens_R.unsqueeze(-1))
+
+
+class MaskedPairRows:
+    """A Change of rows that hold a pair of stretches each. Terms stay the pairs."""
+
+    def __init__(self, section: MaskingTask, kinds: TokenKinds, *, seed: int) -> None:
+        self._masking = masking_of(section, kinds)
+        self._ordinary_V = torch.from_numpy(kinds.ordinary_V)
+        self._begins_V = torch.from_numpy(kinds.begins_V)
+        self._seeds = {"train": seed, "held_out": 0}
+
+    def __call__(self, batch: ExampleBatch, split: Split) -> ExampleBatch:
+        given_RT, documents_RT = batch.fields["inputs_RT"], batch.fields["documents_RT"]
+        # A stretch may begin within a word; what is left of it there is one.
+        begins_RT = self._begins_V[given_RT].clone()
+        begins_RT[:, 1:] |= given_RT[:, :-1] == given_RT[:, :1]  # behind the first token, [CLS]
+        begins_RT[:, 1:] |= batch.fields["segments_RT"].diff(dim=-1) != 0
+        inputs_RT, labels_RT = masked_rows(
+            given_RT,
+            self._ordinary_V[given_RT] & (documents_RT > 0),
+            masking=self._masking,
+            seed=self._seeds[split],
+            step=0 if split == "train" else -1,
+            rows=batch.sample_indices,
+            words_RT=begins_RT.long().cumsum(-1) if self._masking.unit != "token" else None,
+        )
+        fields = {**batch.fields, "inputs_RT": inputs_RT, "labels_RT": labels_RT}
+        return ExampleBatch(fields, batch.sample_indices, batch.terms, batch.tokens)

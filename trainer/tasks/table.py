@@ -10,6 +10,8 @@ from trainer.config.sections.tasks import (
     CustomTask,
     ExtractQaTask,
     MaskedLmTask,
+    MaskedPairsTask,
+    MaskingTask,
     PreferenceTask,
     RelationsTask,
     RewardTask,
@@ -31,7 +33,8 @@ from trainer.tasks.custom import load_task
 from trainer.tasks.denoised_rows import DenoisedRows
 from trainer.tasks.extract_qa import ExtractQa
 from trainer.tasks.masked_lm import MaskedLm
-from trainer.tasks.masked_rows import MaskedRows
+from trainer.tasks.masked_pairs import MaskedPairs
+from trainer.tasks.masked_rows import MaskedPairRows, MaskedRows
 from trainer.tasks.preference import Dpo, Orpo, Reward
 from trainer.tasks.regularised import regularised
 from trainer.tasks.relations import Relations
@@ -68,6 +71,8 @@ def task_of(plan: RunPlan) -> Task:
         return _of_pairs(section)
     if isinstance(section, MaskedLmTask):
         return MaskedLm()
+    if isinstance(section, MaskedPairsTask):
+        return MaskedPairs()
     return CausalLm()
 
 
@@ -124,6 +129,8 @@ def head_of(plan: RunPlan) -> HeadSpec | None:
         return HeadSpec("reward")
     if isinstance(section, MaskedLmTask):
         return HeadSpec("mlm")
+    if isinstance(section, MaskedPairsTask):
+        return HeadSpec("nsp")
     return None
 
 
@@ -145,9 +152,11 @@ def change_of(plan: RunPlan) -> Change | None:
             packing=config.data.packing,
             longest=config.data.sequence_length,
         )
-    if not isinstance(config.task, MaskedLmTask):
+    if not isinstance(config.task, MaskingTask):
         return None
     kinds = token_kinds(Path(plan.stores[0].path))
+    if isinstance(config.task, MaskedPairsTask):
+        return MaskedPairRows(config.task, kinds, seed=config.run.seed)
     return MaskedRows(config.task, kinds, seed=config.run.seed, packing=config.data.packing)
 
 

@@ -134,17 +134,30 @@ class RelationsTask(_Task, RelationSettings):
     symmetric: tuple[str, ...]  # relations without a direction
 
 
-class MaskedLmTask(_Task):
-    """Text of which some tokens are hidden: how encoders are pretrained."""
+class MaskingTask(_Task):
+    """Some tokens are hidden, and told from what is around them."""
 
-    head: ClassVar[str] = "mlm"
-
-    kind: Literal["masked_lm"]
     rate: Annotated[float, Field(gt=0, lt=1)]  # share of tokens that are hidden and predicted
     to_mask: Annotated[float, Field(ge=0, le=1)]  # share of those that become the mask token
     # share of those that become a random token; the rest stays as it is
     to_random: Annotated[float, Field(ge=0, le=1)]
     unit: Literal["token", "word", "span"]
+
+
+class MaskedLmTask(MaskingTask):
+    """Text of which some tokens are hidden: how encoders are pretrained."""
+
+    head: ClassVar[str] = "mlm"
+
+    kind: Literal["masked_lm"]
+
+
+class MaskedPairsTask(MaskingTask):
+    """Two stretches of text with hidden tokens: does the second follow the first? BERT's own."""
+
+    head: ClassVar[str] = "nsp"
+
+    kind: Literal["masked_lm_nsp"]
 
 
 class SpanDenoisingTask(_Task):
@@ -171,6 +184,7 @@ Task = Annotated[
     | PreferenceTask
     | RewardTask
     | MaskedLmTask
+    | MaskedPairsTask
     | SpanDenoisingTask,
     Field(discriminator="kind"),
 ]
