@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.capacity.adaptation import Adaptation
-from trainer.capacity.encoder_decoder import ANY_LENGTH
 from trainer.capacity.folder import shape_of_folder
 from trainer.capacity.head import BLOCK_ELEMENTS
 from trainer.capacity.memory import (
@@ -19,19 +17,11 @@ from trainer.capacity.memory import (
     memory_per_rank,
 )
 from trainer.capacity.shape import Shape, flops_per_token, num_parameters
-from trainer.capacity.trainable import num_trained, unmatched
+from trainer.capacity.trainable import num_trained
 from trainer.config.engine_rules import engine_problems
 from trainer.config.explain import validate
 from trainer.config.rules import world_size
 from trainer.config.schema import Config
-from trainer.config.sections.adapters import (
-    Adapter,
-    BottleneckAdapter,
-    FrozenLayers,
-    LoraAdapter,
-    NoAdapter,
-    PromptAdapter,
-)
 from trainer.config.sections.data import DataSection, TrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderDecoderShape, EncoderShape, FolderModel
@@ -45,6 +35,12 @@ from trainer.config.sections.tasks import (
 )
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
 from trainer.errors import ConfigError, ModelError, Problem
+from trainer.model_shape import (
+    adaptation_of,
+    adapter_misfits,
+    of_an_encoder,
+    of_an_encoder_decoder,
+)
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
 from trainer.records.decoder_start import decoder_start
 
@@ -274,9 +270,9 @@ def _checked_shape(
         padded = -(-(tokens or 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         fields = model.model_dump(include=set(Shape.__dataclass_fields__))
         if isinstance(model, EncoderShape):
-            fields |= _of_an_encoder(model)
+            fields |= of_an_encoder(model)
         elif isinstance(model, EncoderDecoderShape):
-            fields |= _of_an_encoder_decoder(model)
+            fields |= of_an_encoder_decoder(model)
         shape = Shape(**fields | {"vocab_size": model.vocab_size or padded})
     if not fits_head(shape, config.task):
         return None, [_wrong_model(config, shape)]
@@ -286,39 +282,8 @@ def _checked_shape(
     shape = replace(shape, adaptation=adaptation_of(model.adapter))
     return shape, [
         *_misfits(config, shape, tokens),
-        *_unmatched_patterns(shape),
-        *_virtual_misfits(config, shape),
+        *adapter_misfits(config, shape),
     ]
-
-
-def adaptation_of(adapter: Adapter) -> Adaptation | None:
-    if isinstance(adapter, NoAdapter):
-        return None
-    if isinstance(adapter, FrozenLayers):
-        return Adaptation("freeze", adapter.frozen)
-    if isinstance(adapter, PromptAdapter):
-        return Adaptation(adapter.kind, (), adapter.virtual_tokens)
-    size = 0
-    if isinstance(adapter, LoraAdapter):
-        size = adapter.rank
-    elif isinstance(adapter, BottleneckAdapter):
-        size = adapter.size
-    kind: Any = adapter.kind
-    return Adaptation(kind, adapter.targets, size, adapter.modules_to_save)
-
-
-def _unmatched_patterns(shape: Shape) -> list[Problem]:
-    return [Problem(f"model.adapter.{where}", what, "") for where, what in unmatched(shape)]
-
-
-def _virtual_misfits(config: Config, shape: Shape) -> list[Problem]:
-    """Virtual tokens take positions of the model's."""
-    adapter, row, limit = config.model.adapter, config.data.sequence_length, shape.max_row_tokens
-    if not isinstance(adapter, PromptAdapter) or row + adapter.virtual_tokens <= limit:
-        return []
-    what = f"{adapter.virtual_tokens} before rows of {row:,} are more than its {limit:,} positions"
-    fix = f"data.sequence_length={max(2, limit - adapter.virtual_tokens)}"
-    return [Problem("model.adapter.virtual_tokens", what, fix)]
 
 
 def _under_head(shape: Shape, config: Config, stores: Sequence[StorePlan]) -> Shape:
@@ -393,25 +358,6 @@ def _smaller(model: FolderModel, shape: Shape) -> Problem:
         "embedding; entries can be added, not taken away"
     )
     return Problem("model.vocab_size", what, "model.vocab_size=0")
-
-
-def _of_an_encoder(model: EncoderShape) -> dict[str, Any]:
-    return {
-        "num_key_value_heads": model.num_attention_heads,
-        "head_dim": model.hidden_size // model.num_attention_heads,
-        "tie_word_embeddings": True,
-        "head": "hidden",
-        "type_vocab_size": model.type_vocab_size or 0,
-    }
-
-
-def _of_an_encoder_decoder(model: EncoderDecoderShape) -> dict[str, Any]:
-    return {
-        "num_key_value_heads": model.num_attention_heads,
-        "gated": bool(model.gated),
-        "relative_attention_num_buckets": model.relative_attention_num_buckets or 0,
-        "max_position_embeddings": model.max_position_embeddings or ANY_LENGTH,
-    }
 
 
 def _misfits(config: Config, shape: Shape, tokens: int | None) -> list[Problem]:

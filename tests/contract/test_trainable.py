@@ -26,11 +26,11 @@ from trainer.config.sections.adapters import (
     PromptAdapter,
 )
 from trainer.engine.model_setup import trained
+from trainer.model_shape import adaptation_of
 from trainer.models.adapters import is_adapter
 from trainer.models.build import build_model
 from trainer.models.heads import HeadSpec
 from trainer.optim.groups import is_muon_matrix
-from trainer.planning import adaptation_of
 
 HEADS = {
     "sequence": THREE,

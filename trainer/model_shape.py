@@ -1,0 +1,72 @@
+"""What a model's settings come to in its shape, its adapter's with them, before it is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.capacity.adaptation import Adaptation
+from trainer.capacity.encoder_decoder import ANY_LENGTH
+from trainer.capacity.shape import Shape
+from trainer.capacity.trainable import unmatched
+from trainer.config.schema import Config
+from trainer.config.sections.adapters import (
+    Adapter,
+    BottleneckAdapter,
+    FrozenLayers,
+    LoraAdapter,
+    NoAdapter,
+    PromptAdapter,
+)
+from trainer.config.sections.model import EncoderDecoderShape, EncoderShape
+from trainer.errors import Problem
+
+
+def of_an_encoder(model: EncoderShape) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": model.num_attention_heads,
+        "head_dim": model.hidden_size // model.num_attention_heads,
+        "tie_word_embeddings": True,
+        "head": "hidden",
+        "type_vocab_size": model.type_vocab_size or 0,
+    }
+
+
+def of_an_encoder_decoder(model: EncoderDecoderShape) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": model.num_attention_heads,
+        "gated": bool(model.gated),
+        "relative_attention_num_buckets": model.relative_attention_num_buckets or 0,
+        "max_position_embeddings": model.max_position_embeddings or ANY_LENGTH,
+    }
+
+
+def adaptation_of(adapter: Adapter) -> Adaptation | None:
+    if isinstance(adapter, NoAdapter):
+        return None
+    if isinstance(adapter, FrozenLayers):
+        return Adaptation("freeze", adapter.frozen)
+    if isinstance(adapter, PromptAdapter):
+        return Adaptation(adapter.kind, (), adapter.virtual_tokens)
+    size = 0
+    if isinstance(adapter, LoraAdapter):
+        size = adapter.rank
+    elif isinstance(adapter, BottleneckAdapter):
+        size = adapter.size
+    kind: Any = adapter.kind
+    return Adaptation(kind, adapter.targets, size, adapter.modules_to_save)
+
+
+def adapter_misfits(config: Config, shape: Shape) -> list[Problem]:
+    """Patterns that match nothing; virtual tokens that the model has no positions for."""
+    said = [Problem(f"model.adapter.{where}", what, "") for where, what in unmatched(shape)]
+    return [*said, *_virtual_misfits(config, shape)]
+
+
+def _virtual_misfits(config: Config, shape: Shape) -> list[Problem]:
+    """Virtual tokens take positions of the model's."""
+    adapter, row, limit = config.model.adapter, config.data.sequence_length, shape.max_row_tokens
+    if not isinstance(adapter, PromptAdapter) or row + adapter.virtual_tokens <= limit:
+        return []
+    what = f"{adapter.virtual_tokens} before rows of {row:,} are more than its {limit:,} positions"
+    fix = f"data.sequence_length={max(2, limit - adapter.virtual_tokens)}"
+    return [Problem("model.adapter.virtual_tokens", what, fix)]
