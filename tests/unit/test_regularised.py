@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from tests.helpers.configs import config
 from trainer.batch import ExampleBatch, TokenBatch
 from trainer.config.sections.regularize import AdversarialSection, RegularizeSection
+from trainer.dist.draws import Draws
 from trainer.errors import ConfigError
 from trainer.models.build import build_model
 from trainer.models.heads import HeadSpec
-from trainer.objectives.draws import Draws
 from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.classify import Classify
 from trainer.tasks.regularised import Neftune, regularised
