@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.agent_process import wait_for
 from tests.helpers.ranks import RankFailure, RankPool
 from tests.helpers.slice_engine import SliceEngine
 from trainer.checkpoint.store import CheckpointStore
@@ -61,10 +62,7 @@ def test_a_killed_rank_takes_its_writer_along_and_leaves_the_step_before(
 ) -> None:
     with pytest.raises(RankFailure, match=f"rank {rank} of 2 died without a word"):
         ranks.run(2, die_while_saving, tmp_path, rank, timeout_s=60)
-    until = time.monotonic() + 5
-    while writers(tmp_path):
-        assert time.monotonic() < until, "a writer outlived its rank"
-        time.sleep(0.02)
+    wait_for(lambda: not writers(tmp_path))  # no writer outlives its rank
     ours = SliceEngine("plain", 0, 1)
     assert CheckpointStore(tmp_path, attempt=2).load_latest(Alone(), ours) == {"step": 1}
     assert not ours.differs(1)
