@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.agent_process import wait_for
-from tests.helpers.nodes import REPOSITORY, Lab, environment, machines
+from tests.helpers.nodes import REPOSITORY, Lab, allowed, environment, machines
 from tests.helpers.ssh_runs import SshRun
 from trainer.errors import Exit
 from trainer.faultpoints import ENVIRONMENT, Fault, as_text
@@ -22,7 +21,7 @@ from trainer.records.lineage import read_lineage
 from trainer.records.metrics import read_metrics
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 _STEPS, _SAVE_EVERY, _NODE_LOST_S = 160, 5, 60.0
 _SETTINGS = (
@@ -47,25 +46,26 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def test_a_run_survives_its_machines(lab: Lab, tmp_path: Path) -> None:
     more = {"TORCH_EXTENSIONS_DIR": os.environ["TORCH_EXTENSIONS_DIR"], ENVIRONMENT: _SLOWLY}
     one = SshRun(lab, tmp_path, "story", env=more, passed=(ENVIRONMENT,))
-    one.train(*_SETTINGS, "resources.min_nodes=1", "launch.silent_s=3")
+    one.train(*_SETTINGS, "resources.min_nodes=1", "launch.silent_s=10")
 
     _until_step(one, attempt=1, step=8)
-    pid = read_json(one.run.attempt(1).root / "pids-1.json")["3"]
-    lab.node("node2").sh(f"kill -9 {pid}")  # a rank: all ranks start again, on both machines
+    lab.node("node2").sh(
+        f"kill -9 {one.pid(3, node=1)}"
+    )  # a rank: all ranks start again, on both machines
 
     _until_step(one, attempt=2, step=18)
     begun = time.monotonic()
     lab.node("node2").power_off()  # a machine: on with half of the ranks
     _until_step(one, attempt=3, step=1)
-    assert time.monotonic() - begun < _NODE_LOST_S
+    assert time.monotonic() - begun < allowed(_NODE_LOST_S)
 
     lab.node("node2").boot()  # it is back: all ranks again, after the next checkpoint
     last = _until_step(one, attempt=4, step=1)
     _until_step(one, attempt=4, step=last + 6)
-    os.kill(one.driver(), signal.SIGKILL)  # nobody carries it: agents save and stop
+    one.kill_driver()  # nobody carries it: agents save and stop
     one.until_over()
     one.resume()
-    one.until_over(seconds=200)
+    one.until_over(seconds=400)
 
     assert [line["cause"] for line in one.attempts()] == [
         "crash",
@@ -82,7 +82,7 @@ def test_a_run_survives_its_machines(lab: Lab, tmp_path: Path) -> None:
 def _until_step(one: SshRun, *, attempt: int, step: int) -> int:
     """The last step when the attempt has made one at or after `step`."""
     started = one.run.attempt(attempt).started
-    wait_for(lambda: started.exists() or not one.processes(), seconds=90)
+    wait_for(lambda: started.exists() or not one.processes(), seconds=240)
     assert started.exists(), one.log()[-3000:]
     first = int(read_json(started)["step"])
     last = 0
@@ -93,7 +93,7 @@ def _until_step(one: SshRun, *, attempt: int, step: int) -> int:
         last = lines[-1]["step"] if lines else 0
         return last >= max(step, first + 1)
 
-    wait_for(reached, seconds=60)
+    wait_for(reached, seconds=240)
     return last
 
 
@@ -122,7 +122,7 @@ def _undisturbed(one: SshRun) -> RunFiles:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stdout
