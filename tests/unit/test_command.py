@@ -66,7 +66,10 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
         (["tarin"], "longhaul has no verb 'tarin'; did you mean train?"),
         (["xyzzy"], "longhaul has no verb 'xyzzy'; there is train, plan,"),
         (["steps.total=5"], "needs a verb before it: longhaul train steps.total=5"),
-        (["data", "prepar"], "longhaul data has no verb 'prepar'; there is prepare, audit, show, clean"),
+        (
+            ["data", "prepar"],
+            "longhaul data has no verb 'prepar'; there is prepare, audit, show, clean",
+        ),
         (["checkpoint", "ls"], "longhaul checkpoint has no verb 'ls'; there is list,"),
         (["verify", "all"], "longhaul verify has no verb 'all'; there is layouts, resume"),
         (["status", "nobody"], "there is no run 'nobody' under runs/; runs/ has no runs"),

@@ -76,9 +76,9 @@ def test_what_is_saved_decides_as_before() -> None:
 
 
 def test_a_metric_that_is_not_reported_is_named_with_those_that_are() -> None:
-    wanted = r"no 'acuracy', but loss, accuracy(?s:.*)early_stopping\.metric=loss"
+    wanted = r"no 'exactness', but loss, accuracy(?s:.*)early_stopping\.metric=loss"
     with pytest.raises(ConfigError, match=wanted):
-        Best(section(metric="acuracy")).value_of({"loss": 1.0, "accuracy": 0.5})
+        Best(section(metric="exactness")).value_of({"loss": 1.0, "accuracy": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ class Fragment:
     """Elements [start, stop) of the flattened tensor `kind` of parameter `name`.
 
     `name` is the parameter's name in the model (Hugging Face's), without wrappers; `kind` is
-    "master", "average", or the optimizer's name of a moment ("exp_avg", "exp_avg_sq", "momentum_buffer").
+    "master", "average", or the optimizer's name of a moment ("exp_avg", "momentum_buffer", ...).
     `shape` is that of the whole logical tensor.
     """
 
