@@ -212,8 +212,8 @@ def test_an_old_gpt2_config_is_read(tmp_path: Path) -> None:
     ("config", "files", "text"),
     [
         (LLAMA | {"model_type": "xlnet"}, (), "of the family xlnet, which is not known here; known "
-         "are llama, mistral, qwen3, gpt2, gpt_neox, bert, roberta, distilbert, modernbert, t5, bart. "
-         "Needed are its tensors"),
+         "are llama, mistral, qwen3, gpt2, gpt_neox, bert, roberta, distilbert, modernbert, t5, "
+         "bart. Needed are its tensors"),
         (LLAMA | {"model_type": "mixtral", "num_local_experts": 8}, (),
          "is a mixture-of-experts model (mixtral), which is not supported: needed are"),
         (LLAMA | {"quantization_config": {}}, (), "holds quantised weights"),
