@@ -19,16 +19,7 @@ EXAMPLES = ["data=examples", "data.sources.examples.paths=[a.csv]", "data.tokeni
 ON_AN_ENCODER = ["model=encoder_debug", *EXAMPLES]
 # What a choice cannot know by itself.
 NEEDS = {
-    **{
-        f"model={name}": ["task=classify", *EXAMPLES]
-        for name in (
-            "bert_base",
-            "distilbert_base",
-            "encoder_debug",
-            "modernbert_base",
-            "roberta_base",
-        )
-    },
+    **{f"model={name}": ["task=classify", *EXAMPLES] for name in ENCODERS},
     **{
         f"model={name}": ["task=seq2seq", *EXAMPLES]
         for name in ("encoder_decoder_debug", "t5_base", "t5_small")
@@ -48,7 +39,14 @@ NEEDS = {
         "data.tokenizer.path=tokenizer",
     ],
     "task=extract_qa": ON_AN_ENCODER,
+    "task=masked_lm_nsp": [
+        "model=encoder_debug",
+        "data/tokenizer=pretrained",
+        "data.tokenizer.path=tokenizer",
+    ],
     "task=chat": EXAMPLES,
+    "task=preference": EXAMPLES,
+    "task=reward": EXAMPLES,
     "task=seq2seq": EXAMPLES,
     "data=examples": ["task=classify", *ON_AN_ENCODER],
     "model=hf_folder": ["data/tokenizer=pretrained", "data.tokenizer.path=tokenizer"],
@@ -60,10 +58,10 @@ NEEDS = {
     "engine=zero3_offload_nvme": ["engine.nvme_path=/local"],
     "precision=fp16": ["resources.device=cuda"],
     "task=custom": ["task.target=mine:Task", "run.trust=[mine]"],
-    "experiment=masked_lm_small": [
-        "data.sources.files.paths=[a.txt]",
-        "data.tokenizer.path=tokenizer",
-    ],
+    **{
+        f"experiment={name}": ["data.sources.files.paths=[a.txt]", EXAMPLES[2]]
+        for name in ("masked_lm_small", "masked_lm_nsp_small")
+    },
     "experiment=translation_t5": [
         "data.sources.examples.paths=[a.en]",
         "data.sources.examples.target_paths=[a.de]",
@@ -81,6 +79,7 @@ NEEDS = {
 # Recipes for the weights of a folder, and whose they are.
 TUNED = {
     "experiment=chat_decoder": "llama",
+    "experiment=preference_decoder": "llama",
     "experiment=classify_encoder": "bert",
     "experiment=qa_encoder": "bert",
     "experiment=relations_encoder": "bert",

@@ -26,6 +26,7 @@ from trainer.reports import EvalReport, StepReport
 from trainer.verify.layouts import Layout, plan_of
 
 STEPS = 4
+_PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 LAYOUTS = {
     1: [("plain", 1), ("plain", 2), ("zero1", 1)],
     2: [("zero1", 1), ("zero2", 2), ("zero3", 1)],
@@ -164,6 +165,22 @@ def test_a_task_trains_and_scores_alike_however_a_step_is_cut_up(
         assert resumed == "resumed"
         assert layouts[resumed] == layouts[last]  # to the bit
     assert expected[0][-1] != expected[0][0]  # something was learnt
+    row, page = documented(name, found[name]), _PAGE.read_text(encoding="utf-8")
+    assert row in page.splitlines(), f"docs/tasks.md lacks what ran here:\n{row}"
+
+
+def documented(name: str, worlds: dict[int, Found]) -> str:
+    """The row of docs/tasks.md that says what ran: layouts of it, and names of its scores."""
+    layouts = [label.split("-") for found in worlds.values() for label in found if "-w" in label]
+    engines = ", ".join(sorted({engine for engine, *_ in layouts}))
+    sizes = ", ".join(sorted({size[1:] for _, size, *_ in layouts}))
+    accumulation = ", ".join(sorted({parts[2][1:] for parts in layouts}))
+    is_packed = any(parts[3] == "packed" for parts in layouts)
+    packed = "packed and apart" if "apart" in worlds[1] else "packed" if is_packed else "one a row"
+    model = next(word for word in CASES[name].model if word.startswith("model="))
+    scores = ", ".join(next(iter(worlds[1].values()))[1])
+    model, cells = model.removeprefix("model="), (engines, sizes, accumulation, packed, scores)
+    return f"| `{name}` | `{model}` | {' | '.join(cells)} |"
 
 
 def assert_same_scores(values: dict[str, float], expected: dict[str, float], what: str) -> None:

@@ -167,7 +167,7 @@ def test_what_a_rank_cannot_start_from_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in alone.stderr
 
     (store,) = (tmp_path / "stores").glob("files-*/manifest.json")
-    store.write_text(store.read_text().replace('"code_version"', '"code_version" '))
+    store.write_text(store.read_text().replace('"skipped_documents": 0', '"skipped_documents": 1'))
     plan = run.attempt(1).plan
     plan.write_text(plan.read_text().replace('"world_size": 2', '"world_size": 1'))
     other = _refused([str(run.root), "--attempt", "1"])

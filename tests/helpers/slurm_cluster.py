@@ -18,6 +18,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -43,7 +44,7 @@ CredType=cred/none
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool.%n
+SlurmdSpoolDir={spool}/%n
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -217,6 +218,9 @@ def slurm_cluster(
         cluster = Cluster(lab_made, folder / "slurm")
         accounting = slurm_accounts.CONF.format(address=cluster.login.address)
         given = {"accounting": accounting if accounts else _NO_ACCOUNTS}
+        # Sockets lie there, and the path of one may have 107 characters.
+        spool = tempfile.mkdtemp(prefix="longhaul-spool-")
+        given["spool"] = spool
         _write_conf(cluster, cpus=cpus, gpus=gpus, settings=_SETTINGS | settings | given)
         try:
             if accounts:
@@ -232,6 +236,7 @@ def slurm_cluster(
             for daemon in cluster.daemons:
                 daemon.kill()
                 daemon.wait(PATIENCE_S)
+            shutil.rmtree(spool, ignore_errors=True)
 
 
 @contextmanager

@@ -45,5 +45,7 @@ class RegularizeSection(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)]  # of the rate, a layer down from the head
     unfreeze_every: Count  # steps until the next layer down is trained too; 0: all from step 1 on
     neftune: Annotated[float, Field(ge=0)]  # alpha of the noise on embeddings; 0: none
-    r_drop: Annotated[float, Field(ge=0)]  # weight of the divergence of two passes; 0: one pass
+    r_drop: Annotated[
+        float, Field(ge=0, examples=[0])
+    ]  # weight of the divergence of two passes; 0: one pass
     adversarial: AdversarialSection
