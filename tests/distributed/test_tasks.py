@@ -175,8 +175,7 @@ def documented(name: str, worlds: dict[int, Found]) -> str:
     engines = ", ".join(sorted({engine for engine, *_ in layouts}))
     sizes = ", ".join(sorted({size[1:] for _, size, *_ in layouts}))
     accumulation = ", ".join(sorted({parts[2][1:] for parts in layouts}))
-    is_packed = any(parts[3] == "packed" for parts in layouts)
-    packed = "packed and apart" if "apart" in worlds[1] else "packed" if is_packed else "one a row"
+    packed = "packed and apart" if {"packed", "apart"} <= set(worlds[1]) else "of text"
     model = next(word for word in CASES[name].model if word.startswith("model="))
     scores = ", ".join(next(iter(worlds[1].values()))[1])
     model, cells = model.removeprefix("model="), (engines, sizes, accumulation, packed, scores)

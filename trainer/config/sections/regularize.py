@@ -24,9 +24,8 @@ class EmaSection(Section):
     """An exponential moving average of the weights, beside them in checkpoints."""
 
     decay: Annotated[float, Field(ge=0, lt=1)]  # of the average, an update; 0: none is kept
-    warmup: (
-        bool  # less at first, (1 + n) / (10 + n) after n updates, so that the start is forgotten
-    )
+    # less at first, (1 + n) / (10 + n) after n updates, so that the start is forgotten
+    warmup: bool
     evaluate: bool  # evaluations during training look at the average
 
 
@@ -45,7 +44,6 @@ class RegularizeSection(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)]  # of the rate, a layer down from the head
     unfreeze_every: Count  # steps until the next layer down is trained too; 0: all from step 1 on
     neftune: Annotated[float, Field(ge=0)]  # alpha of the noise on embeddings; 0: none
-    r_drop: Annotated[
-        float, Field(ge=0, examples=[0])
-    ]  # weight of the divergence of two passes; 0: one pass
+    # weight of the divergence of two passes; 0: one pass
+    r_drop: Annotated[float, Field(ge=0, examples=[0])]
     adversarial: AdversarialSection
