@@ -111,7 +111,7 @@ ROWS: tuple[Drill, ...] = (
         promise="one live attempt; the other says so",
         bound="1 attempt a step, 10 seeds",
         tier="C",
-        needs="a Slurm cluster of its own, made of namespaces (root; apt-get install slurm-wlm munge)",
+        needs="a Slurm cluster made of namespaces (root; apt-get install slurm-wlm munge)",
         run=machines.double_requeue,
     ),
     Drill(
