@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tokenizers import (
@@ -25,14 +26,14 @@ _TEXT = [
 
 def bert_folder(folder: Path) -> Path:
     """WordPiece without case, [CLS] and [SEP] around, as BERT's; words are cut into pieces."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {piece: number for number, piece in enumerate([*specials, *_pieces()])}
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=160, special_tokens=specials, show_progress=False
-    )
-    tokenizer.train_from_iterator(_TEXT, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in specials])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -40,6 +41,15 @@ def bert_folder(folder: Path) -> Path:
     )
     names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     return _written(folder, tokenizer, {f"{name}_token": text for name, text in names.items()})
+
+
+def _pieces() -> list[str]:
+    """Letters, and the words of _TEXT in fours: a trained vocabulary differs from run to run."""
+    words = re.findall(r"\w+|,", " ".join(_TEXT).lower())
+    letters = {letter for word in words for letter in word}
+    starts = {word[:4] for word in words}
+    later = {word[begin : begin + 4] for word in words for begin in range(4, len(word), 4)}
+    return sorted(letters | starts) + [f"##{piece}" for piece in sorted(letters | later)]
 
 
 def gpt_folder(folder: Path, *, chat_template: str | None = None) -> Path:

@@ -103,7 +103,7 @@ def test_the_command_says_all_and_shows_examples(
     assert f"refused (single_example): 1 labels have one example only: c in {data.csv}" in said
     assert f"warning (cut): 1 examples were longer than a row: {data.csv} row 93" in said
     assert said.count("--- ") == 2
-    assert "train.csv row 3\n[CLS] qu ##ick the wro ##te [SEP]\n=> >>b<<" in said
+    assert "train.csv row 3\n[CLS] quic ##k the wrot ##e [SEP]\n=> >>b<<" in said
     assert data_audit.main([data.file(), "--json"]) == Exit.STOP
     assert json.loads(capsys.readouterr().out)["facts"]["train"]["examples"] > 80
 
