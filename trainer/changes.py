@@ -38,6 +38,8 @@ _CLASSES: dict[str, tuple[Class, str]] = {
     "model.dropout": ("branch", "another regularisation from here on"),
     "model.path": ("frozen", "the weights come from there"),
     "task": ("frozen", "what is minimised"),
+    "task.label_smoothing": ("branch", "another regularisation from here on"),
+    "task.z_loss": ("branch", "another regularisation from here on"),
     "data": ("frozen", "the tokens already seen would be others"),
     "data.sources.*.weight": ("branch", "another mixture from here on"),
     "data.store_root": ("free", "a store is known by its content"),

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.batch import IGNORED
 from trainer.models.head import Head
+from trainer.objectives.cross_entropy import token_loss_sum
 
 _VOCAB, _WIDTH = 101, 16
 
@@ -164,3 +165,17 @@ def test_in_chunks_no_tensor_grows_with_rows_times_vocabulary() -> None:
     with _Largest() as whole:
         _got(hidden, labels, params, factors, 0)
     assert whole.elements == 210 * _VOCAB
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_smoothing_and_z_loss_are_those_of_the_plain_formula(chunk: int) -> None:
+    """Against the sum over whole logits that autograd differentiates."""
+    hidden, labels, params = _case(bias=True)
+    logits = F.linear(hidden, *params)
+    want = [-token_loss_sum(logits, labels, label_smoothing=0.1, z_loss=0.01).float()]
+    want += torch.autograd.grad(want[0], [hidden, *params])
+    head = Head(*params, chunk_tokens=chunk)
+    got = [head(hidden, labels, label_smoothing=0.1, z_loss=0.01).sum()]
+    got += torch.autograd.grad(got[0], [hidden, *params])
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=5e-6)

@@ -43,6 +43,14 @@ REFUSED = {
             "task.label_smoothing=0, or task.loss=dpo",
         ),
     ),
+    "one class's probability where there is none": (
+        ("task=classify", *ENCODER, "task.answers=multi", "task.label_smoothing=0.1"),
+        (
+            "task.label_smoothing",
+            "it spreads the probability of one class, and task.answers is multi",
+            "task.label_smoothing=0",
+        ),
+    ),
     "a tokenizer without a mask": (
         ("task=masked_lm", "model=encoder_debug"),
         (

@@ -44,6 +44,9 @@ def task_problems(config: Config) -> Iterator[Problem]:
     if isinstance(task, Seq2SeqTask) and task.prompt.count("{source}") != 1:
         what = "it has to hold {source} once, where the text that is read goes"
         yield Problem("task.prompt", what, "task.prompt='{source}'")
+    if isinstance(task, ClassifyTask) and task.label_smoothing and task.answers != "single":
+        what = f"it spreads the probability of one class, and task.answers is {task.answers}"
+        yield Problem("task.label_smoothing", what, "task.label_smoothing=0")
     if isinstance(task, PreferenceTask) and task.loss == "orpo" and task.label_smoothing:
         what = "pairs the wrong way round are reckoned with by dpo alone"
         yield Problem("task.label_smoothing", what, "task.label_smoothing=0, or task.loss=dpo")

@@ -116,8 +116,9 @@ class EncoderDecoderModel(nn.Module):
         *,
         want: Literal["log_probs", "scores", "logits"] = "log_probs",
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Any:
-        """What the head says about `labels_RS`, as a LanguageModel does: fp32 (R, S), smoothed as
+        """What the head says about `labels_RS`, as a LanguageModel does: fp32 (R, S), changed as
         Head says; scores: a pair, without gradient; logits: (R, S, V).
 
         Fields: inputs_RT, documents_RT; decoder_inputs_RS (already shifted), decoder_documents_RS.
@@ -128,7 +129,9 @@ class EncoderDecoderModel(nn.Module):
         labels_RS = fields["labels_RS"]
         if want == "scores":
             return self.hf.lm_head(hidden_RSD, labels_RS, with_correct=True)
-        return self.hf.lm_head(hidden_RSD, labels_RS, label_smoothing=label_smoothing)
+        return self.hf.lm_head(
+            hidden_RSD, labels_RS, label_smoothing=label_smoothing, z_loss=z_loss
+        )
 
     @property
     def layers(self) -> list[nn.Module]:

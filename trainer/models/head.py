@@ -36,12 +36,14 @@ class Head(nn.Module):
         *,
         with_correct: bool = False,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Any:
         """Log-probability of every label, fp32, 0 where it is IGNORED; without labels the logits.
 
         `with_correct` (for scoring, without gradient) returns a pair: beside them whether the label
         was the most likely token, bool. `label_smoothing`: of each log-probability so much is the
         mean over all tokens (Szegedy et al. 2016, sec. 7; evenly on all V, as PyTorch does).
+        `z_loss` x log(Z)^2 is taken off each (Chowdhery et al. 2022, sec. 5), Z the softmax's sum.
 
         Shapes: (R, T, D), (R, T) -> (R, T); without labels (R, T, V) in the model's dtype.
         """
@@ -58,6 +60,7 @@ class Head(nn.Module):
             labels_N,
             self.chunk_tokens or len(labels_N),
             label_smoothing,
+            z_loss,
         )
         return log_probs_N.view_as(labels_RT)
 
@@ -96,8 +99,9 @@ class _LogProbs(torch.autograd.Function):
         labels_N: torch.Tensor,
         chunk_tokens: int,
         smoothing: float,
+        z_loss: float,
     ) -> torch.Tensor:
-        ctx.smoothing = smoothing
+        ctx.smoothing, ctx.z_loss = smoothing, z_loss
         ctx.compute_dtype = _compute_dtype(hidden_ND)
         ctx.chunk_tokens = chunk_tokens
         log_sum_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
@@ -107,7 +111,7 @@ class _LogProbs(torch.autograd.Function):
         for part in _parts(len(labels_N), chunk_tokens):
             logits_CV = logits_of(hidden_ND[part])
             log_probs_N[part], log_sum_N[part] = _label_log_probs(
-                logits_CV, labels_N[part], smoothing=smoothing
+                logits_CV, labels_N[part], smoothing=smoothing, z_loss=z_loss
             )
         kept = logits_CV if chunk_tokens >= len(labels_N) else None
         # The weight is a leaf, so autograd keeps the parameter itself: ZeRO-3 may empty it now and
@@ -135,6 +139,7 @@ class _LogProbs(torch.autograd.Function):
                 out=d_CV,
                 d_bias=d_bias,
                 smoothing=ctx.smoothing,
+                z_loss=ctx.z_loss,
             )
             if d_hidden is not None:
                 d_hidden[part] = d_CV @ logits_of.weight_VD
@@ -147,11 +152,12 @@ class _LogProbs(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def _label_log_probs(
-    logits_NV: torch.Tensor, labels_N: torch.Tensor, *, smoothing: float = 0.0
+    logits_NV: torch.Tensor, labels_N: torch.Tensor, *, smoothing: float = 0.0, z_loss: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of every label (0 where IGNORED) and log of the softmax's sum; (N,), fp32."""
     log_probs, log_sums = [], []
@@ -163,6 +169,8 @@ def _label_log_probs(
         log_sums.append(logits_BV.gather(-1, y_B1) - chosen_B1)
         if smoothing:
             chosen_B1 = torch.lerp(chosen_B1, log_softmax_BV.mean(-1, keepdim=True), smoothing)
+        if z_loss:
+            chosen_B1 = chosen_B1 - z_loss * log_sums[-1].square()
         log_probs.append(chosen_B1)
     log_probs_N, log_sums_N = torch.cat(log_probs).squeeze(-1), torch.cat(log_sums).squeeze(-1)
     return log_probs_N.masked_fill_(labels_N == IGNORED, 0.0), log_sums_N
@@ -177,6 +185,7 @@ def _logits_gradient(
     out: torch.Tensor,
     d_bias: torch.Tensor | None,
     smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> None:
     """Fill `out`, which may be the logits themselves, with their gradient; add the bias's to its.
 
@@ -186,7 +195,9 @@ def _logits_gradient(
     for block in _blocks(logits_CV):
         g_B1, y_B1 = grad_C1[block], labels_C[block].clamp(min=0).unsqueeze(-1)
         d_BV = logits_CV[block].float() - log_sum_C[block].unsqueeze(-1)
-        d_BV.exp_().mul_(-g_B1)
+        # of a label's logit the softmax's share, and of -z log(Z)^2: -2 z log(Z) x softmax
+        heavier_B1 = 1 + 2 * z_loss * log_sum_C[block].unsqueeze(-1) if z_loss else 1.0
+        d_BV.exp_().mul_(-g_B1 * heavier_B1)
         if smoothing:
             d_BV.add_(g_B1 * (smoothing / d_BV.shape[-1]))
         d_BV.scatter_add_(-1, y_B1, g_B1 * (1 - smoothing) if smoothing else g_B1)

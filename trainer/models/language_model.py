@@ -47,10 +47,11 @@ class LanguageModel(nn.Module):
         *,
         want: Literal["log_probs", "with_reference", "scores", "logits"] = "log_probs",
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Any:
         """What the head says about the labels (already shifted).
 
-        log_probs: fp32 (R, T), 0 where the label is IGNORED, smoothed as Head says. with_reference:
+        log_probs: fp32 (R, T), 0 where the label is IGNORED, changed as Head says. with_reference:
         a pair of those, the model's and, without gradient, its reference's. scores: log_probs
         without gradient, and bool (R, T), whether the label was the first choice. logits:
         (R, T, V); no labels.
@@ -63,7 +64,9 @@ class LanguageModel(nn.Module):
             return self.hf.lm_head(hidden_RTD)
         if want == "scores":
             return self.hf.lm_head(hidden_RTD, labels_RT, with_correct=True)
-        log_probs_RT = self.hf.lm_head(hidden_RTD, labels_RT, label_smoothing=label_smoothing)
+        log_probs_RT = self.hf.lm_head(
+            hidden_RTD, labels_RT, label_smoothing=label_smoothing, z_loss=z_loss
+        )
         if want != "with_reference":
             return log_probs_RT
         assert self.reference is not None

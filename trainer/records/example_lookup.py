@@ -45,6 +45,8 @@ CODE = (
     "data/template.py",
     "data/augment.py",
 )
+# Of a task: what its loss is changed by, which no prepared byte depends on.
+OF_LOSS = ("label_smoothing", "z_loss")
 _OF_ROWS = ("sequence_length", "packing", "held_out_fraction", "labels", "augment")
 
 
@@ -109,7 +111,8 @@ def example_keys(
     tokenizer = _digest(tokenizer_facts(data["tokenizer"]["path"]))
     facts = {name: _source_facts(data, name) for name in data["sources"]}
     rows = {k: data[k] for k in _OF_ROWS}
-    shared: list[Any] = [tokenizer, dict(task), _template(task), rows, code_digest()]
+    encoded = {k: v for k, v in task.items() if k not in OF_LOSS}
+    shared: list[Any] = [tokenizer, encoded, _template(task), rows, code_digest()]
     if (lexicon := data["augment"]["lexicon"]) is not None and data["augment"]["copies"]:
         shared.append(_content({"format": "text"}, lexicon))
     if decoder_start is not None:

@@ -17,11 +17,11 @@ from trainer.tasks.base import means
 class Answers:
     """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper.
 
-    `label_smoothing` is of the loss that is trained on; scores are without.
+    `label_smoothing` and `z_loss` are of the loss that is trained on; scores are without.
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
-        self._label_smoothing = label_smoothing
+    def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+        self._of_loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
         fields = batch.fields
@@ -29,7 +29,7 @@ class Answers:
             fields["inputs_RT"],
             fields["positions_RT"],
             fields["labels_RT"],
-            label_smoothing=self._label_smoothing,
+            **self._of_loss,
         )
         return next_token_loss_sum(log_probs_RT, fields["labels_RT"])
 

@@ -12,10 +12,18 @@ from trainer.tasks.base import means
 
 
 class CausalLm:
-    """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper."""
+    """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper.
+
+    `label_smoothing` and `z_loss` are of the loss that is trained on; scores are without.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+        self._of_loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
 
     def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
-        log_probs_RT = model(batch.inputs_RT, batch.positions_RT, batch.labels_RT)
+        log_probs_RT = model(
+            batch.inputs_RT, batch.positions_RT, batch.labels_RT, **self._of_loss
+        )
         return next_token_loss_sum(log_probs_RT, batch.labels_RT)
 
     @torch.no_grad()

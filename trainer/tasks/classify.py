@@ -27,8 +27,12 @@ Answers = Literal["single", "multi", "regression"]
 class Classify:
     """`model` is a trainer.models EncoderModel with a sequence head, perhaps inside an engine's."""
 
-    def __init__(self, answers: Answers, labels: Sequence[str]) -> None:
+    def __init__(
+        self, answers: Answers, labels: Sequence[str], *, label_smoothing: float = 0.0
+    ) -> None:
+        """`label_smoothing`: of the loss of one class an example that is trained on."""
         self._answers: Answers = answers
+        self._label_smoothing = label_smoothing
         self._metric: Metric
         match answers:
             case "single":
@@ -39,7 +43,8 @@ class Classify:
                 self._metric = Pearson()
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
-        return self._loss(model(batch.fields, want="sequence"), batch)
+        logits_EC = model(batch.fields, want="sequence")
+        return self._loss(logits_EC, batch, label_smoothing=self._label_smoothing)
 
     @torch.no_grad()
     def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:
@@ -63,11 +68,18 @@ class Classify:
             return None
         return self._metric, taken("answers", self._metric.size, sums)
 
-    def _loss(self, logits_EC: torch.Tensor, batch: ExampleBatch) -> torch.Tensor:
+    def _loss(
+        self, logits_EC: torch.Tensor, batch: ExampleBatch, *, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
         fields, weights_E = batch.fields, batch.fields["weights_E"]
         match self._answers:
             case "single":
-                return class_loss_sum(logits_EC, fields["classes_E"], weights_E=weights_E)
+                return class_loss_sum(
+                    logits_EC,
+                    fields["classes_E"],
+                    weights_E=weights_E,
+                    label_smoothing=label_smoothing,
+                )
             case "multi":
                 return multi_label_loss_sum(logits_EC, fields["targets_EC"], weights_E=weights_E)
             case _:

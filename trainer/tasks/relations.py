@@ -29,9 +29,15 @@ class Relations:
     """`model` is a trainer.models EncoderModel with a sequence head, perhaps inside an engine's."""
 
     def __init__(
-        self, labels: Sequence[str], *, none: str | None, symmetric: Sequence[str]
+        self,
+        labels: Sequence[str],
+        *,
+        none: str | None,
+        symmetric: Sequence[str],
+        label_smoothing: float = 0.0,
     ) -> None:
-        """`none`: the label that says there is no relation; `symmetric`: types, see RelationF1.
+        """`none`: the label that says there is no relation; `symmetric`: types, see RelationF1;
+        `label_smoothing`: of the loss that is trained on.
 
         Raises: ConfigError if there is no such label or type.
         """
@@ -40,10 +46,12 @@ class Relations:
         if labels:  # none are known before the data is prepared
             _check("task.none", [none] if none is not None else [], labels)
             _check("task.symmetric", symmetric, types)
+        self._label_smoothing = label_smoothing
         self._metric = RelationF1(tuple(types), frozenset(symmetric))
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
-        return _loss_sum(model(batch.fields, want="sequence"), batch)
+        logits_EC = model(batch.fields, want="sequence")
+        return _loss_sum(logits_EC, batch, label_smoothing=self._label_smoothing)
 
     @torch.no_grad()
     def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:
@@ -90,6 +98,13 @@ def _check(where: str, named: Sequence[str], known: Sequence[str]) -> None:
             raise ConfigError([Problem(where, f"{name!r} is none of the data's ({shown})", fix)])
 
 
-def _loss_sum(logits_EC: torch.Tensor, batch: ExampleBatch) -> torch.Tensor:
+def _loss_sum(
+    logits_EC: torch.Tensor, batch: ExampleBatch, *, label_smoothing: float = 0.0
+) -> torch.Tensor:
     fields = batch.fields
-    return class_loss_sum(logits_EC, fields["classes_E"], weights_E=fields["weights_E"])
+    return class_loss_sum(
+        logits_EC,
+        fields["classes_E"],
+        weights_E=fields["weights_E"],
+        label_smoothing=label_smoothing,
+    )

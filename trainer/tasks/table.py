@@ -54,11 +54,17 @@ def task_of(plan: RunPlan) -> Task:
     if isinstance(section, CustomTask):
         return load_task(section, trust=plan.config.run.trust)
     if isinstance(section, ClassifyTask):
-        return Classify(section.answers, labels_of(plan))
+        smoothing = section.label_smoothing
+        return Classify(section.answers, labels_of(plan), label_smoothing=smoothing)
     if isinstance(section, TagTask):
-        return Tag(labels_of(plan), section.learnt)
+        return Tag(labels_of(plan), section.learnt, label_smoothing=section.label_smoothing)
     if isinstance(section, RelationsTask):
-        return Relations(labels_of(plan), none=section.none, symmetric=section.symmetric)
+        return Relations(
+            labels_of(plan),
+            none=section.none,
+            symmetric=section.symmetric,
+            label_smoothing=section.label_smoothing,
+        )
     if isinstance(section, ExtractQaTask):
         return ExtractQa(
             answer_tokens=section.answer_tokens,
@@ -73,13 +79,12 @@ def task_of(plan: RunPlan) -> Task:
         return MaskedLm()
     if isinstance(section, MaskedPairsTask):
         return MaskedPairs()
-    return CausalLm()
+    return CausalLm(label_smoothing=section.label_smoothing, z_loss=section.z_loss)
 
 
 def _of_texts(section: ChatTask | Seq2SeqTask | SpanDenoisingTask, plan: RunPlan) -> Task:
-    smoothing = section.label_smoothing if isinstance(section, Seq2SeqTask) else 0.0
     made = Answers if plan.decoder_start_id is None else Targets
-    return made(label_smoothing=smoothing)
+    return made(label_smoothing=section.label_smoothing, z_loss=section.z_loss)
 
 
 def _of_pairs(section: PreferenceTask | RewardTask) -> Task:

@@ -29,8 +29,18 @@ class Tag:
     Words that were cut from an example (the audit counts them) are no part of its scores.
     """
 
-    def __init__(self, labels: Sequence[str], scheme: Literal["plain", "bio", "bioes"]) -> None:
-        """Raises: Refused for a tag that is not of the scheme."""
+    def __init__(
+        self,
+        labels: Sequence[str],
+        scheme: Literal["plain", "bio", "bioes"],
+        *,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """`label_smoothing`: of the loss that is trained on; scores are without.
+
+        Raises: Refused for a tag that is not of the scheme.
+        """
+        self._label_smoothing = label_smoothing
         self._labels = tuple(labels)
         self._entities: EntityF1 | None = None
         if scheme != "plain":
@@ -38,7 +48,8 @@ class Tag:
         self._metric: Metric = self._entities or Confusion(self._labels)
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
-        return token_loss_sum(model(batch.fields, want="tokens"), batch.fields["labels_RT"])
+        logits_RTC, labels_RT = model(batch.fields, want="tokens"), batch.fields["labels_RT"]
+        return token_loss_sum(logits_RTC, labels_RT, label_smoothing=self._label_smoothing)
 
     @torch.no_grad()
     def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:

@@ -18,14 +18,14 @@ from trainer.tasks.base import means
 class Targets:
     """`model` is a trainer.models EncoderDecoderModel, perhaps inside an engine's wrapper.
 
-    `label_smoothing` is of the loss that is trained on; scores are without.
+    `label_smoothing` and `z_loss` are of the loss that is trained on; scores are without.
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
-        self._label_smoothing = label_smoothing
+    def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+        self._of_loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
-        log_probs_RS = model(batch.fields, label_smoothing=self._label_smoothing)
+        log_probs_RS = model(batch.fields, **self._of_loss)
         return next_token_loss_sum(log_probs_RS, batch.fields["labels_RS"])
 
     @torch.no_grad()

@@ -31,7 +31,20 @@ class _Task(Section):
     shares_rows: ClassVar[bool] = False  # an example is several that must not see each other
 
 
-class CausalLmTask(_Task):
+class _Smoothed(_Task):
+    # of each label's probability, spread evenly over all classes or tokens; in training only
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class _OfTokens(_Smoothed):
+    """Tokens are predicted over the whole vocabulary."""
+
+    # weight of log(Z)^2 a token, Z the softmax's sum, which keeps logits from drifting (PaLM: 1e-4);
+    # in training only
+    z_loss: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class CausalLmTask(_OfTokens):
     kind: Literal["causal_lm"]
 
 
@@ -43,7 +56,7 @@ class CustomTask(_Task):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class ClassifyTask(_Task):
+class ClassifyTask(_Smoothed):
     """A text, or a pair of texts, gets a class, several classes, or a number."""
 
     data: ClassVar[DataKind] = "examples"
@@ -54,7 +67,7 @@ class ClassifyTask(_Task):
     answers: Literal["single", "multi", "regression"]
 
 
-class TagTask(_Task, TagSettings):
+class TagTask(_Smoothed, TagSettings):
     """Each word of a text gets a tag; loss and scores look at its first sub-word."""
 
     data: ClassVar[DataKind] = "examples"
@@ -76,7 +89,7 @@ class ExtractQaTask(_Task, QaSettings):
     no_answer_threshold: float
 
 
-class ChatTask(_Task, ChatSettings):
+class ChatTask(_OfTokens, ChatSettings):
     """A decoder learns what the assistant says in conversations."""
 
     data: ClassVar[DataKind] = "examples"
@@ -84,7 +97,7 @@ class ChatTask(_Task, ChatSettings):
     kind: Literal["chat"]
 
 
-class Seq2SeqTask(_Task, Seq2SeqSettings):
+class Seq2SeqTask(_OfTokens, Seq2SeqSettings):
     """The target is made from a prompt that holds the source: an encoder-decoder reads it apart, a
     decoder goes on with it.
     """
@@ -93,8 +106,6 @@ class Seq2SeqTask(_Task, Seq2SeqSettings):
     on_encoder_decoders: ClassVar[bool] = True
 
     kind: Literal["seq2seq"]
-    # of each label's probability, spread evenly over the whole vocabulary; in training only
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class PreferenceTask(_Task, PreferenceSettings):
@@ -122,7 +133,7 @@ class RewardTask(_Task, PreferenceSettings):
     kind: Literal["reward"]
 
 
-class RelationsTask(_Task, RelationSettings):
+class RelationsTask(_Smoothed, RelationSettings):
     """Two marked entities of a text get the relation between them; a label says its direction."""
 
     data: ClassVar[DataKind] = "examples"
@@ -160,7 +171,7 @@ class MaskedPairsTask(MaskingTask):
     kind: Literal["masked_lm_nsp"]
 
 
-class SpanDenoisingTask(_Task):
+class SpanDenoisingTask(_OfTokens):
     """Text of which spans are cut out, and said by the decoder: how T5 is pretrained."""
 
     head: ClassVar[str] = "seq2seq"
