@@ -1,6 +1,6 @@
 """What a state in memory costs at every step: how long training stands still, and how much slower.
 
-    python -m benchmarks.peer [--params 25_000_000] [--folder /dev/shm] [--rounds 9] [--json out]
+    python -m benchmarks.peer [--params 10_000_000] [--folder /dev/shm] [--rounds 6] [--json out]
 
 Ranks (gloo, one thread each) that hold an even share of so many parameters and two moments, fp32.
 A step is arithmetic of about --step-ms and the step's one collective. Arms take turns, some steps
@@ -8,7 +8,8 @@ each: no memory tier; states of one node; two nodes on this machine, each state 
 at every step, and as often as `checkpoint.peer.every=auto` chooses, which promises 1 % in the mean.
 `stall` is what `keep` takes, the slowest rank's; `ratio` a step's wall time to that without, within
 a round. With as many ranks as cores, the processes beside them take time from the ranks: what the
-ratio shows beyond the stall is that, and goes with a spare core.
+ratio shows beyond the stall is that, and goes with a spare core. Three minutes when quiet: rounds x
+steps x five arms x --step-ms, and until every `auto` has chosen; a line a round says how far it is.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ARMS: dict[str, tuple[int, Any]] = {  # ranks a node (0: nothing is kept), every
     "one, auto": (2, "auto"),
     "two, auto": (1, "auto"),
 }
-_UNTIL_CHOSEN = 28  # steps
+_UNTIL_CHOSEN, _UNTIL_ROOM = 28, 4  # steps
 
 
 def main() -> None:
@@ -102,13 +103,19 @@ def _be_rank(given: argparse.Namespace) -> None:
     arms = [_Arm(world, engine, store) for store in stores.values()]
     work, step = _Work(given.step_ms), 0
     seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ARMS}
+    began = time.monotonic()
     for number in range(given.rounds + 1):
         for name, arm in zip(ARMS, arms, strict=True):
-            steps = given.steps if number else max(given.steps, _UNTIL_CHOSEN)
+            steps = given.steps
+            if not number:
+                steps = _UNTIL_CHOSEN if ARMS[name][1] == "auto" else _UNTIL_ROOM
             found = arm.turn(work, range(step + 1, step + steps + 1))
             step += steps
             if number:  # the first round makes room, and chooses
                 seen[name].append(found)
+        if world.place.rank == 0:
+            passed = time.monotonic() - began
+            print(f"round {number} of {given.rounds}: {passed:.0f} s", file=sys.stderr, flush=True)
     notes = {name: store.memory_note for name, store in stores.items()}
     for store in stores.values():
         store.close()
@@ -233,11 +240,11 @@ class _Share:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peer", description=__doc__)
-    parser.add_argument("--params", type=int, default=25_000_000)
+    parser.add_argument("--params", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--step-ms", type=float, default=1000.0)
+    parser.add_argument("--step-ms", type=float, default=400.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", default="", help=argparse.SUPPRESS)
     return parser

@@ -50,20 +50,34 @@ def verify_resume(
     if isinstance(stores, int):
         return stores
     whole = _Run.make(small, stores)
+    _stage(f"a run left alone: {steps} steps on {_ranks(small)}")
     if not whole.finish():
         return Exit.FAILED
     cut = _Run.make(_named(small, "interrupted"), stores)
-    killed_at = _kill_a_rank(cut, after_step=small_every(small) + 1)
+    after = small_every(small) + 1
+    _stage(f"the same again, until a rank is killed once step {after} is done and one is saved")
+    killed_at = _kill_a_rank(cut, after_step=after)
     moved = _elsewhere(cut)
     verdicts = []
     for run in (cut, moved):
         if run is None:
             continue
+        _stage(f"the killed run goes on, on {_ranks(run.config)}")
         if not run.finish(lose=lose):
             return Exit.FAILED
-        found = _verdict(whole, run)
-        verdicts.append(found)
+        _stage("its checkpoints, samples and losses are compared")
+        verdicts.append(_verdict(whole, run))
     return _say(verdicts, killed_at=killed_at, steps=steps, as_json=as_json)
+
+
+def _stage(text: str) -> None:
+    """What happens now: a stage takes as long as a run takes to start, and some steps."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _ranks(config: Config) -> str:
+    ranks = config.resources.ranks_per_node
+    return f"{ranks} rank{'s' if ranks > 1 else ''}"
 
 
 def small_every(config: Config) -> int:
@@ -122,10 +136,12 @@ class _Run:
 
     def finish(self, *, lose: str | None = None) -> bool:
         """One more attempt; whether it came to the end."""
-        if self.attempt(lose=lose).wait(timeout=_LIMIT_S) == Exit.DONE:
+        code = _ended(self.attempt(lose=lose))
+        if code == Exit.DONE:
             return True
         error = self.files.attempt(self.newest).error
-        said = error.read_text(encoding="utf-8") if error.exists() else "no rank said why"
+        said = "no rank said why" if code is not None else f"not over after {_LIMIT_S:.0f} s"
+        said = error.read_text(encoding="utf-8") if error.exists() else said
         print(f"attempt {self.newest} of {self.files.name} failed: {said}", file=sys.stderr)
         return False
 
@@ -186,8 +202,18 @@ def _kill_a_rank(run: _Run, *, after_step: int) -> int:
             os.kill(max(_ranks_of(agent.pid)), signal.SIGKILL)
             break
         time.sleep(0.01)
-    agent.wait(timeout=_LIMIT_S)
+    _ended(agent)
     return seen
+
+
+def _ended(agent: subprocess.Popen[bytes]) -> int | None:
+    """What it returned; None: it was told to stop, it took too long."""
+    try:
+        return agent.wait(timeout=_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        agent.terminate()  # it ends its ranks
+        agent.wait()
+        return None
 
 
 def _ranks_of(agent: int) -> list[int]:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.driver import drive
 from launch.outcome import Outcome
 from launch.run.turned_back import tell_copies
 from launch.slurm import verdict
 from tests.helpers.agent_process import Attempt
 from tests.helpers.copies import copies
 from tests.helpers.object_model import Objects, loaded, run_with
+from tests.helpers.process_nodes import ProcessNodes
 from trainer.commands.turned_back import tell
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, write_record
@@ -66,6 +68,15 @@ def test_so_it_is_where_a_scheduler_carries_it(
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     assert verdict.main([str(run.root), "--first", "1", "--after", "1"]) == Exit.DONE
     assert capsys.readouterr().out == f"leave {int(Exit.STOP)}\n"
+    assert newest(url, tmp_path) == 1
+
+
+def test_so_it_is_where_a_driver_carries_it_over_nodes(tmp_path: Path) -> None:
+    """Its agents leave the telling to it: there is one of it, and many of them."""
+    url = f"file://{tmp_path}/elsewhere"
+    given = Attempt(tmp_path, ["refuse", "the numbers cannot be right"])
+    run = a_run_that_turned_back(given.run.root, url)
+    assert drive(run, 1, ProcessNodes("n0", env=given.env), env={}).exit_code == Exit.STOP
     assert newest(url, tmp_path) == 1
 
 

@@ -32,6 +32,13 @@ def test_a_killed_and_resumed_run_equals_the_one_left_alone(tmp_path: Path) -> N
         assert 1 < one["resumed_at_step"] <= 12
         assert one["lost"] == one["different_losses"] == one["different_tensors"] == []
     assert not any(tmp_path.iterdir()), "the proof is made in a folder of its own"
+    stages = [line for line in done.stderr.splitlines() if " rank" in line]
+    assert stages == [
+        "a run left alone: 12 steps on 2 ranks",
+        "the same again, until a rank is killed once step 4 is done and one is saved",
+        "the killed run goes on, on 2 ranks",
+        "the killed run goes on, on 3 ranks",
+    ]
 
 
 @pytest.mark.timeout(300)
