@@ -54,10 +54,12 @@ drills: setup ## Break real runs in every way we know and write docs/drills.md: 
 # --- checks ----------------------------------------------------------------------------------
 
 .PHONY: test
-test: check ## Everything CI runs: check, then two folders side by side, then the drills alone
+test: setup ## Everything CI runs: check, then two folders side by side, then the drills alone
+	@# What fails stops nothing behind it: one run tells all that is wrong.
 	@# `distributed` takes about as long as `slurm` and `machines`, which wait for schedulers most of
 	@# the time; halves of `contract` fill what is left. Three at once make tests late on two cores.
 	@failed=0; \
+	$(MAKE) --no-print-directory -k check || failed=1; \
 	$(MAKE) --no-print-directory -j2 -k distributed slurm machines early late || failed=1; \
 	$(MAKE) --no-print-directory timed || failed=1; \
 	exit $$failed
@@ -86,7 +88,7 @@ timed: setup
 .PHONY: check
 check: setup ## Under a minute, changes nothing: format, lint, types, architecture, unit, golden
 	@# Half of the unit tests takes one core for as long as mypy and the other half take another.
-	@$(MAKE) --no-print-directory -j2 types first second format lint arch
+	@$(MAKE) --no-print-directory -j2 -k types first second format lint arch
 
 # Halves by the first letter, which is as good as any: move it when one takes much longer.
 FIRST := $(wildcard tests/unit/test_[a-m]*.py)
