@@ -52,7 +52,7 @@ def _how_it_stands(run: RunFiles, files: AttemptFiles) -> str:
     if outcome is not None:
         return outcome.why
     status = status_of(run, standing(run).job)
-    if status.state in ("pending", "running", "unknown"):
+    if status.state in ("pending", "running", "stopping", "unknown"):
         return f"it is {status.state} ({status.why})"
     return status.why or status.state
 

@@ -19,6 +19,7 @@ from launch.run.lease import is_silent
 from launch.run.liveness import ProcessMark, is_alive, is_elsewhere, own_mark, read_mark
 from trainer.config.names import nearest
 from trainer.errors import Refused, RunFolderError, Superseded
+from trainer.records.attempt import read_stop
 from trainer.records.json_file import fsync_folder, read_json, write_json
 from trainer.records.owner import Owner, read_owner, write_owner
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -183,6 +184,15 @@ def running(run: RunFiles) -> ProcessMark | None:
     if mark is None or known[-1].ended.exists():
         return None
     return mark if is_elsewhere(mark) or is_alive(mark) else None
+
+
+def is_being_stopped(run: RunFiles) -> bool:
+    """Whether a user asked the newest attempt to save and stay stopped; it may be over by now."""
+    try:
+        stop = read_stop(attempts(run)[-1].stop)
+    except (ValueError, TypeError):
+        return False
+    return stop is not None and stop.cause == "user"
 
 
 @contextmanager

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from launch.backends.table import backend_of
 from launch.run.job_record import Job, JobRecord, JobState, read_job
 from launch.run.liveness import ProcessMark
-from launch.run.run_folder import attempts, refuse_if_running, running, silent_owner
+from launch.run.run_folder import (
+    attempts,
+    is_being_stopped,
+    refuse_if_running,
+    running,
+    silent_owner,
+)
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles, RunFiles
 
@@ -79,6 +85,9 @@ def free_to_start(run: RunFiles, *, lease_s: float, takeover: bool) -> ProcessMa
             f"nobody can say whether {now.record.kind} job {now.record.job} of run {name} is over: "
             f"{now.job.why}; if it is: resume.takeover=true"
         )
+    if is_being_stopped(run):
+        why = f"was told to stop and is not over: {now.job.why}"
+        raise Refused(f"run {name} {why}; try once more when it is")
     how = "waits already" if now.job.state is JobState.PENDING else "is running already"
     raise Refused(
         f"run {name} {how}: {now.job.why}; see `longhaul status {name}`, end it with "

@@ -10,7 +10,7 @@ from launch.driving.waiting import waiting_for
 from launch.outcome import decide, newest_checkpoint, observe
 from launch.run.attempts import close_attempt, concluded, read_lines_of
 from launch.run.job_record import Job, JobState
-from launch.run.run_folder import attempts, running
+from launch.run.run_folder import attempts, is_being_stopped, running
 from trainer.errors import Exit
 from trainer.records.account import account
 from trainer.records.json_file import read_json
@@ -20,8 +20,9 @@ from trainer.records.run_files import RunFiles
 
 @dataclass(frozen=True)
 class RunStatus:
-    """`state`: new, pending, running, finished, stopped, failed (start again), gave up (look
-    first); unknown: it was handed over, and nobody can say what became of it."""
+    """`state`: new, pending, running, stopping (it was asked to, and is not over), finished,
+    stopped, failed (start again), gave up (look first); unknown: it was handed over, and nobody can
+    say what became of it."""
 
     run: str
     state: str
@@ -78,6 +79,8 @@ def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
     if job is not None and job.state is JobState.PENDING:
         return "pending", job.why
     if job is not None and job.state is JobState.RUNNING:
+        if is_being_stopped(run):  # a scheduler hears late that a run has left
+            return "stopping", job.why
         return "running", job.why + _slow(run)
     if job is not None and job.state is JobState.UNKNOWN and concluded(run, newest) is None:
         return "unknown", job.why
@@ -87,7 +90,8 @@ def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
     if mark is not None:
         waits = waiting_for(known[-1])
         about = f"; {waits}" if waits else _slow(run)
-        return "running", f"process {mark.pid} on {mark.host}{about}"
+        state = "stopping" if is_being_stopped(run) else "running"
+        return state, f"process {mark.pid} on {mark.host}{about}"
     outcome = concluded(run, newest) or decide(observe(run, newest), earlier=_earlier(run, newest))
     words = {
         Exit.DONE: "finished",

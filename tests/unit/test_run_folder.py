@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from launch.run.ended import Ended, write_ended
 from launch.run.housekeeping import move, remove, rename, rubbish
+from launch.run.job_record import Job, JobRecord, JobState, write_job
 from launch.run.liveness import is_alive, own_mark, read_mark, write_mark
 from launch.run.run_folder import (
     attempts,
@@ -23,9 +26,10 @@ from launch.run.run_folder import (
     refuse_if_running,
     running,
 )
+from launch.run.standing import free_to_start
 from launch.run.status import status_of
 from trainer.errors import Refused, RunFolderError
-from trainer.records.attempt import Done, write_record
+from trainer.records.attempt import Done, Stop, StopCause, write_record
 from trainer.records.run_files import RunFiles
 
 
@@ -236,3 +240,39 @@ def test_status_says_how_a_run_stands(tmp_path: Path) -> None:
     files.agent.unlink()
     write_record(files.done, Done(time=1.0, step=300, loss=2.0))
     assert status_of(run).state == "finished"
+
+
+@pytest.mark.parametrize(("cause", "state"), [("user", "stopping"), ("scheduler", "running")])
+def test_a_run_that_was_told_to_stop_is_stopping_until_it_is_over(
+    tmp_path: Path, cause: StopCause, state: str
+) -> None:
+    """Ray and Slurm call a job running for seconds after its ranks have saved and left."""
+    run = make(tmp_path)
+    files = new_attempt(run)
+    write_mark(files.agent, own_mark())
+    busy = Job(JobState.RUNNING, "on its node")
+    assert (status_of(run).state, status_of(run, busy).state) == ("running", "running")
+    write_record(files.stop, Stop(cause, time=1.0))
+    assert (status_of(run).state, status_of(run, busy).state) == (state, state)
+    assert status_of(run, Job(JobState.PENDING)).state == "pending"
+    write_ended(files.ended, Ended(time=2.0, codes={"0": 75}))
+    assert status_of(run, busy).state == state
+    assert status_of(run).state == status_of(run, Job(JobState.ENDED)).state == "stopped"
+
+
+def test_a_run_whose_job_is_being_stopped_is_not_started_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path)
+    files = new_attempt(run)
+    write_job(files, JobRecord("slurm", "12"))
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "squeue").write_text("#!/bin/sh\necho '12|RUNNING|None|N/A|1:00:00|node1'\n")
+    (tools / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    with pytest.raises(Refused, match="run first is running already: "):
+        free_to_start(run, lease_s=30.0, takeover=False)
+    write_record(files.stop, Stop("user", time=1.0))
+    with pytest.raises(Refused, match=r"run first was told to stop and is not over: .*try once"):
+        free_to_start(run, lease_s=30.0, takeover=False)
