@@ -23,7 +23,7 @@ from tests.helpers.nodes import Lab, Machine, environment, machines
 from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.helpers.nodes import TIMED, Lab, environment, machines, skip
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from trainer.errors import Exit
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 
 _DOCTOR = [sys.executable, "-m", "launch", "doctor"]
 _SLOW = "tc qdisc add dev eth0 root tbf rate 160mbit burst 64kbit latency 400ms"

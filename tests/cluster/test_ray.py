@@ -19,7 +19,7 @@ from trainer.errors import Exit
 from trainer.records.attempt import read_error, read_stop
 from trainer.records.json_file import read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 FINISH = {str(rank): ["finish"] for rank in range(4)}
 WAIT = {str(rank): ["wait"] for rank in range(4)}

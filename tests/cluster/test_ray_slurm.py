@@ -14,7 +14,7 @@ from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(450)]
+pytestmark = pytest.mark.cluster
 
 _FINISH = {str(rank): ["finish"] for rank in range(4)}
 

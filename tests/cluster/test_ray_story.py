@@ -21,7 +21,7 @@ from trainer.records.json_file import read_json, read_lines
 from trainer.records.metrics import read_metrics
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 _STEPS, _NODE_LOST_S = 300, 60.0
 _SETTINGS = (

@@ -23,7 +23,7 @@ from tests.helpers.lost_machine import KEY, SECRET, command, lose_the_machine
 from tests.helpers.nodes import skip
 from trainer.storage.remote import open_store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 _PINNED = "moto[server]==5.2.5"
 _START_S = 150.0

@@ -14,7 +14,7 @@ from tests.helpers.slurm_runs import RANKS, SlurmRun, pid_of, several, slurm_run
 from trainer.records.attempt import read_error
 from trainer.records.json_file import read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(450)]
+pytestmark = pytest.mark.cluster
 
 Maker = Callable[..., SlurmRun]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from tests.helpers.slurm_runs import RANKS, slurm_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(450)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.helpers.slurm_cluster import Cluster, slurm_cluster
 from tests.helpers.slurm_runs import RANKS, SlurmRun, slurm_run
 from trainer.records.json_file import read_json
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture

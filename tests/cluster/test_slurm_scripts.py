@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.slurm_cluster import REPOSITORY, slurm_cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 
 _FOLDER = REPOSITORY / "slurm"
 

@@ -20,7 +20,7 @@ from tests.helpers.tiny_run import TINY
 from trainer.records.json_file import read_json, read_lines
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 _STEPS = 400
 _PATIENCE_S = 240.0  # for an attempt to begin on a busy machine

@@ -12,7 +12,7 @@ from tests.helpers.nodes import Lab, allowed, machines
 from tests.helpers.ssh_runs import SshRun
 from trainer.errors import Exit
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from trainer.records.lineage import read_lineage
 from trainer.records.metrics import read_metrics
 from trainer.records.run_files import RunFiles
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 _STEPS, _SAVE_EVERY, _NODE_LOST_S = 160, 5, 60.0
 _SETTINGS = (

@@ -164,7 +164,7 @@ def test_sixteen_thousand_ranks_are_rendered_in_a_moment(name: str) -> None:
     plan = plan_for(config(*case.here, *case.many, *batch))
     began = time.process_time()
     submission = _backend(name).render(plan, run_folder="runs/first-run")
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - began < 5.0
     assert sum(len(text) for text in submission.files.values()) < 100_000
 
 

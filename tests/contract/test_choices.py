@@ -130,7 +130,7 @@ def test_every_choice_composes_is_valid_and_plans(choices: list[str], tmp_path: 
         cores=2,
         vocab_size_of_tokenizer=None,
     )
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 5.0
     assert plan.num_parameters > 0
 
 

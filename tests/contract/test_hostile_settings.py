@@ -99,7 +99,6 @@ _YAML = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", _YAML)
 def test_a_file_of_a_folder_of_settings_is_data(name: str, tmp_path: Path) -> None:
     canary, folder = tmp_path / "canary", tmp_path / "conf" / "experiment"

@@ -22,7 +22,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.helpers.slice_engine import SliceEngine
 from tests.helpers.thread_world import run_threads
@@ -212,7 +211,6 @@ def ends(
     return found, len(lines)
 
 
-@pytest.mark.timeout(300)
 def test_wherever_ranks_die_a_whole_state_is_left(tmp_path: Path) -> None:
     both = contents_of_both()
     first, kills = ends(tmp_path, 0, both[0])

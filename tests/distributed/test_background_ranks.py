@@ -61,7 +61,7 @@ def test_a_killed_rank_takes_its_writer_along_and_leaves_the_step_before(
     ranks: RankPool, tmp_path: Path, rank: int
 ) -> None:
     with pytest.raises(RankFailure, match=f"rank {rank} of 2 died without a word"):
-        ranks.run(2, die_while_saving, tmp_path, rank, timeout_s=60)
+        ranks.run(2, die_while_saving, tmp_path, rank)
     wait_for(lambda: not writers(tmp_path))  # no writer outlives its rank
     ours = SliceEngine("plain", 0, 1)
     assert CheckpointStore(tmp_path, attempt=2).load_latest(Alone(), ours) == {"step": 1}

@@ -30,7 +30,6 @@ from trainer.records.fragment import Fragment
 from trainer.records.run_files import RunFiles
 from trainer.reports import StepReport
 
-pytestmark = pytest.mark.timeout(400)  # all runs are made by one fixture
 _STEPS = 10
 _MODEL = (
     "model.hidden_size=64",
@@ -165,7 +164,7 @@ def runs(ranks: RankPool, folder: Path) -> dict[tuple[str, int], Run]:
             Wanted(_plan(folder, f"{name.replace(' ', '-')}-{world}", world, *settings), fault=name)
             for name, settings in mine.items()
         ]
-        by_rank = ranks.run(world, train_all, wanted, timeout_s=400)
+        by_rank = ranks.run(world, train_all, wanted)
         for name, *seen in zip(mine, *by_rank, strict=True):
             found[name, world] = _together(seen)
     return found
@@ -204,7 +203,7 @@ def test_a_run_goes_on_with_other_ranks_bit_for_bit(
             Wanted(_plan(folder, f"{n}-moved", world, *ALIKE[n], attempt=attempt), attempt, until)
             for n in names
         ]
-        by_rank = ranks.run(world, train_all, wanted, timeout_s=200)
+        by_rank = ranks.run(world, train_all, wanted)
         for name, *seen in zip(names, *by_rank, strict=True):
             ended = _together(seen)
             losses.setdefault(name, []).extend(ended.losses)
@@ -222,7 +221,7 @@ def test_one_rank_equals_plain_where_nothing_is_clipped(ranks: RankPool, folder:
         for precision, more in (("fp32", ()), ("bf16", ()), ("fp32", ("optimizer=sgd",)))
     ]
     wanted = [Wanted(_plan(folder, f"plain-{i}", 1, *s)) for i, s in enumerate(settings)]
-    found = [_together([seen]) for seen in ranks.run(1, train_all, wanted, timeout_s=200)[0]]
+    found = [_together([seen]) for seen in ranks.run(1, train_all, wanted)[0]]
     for plain, ours in zip(found[:3], found[3:], strict=True):
         assert ours.bits == plain.bits
         assert ours.losses == plain.losses

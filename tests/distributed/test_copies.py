@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-import pytest
 
 from tests.helpers.lost_machine import command, lose_the_machine
 from tests.helpers.object_model import loaded, run_with
@@ -14,7 +13,6 @@ from trainer.dist.world import Alone
 from trainer.storage.remote import open_store
 
 
-@pytest.mark.timeout(400)
 def test_a_lost_machine_costs_the_steps_since_the_last_copy(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/elsewhere"
     # Two ranks: tests/cluster/test_s3.py.

@@ -54,7 +54,6 @@ def of(said: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [one for one in said["findings"] if one["name"] == name]
 
 
-@pytest.mark.timeout(180)
 def test_two_ranks_measure_together_and_leave_nothing_behind(tmp_path: Path) -> None:
     work, site = tmp_path / "work", tmp_path / "site"
     work.mkdir()
@@ -85,7 +84,6 @@ def test_two_ranks_measure_together_and_leave_nothing_behind(tmp_path: Path) -> 
     assert not any(work.iterdir()), "the job's folder is gone, and what was made for it"
 
 
-@pytest.mark.timeout(180)
 def test_what_is_planted_is_found(tmp_path: Path) -> None:
     """A slow rank, another version on it, a stale lock, a key in a setting of the network."""
     work, planted, ops = (tmp_path / name for name in ("work", "planted", "ops"))
@@ -116,7 +114,6 @@ def test_what_is_planted_is_found(tmp_path: Path) -> None:
     assert SECRET not in done.stdout + done.stderr
 
 
-@pytest.mark.timeout(180)
 def test_a_rank_that_dies_is_named_and_the_logs_stay(tmp_path: Path) -> None:
     """And what the node said of itself before is judged all the same."""
     site = tmp_path / "site"

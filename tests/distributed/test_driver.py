@@ -10,12 +10,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch.driver import drive
+from launch.driving.kept import Kept
+from launch.driving.team import Team
 from launch.driving.waiting import waiting_for
-from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from launch.node.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec, spec_text
 from launch.outcome import Outcome
 from launch.run.budgets import RestartRules
 from launch.watch.limits import WatchRules
@@ -111,6 +114,51 @@ def test_a_rank_that_dies_on_the_second_node_is_named_and_all_start_again(tmp_pa
     assert error is not None
     assert (error.rank, error.kind) == (3, "Killed")
     assert one.causes() == ["crash", None]
+    # The agents stayed, with what their ranks import in memory.
+    assert [name for name, _ in one.nodes.started] == ["n0", "n1"]
+    assert set(read_json(one.run.attempt(2).ended)["codes"].values()) == {0}
+
+
+def test_an_agent_that_is_gone_between_two_attempts_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = {f"2:{rank}": ["finish"] for rank in range(4)}
+    one = Driven(tmp_path, WAIT | {"3": ["raise", "bad row"]} | later)
+    kept = Kept.team_for
+
+    def too_late(self: Kept, *given: Any) -> Team | None:
+        if self.agents:  # of the first attempt
+            _, process = one.nodes.started[1]
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        return kept(self, *given)
+
+    monkeypatch.setattr(Kept, "team_for", too_late)
+    assert one.drive().exit_code == Exit.DONE
+    assert one.causes() == ["crash", None]
+    assert [name for name, _ in one.nodes.started] == ["n0", "n1"] * 2
+
+
+def test_a_stop_does_not_wait_for_imports(tmp_path: Path) -> None:
+    """Nothing is lost with ranks that were not there yet."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys, time\nif 'trainer.standby' in sys.orig_argv: time.sleep(10000)\n"
+    )
+    one = Driven(tmp_path, WAIT, module=WORKER)
+    one.nodes.set("PYTHONPATH", str(folder))
+    first = one.run.attempt(1)
+    write_json(first.plan, {"attempt": 1, "config": None})
+
+    def stop() -> None:
+        wait_for((first.root / "standby.log").exists)
+        write_record(first.stop, Stop("user", 1.0, "longhaul stop"))
+
+    outcome = one.drive(stop)
+    assert (outcome.action, outcome.exit_code) == ("give_up", Exit.SAVED)
+    assert outcome.why == "stopped (user) before training began"
+    assert not (first.root / "pids.json").exists()  # after two minutes there would be ranks
 
 
 def test_a_lost_node_is_done_without_and_taken_back_at_a_checkpoint(tmp_path: Path) -> None:

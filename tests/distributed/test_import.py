@@ -104,13 +104,12 @@ class _Named(torch.nn.Module):
         return iter(self._named)
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("stage", "kind"), [(1, "fp32"), (2, "bf16"), (3, "fp32")])
 def test_what_deepspeed_saved_goes_on_here(
     ranks: RankPool, tmp_path: Path, stage: int, kind: str
 ) -> None:
     source, folder = tmp_path / "theirs", tmp_path / "run" / "checkpoints"
-    answers = ranks.run(2, train_with_deepspeed, str(source), stage, _STEPS, kind, timeout_s=180)
+    answers = ranks.run(2, train_with_deepspeed, str(source), stage, _STEPS, kind)
     held, after = answers[0]
     done = _imported(source, folder)
     assert (done.step, done.moments) == (_STEPS, True)
@@ -122,11 +121,10 @@ def test_what_deepspeed_saved_goes_on_here(
     assert off <= 1e-7
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("world_size", [2])
 def test_what_torch_saved_goes_on_here(ranks: RankPool, tmp_path: Path, world_size: int) -> None:
     source, folder = tmp_path / "theirs", tmp_path / "run" / "checkpoints"
-    answers = ranks.run(world_size, train_with_dcp, str(source), _STEPS, timeout_s=180)
+    answers = ranks.run(world_size, train_with_dcp, str(source), _STEPS)
     held, after = answers[0]
     done = _imported(source, folder)
     assert (done.what, done.step, done.moments) == ("torch DCP", _STEPS, True)
@@ -143,7 +141,6 @@ def _can_be_used_before_it_is_trained(folder: Path) -> None:
     assert where_it_goes_on(RunFiles(folder)) == "from step 0, which was imported"
 
 
-@pytest.mark.timeout(400)
 def test_the_command_makes_a_run_that_goes_on(tmp_path: Path, capfd: Any) -> None:
     """From a folder of Hugging Face and from torch.save, by the verb that people type."""
     plan = tiny_plan(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +11,11 @@ import pytest
 
 from launch.node.oom import LOOKS, OomCounters
 from launch.run.budgets import RestartRules
+from launch.run.lease import read_beat
 from tests.helpers.agent_process import Attempt, wait_for
 from trainer.records.attempt import read_error
 from trainer.records.json_file import read_lines, write_json
+from trainer.records.run_files import AttemptFiles
 
 
 @pytest.fixture
@@ -39,6 +40,13 @@ def cgroup() -> Iterator[Path]:
     folder.rmdir()
 
 
+def until_looked_at(files: AttemptFiles) -> None:
+    """The agent looks where its ranks are counted after each of its beats."""
+    for _ in range(2):
+        last = read_beat(files)
+        wait_for(lambda last=last: read_beat(files) != last)  # type: ignore[misc]
+
+
 def test_the_kernels_kill_is_named_and_answered_once(cgroup: Path, tmp_path: Path) -> None:
     one = Attempt(tmp_path, ["wait"], ["eat"], restart=RestartRules(enabled=True))
     memory = {"parameters": 40 << 20, "gradients": 20 << 20}
@@ -49,7 +57,7 @@ def test_the_kernels_kill_is_named_and_answered_once(cgroup: Path, tmp_path: Pat
         wait_for((files.root / "up-1").exists)
         pid = int((files.root / "up-1").read_text())
         (cgroup / "cgroup.procs").write_text(str(pid))
-        time.sleep(1.5)  # the agent looks every second
+        until_looked_at(files)
         (files.root / "eat").touch()
         wait_for(files.error.exists)
     code, _, err = one.end()
@@ -67,7 +75,7 @@ def test_the_kernels_kill_is_named_and_answered_once(cgroup: Path, tmp_path: Pat
 def test_another_signal_9_is_not_taken_for_it(cgroup: Path, tmp_path: Path) -> None:
     one = Attempt(tmp_path, ["wait"], ["wait"]).start().until_up()
     (cgroup / "cgroup.procs").write_text(str(one.pid(1)))
-    time.sleep(1.2)
+    until_looked_at(one.files)
     os.kill(one.pid(1), signal.SIGKILL)
     code, _, err = one.end()
     assert code == 76

@@ -77,7 +77,7 @@ def test_a_rank_that_dies_in_the_middle_of_a_state_leaves_the_one_before(
 ) -> None:
     drill = f"point={point},action=sleep,value=120,step=3,token={tmp_path / ASLEEP}"
     with pytest.raises(RankFailure, match="rank 1 of 2 died without a word"):
-        ranks.run(2, die, tmp_path, 1, drill, timeout_s=60)
+        ranks.run(2, die, tmp_path, 1, drill)
     second = attempt(ranks, 2, tmp_path, 1, 2, 1)
     assert [one["loaded"] for one in second] == [3 if point == "memory.kept" else 2] * 2
     assert not second[0]["wrong"] + second[1]["wrong"]

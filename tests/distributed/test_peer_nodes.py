@@ -7,8 +7,6 @@ import shutil
 import threading
 from pathlib import Path
 
-import pytest
-
 from launch.base import spec_of
 from launch.driver import drive
 from launch.node.ranks_spec import RANKS_FILE, spec_text
@@ -74,7 +72,6 @@ def steps_of(run: RunFiles) -> list[dict[str, float]]:
     return [x for x in read_lines(run.metrics) if x["kind"] == "step"]
 
 
-@pytest.mark.timeout(600)  # four starts of two ranks
 def test_a_lost_node_costs_a_step_or_two_and_no_bit(tmp_path: Path) -> None:
     shm = tmp_path / "shm"
     shm.mkdir()

@@ -11,8 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from launch.base import spec_of
 from launch.node.ranks_spec import RANKS_FILE, spec_text
 from launch.run.run_folder import new_attempt
@@ -22,8 +20,6 @@ from trainer.plan import write_plan
 from trainer.records.json_file import read_lines
 from trainer.records.lineage import read_lineage
 from trainer.records.run_files import RunFiles
-
-pytestmark = pytest.mark.timeout(600)
 
 STEPS = 24
 SLOWLY = Fault("step.begin", "sleep", value=0.1, times=0)

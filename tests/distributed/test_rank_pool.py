@@ -21,7 +21,7 @@ def _sum_of_ranks(world: World, factor: int) -> tuple[int, float, int]:
 def test_worlds_of_different_sizes_follow_each_other(ranks: RankPool) -> None:
     seen: set[int] = set()
     for world_size in (2, 3, 1, 2):
-        answers = ranks.run(world_size, _sum_of_ranks, 10, timeout_s=60)
+        answers = ranks.run(world_size, _sum_of_ranks, 10)
         total = 10.0 * sum(range(world_size))
         assert [(rank, found) for rank, found, _ in answers] == [
             (rank, total) for rank in range(world_size)
@@ -62,7 +62,7 @@ def _three_steps_of_zero(world: World, stage: int) -> list[float]:
 
 def test_deepspeed_runs_in_one_world_after_another(ranks: RankPool) -> None:
     runs = [
-        ranks.run(world_size, _three_steps_of_zero, stage, timeout_s=90)
+        ranks.run(world_size, _three_steps_of_zero, stage)
         for world_size, stage in ((2, 3), (3, 1), (1, 3), (2, 2))
     ]
     alone = runs[2][0]
@@ -82,7 +82,7 @@ def _fails_on(world: World, rank: int) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_first_failing_rank_shows_its_own_traceback(ranks: RankPool, rank: int) -> None:
     with pytest.raises(RankFailure) as failure:
-        ranks.run(2, _fails_on, rank, timeout_s=60)
+        ranks.run(2, _fails_on, rank)
     text = str(failure.value)
     assert text.startswith(f"rank {rank} of 2 failed:\nTraceback")
     assert "in _fails_on" in text
@@ -99,7 +99,7 @@ def _dies_on(world: World, rank: int) -> None:
 
 def test_a_rank_that_dies_is_named_before_those_it_disturbed(ranks: RankPool) -> None:
     with pytest.raises(RankFailure, match=r"^rank 1 of 2 died without a word, exit code -9"):
-        ranks.run(2, _dies_on, 1, timeout_s=60)
+        ranks.run(2, _dies_on, 1)
 
 
 def _sleeps_on(world: World, rank: int) -> None:
@@ -113,15 +113,13 @@ def _stops_itself(world: World) -> None:
 
 
 def test_a_hanging_rank_is_ended_at_the_deadline_and_shows_where(ranks: RankPool) -> None:
-    started = time.monotonic()
     with pytest.raises(RankFailure) as failure:
-        ranks.run(2, _sleeps_on, 1, timeout_s=3)
-    assert time.monotonic() - started < 20
+        ranks.run(2, _sleeps_on, 1, timeout_s=10)
     text = str(failure.value)
     assert text.count("had not returned in time") == 2  # rank 0 hangs in its collective
     assert text.count("in _sleeps_on") == 2
     assert "in sum" in text
-    assert [total for _, total, _ in ranks.run(2, _sum_of_ranks, 1, timeout_s=60)] == [1.0, 1.0]
+    assert [total for _, total, _ in ranks.run(2, _sum_of_ranks, 1)] == [1.0, 1.0]
 
 
 def test_a_rank_that_cannot_end_itself_is_killed(ranks: RankPool) -> None:
@@ -134,7 +132,7 @@ def _environment(world: World) -> tuple[str, ...]:
 
 
 def test_a_rank_finds_its_place_in_the_environment(ranks: RankPool) -> None:
-    assert ranks.run(2, _environment, timeout_s=60) == [("0", "2", "0"), ("1", "2", "1")]
+    assert ranks.run(2, _environment) == [("0", "2", "0"), ("1", "2", "1")]
 
 
 def test_a_world_that_is_too_large_is_refused(ranks: RankPool) -> None:

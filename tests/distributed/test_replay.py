@@ -20,8 +20,6 @@ from trainer.faultpoints import Fault
 from trainer.guard.incident import read_incident
 from trainer.records.run_files import RunFiles
 
-pytestmark = pytest.mark.timeout(300)
-
 _COMMON = (
     *("evals.held_out_rows=0", "evals.sample_tokens=0", "checkpoint.asynchronous=false"),
     *("guard=strict", "guard.window=8", "schedule=constant", "run.trust=[tests]"),
@@ -64,7 +62,7 @@ def runs(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for name, (overrides, _, _) in _RUNS.items():
         made[name] = tiny_run(folder, (*_COMMON, *overrides), name=name)
     wanted = [Wanted(run.root, faults=_RUNS[name][1]) for name, run in made.items()]
-    for seen in zip(*ranks.run(2, attempt_all, wanted, timeout_s=250.0), strict=True):
+    for seen in zip(*ranks.run(2, attempt_all, wanted), strict=True):
         assert not seen[0].error
     return made
 

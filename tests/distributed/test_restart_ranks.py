@@ -25,8 +25,6 @@ from trainer.records.attempt import read_error
 from trainer.records.json_file import read_lines
 from trainer.records.run_files import RunFiles
 
-pytestmark = pytest.mark.timeout(600)
-
 STEPS = 10
 _SETTINGS = (
     "resources.ranks_per_node=2",
@@ -88,7 +86,7 @@ def steps_of(run: RunFiles, *, attempt: int | None = None) -> list[dict[str, Any
 
 
 def reached(run: RunFiles, step: int, *, attempt: int) -> None:
-    wait_for(lambda: any(x["step"] >= step for x in steps_of(run, attempt=attempt)), seconds=180)
+    wait_for(lambda: any(x["step"] >= step for x in steps_of(run, attempt=attempt)))
 
 
 def family(run: RunFiles, agent: int) -> list[int]:
@@ -132,7 +130,7 @@ def test_killed_ranks_start_again_by_themselves_and_nothing_differs(runs: Runs) 
 def test_an_attempt_that_slept_through_its_replacement_publishes_nothing(runs: Runs) -> None:
     run, old = runs.start("taken", steps=100_000)
     reached(run, 4, attempt=1)
-    wait_for(lambda: complete_checkpoints(run) != [], seconds=60)
+    wait_for(lambda: complete_checkpoints(run) != [])
     asleep = [old.pid, *family(run, old.pid)]
     for pid in asleep:
         os.kill(pid, signal.SIGSTOP)
@@ -147,7 +145,7 @@ def test_an_attempt_that_slept_through_its_replacement_publishes_nothing(runs: R
 
     for pid in asleep[1:]:  # the ranks go on, and nobody is there to end them
         os.kill(pid, signal.SIGCONT)
-    wait_for(run.attempt(1).error.exists, seconds=60)
+    wait_for(run.attempt(1).error.exists)
     error = read_error(run.attempt(1).error)
     assert error is not None
     assert (error.kind, error.exit_code) == ("Superseded", 78)

@@ -56,7 +56,6 @@ def _different(*places: str) -> list[str]:
     return different_tensors(out.getvalue())
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("lose", [None, *ITEMS])
 def test_what_a_resume_loses_is_named(lose: Item | None, whole: RunFiles, ranks: RankPool) -> None:
     run = _cut(whole, str(lose))

@@ -22,7 +22,7 @@ def attempt(tmp_path: Path) -> Iterator[Attempt]:
     if one.process.poll() is None:
         one.process.kill()
     one.process.communicate()
-    wait_for(lambda: not still_alive(one.run), seconds=5)
+    wait_for(lambda: not still_alive(one.run))
 
 
 def scratch_of(one: Attempt) -> Path:
@@ -40,4 +40,4 @@ def test_a_folder_that_a_vendor_forgot_is_gone(attempt: Attempt, tmp_path: Path,
     (scratch / "vendors" / "cache").touch()
     attempt.signal(signal.SIGTERM if how == "the attempt ends" else signal.SIGKILL)
     attempt.end()
-    wait_for(lambda: not any((tmp_path / "tmp").iterdir()), seconds=5)
+    wait_for(lambda: not any((tmp_path / "tmp").iterdir()))

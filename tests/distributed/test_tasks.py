@@ -146,7 +146,7 @@ def _is_ours(item: Any) -> bool:
     return item.path == Path(__file__) and hasattr(item, "callspec")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", CASES)
 def test_a_task_trains_and_scores_alike_however_a_step_is_cut_up(
     found: dict[str, dict[int, Found]], name: str

@@ -18,7 +18,6 @@ def longhaul(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=540)
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_and_resumed_run_equals_the_one_left_alone(tmp_path: Path) -> None:
     done = longhaul("verify", "resume", "--steps", "12", "--json", cwd=tmp_path)
     assert done.returncode == Exit.DONE, done.stdout + done.stderr
@@ -41,7 +40,6 @@ def test_a_killed_and_resumed_run_equals_the_one_left_alone(tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.timeout(300)
 def test_layouts_of_the_plain_engine_agree(tmp_path: Path) -> None:
     settings = ("engine=plain", "resources.ranks_per_node=1", "precision=fp32")
     done = longhaul("verify", "layouts", *settings, "--steps", "3", "--json", cwd=tmp_path)

@@ -25,7 +25,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench(site, short=True)
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("label", _HERE)
 def test_a_drill_holds(bench: Bench, label: str) -> None:
     (drill,) = [one for one in DRILLS if one.label == label]

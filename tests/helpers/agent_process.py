@@ -15,7 +15,7 @@ from launch.run.budgets import RestartRules
 from trainer.records.run_files import RunFiles
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 60.0  # of a slow machine: nobody waits for what is there
+PATIENCE_S = 200.0  # of a slow machine: nobody waits for what is there
 
 
 class Attempt:

@@ -30,7 +30,7 @@ def begin(world: World, saves: CheckpointStore, ours: Any, step: int) -> list[Sa
 def train(world: World, saves: CheckpointStore, *, reports: int = 1) -> list[SaveReport]:
     """Steps as the loop makes them, a millisecond long, until so many saves have ended."""
     heard: list[SaveReport] = []
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(heard) < reports:
         assert time.monotonic() < until, "a save never ended"
         time.sleep(0.001)

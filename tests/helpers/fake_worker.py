@@ -34,7 +34,7 @@ from trainer.records.attempt import Done, ErrorRecord, Started, write_first, wri
 from trainer.records.json_file import read_json
 from trainer.records.run_files import AttemptFiles, RunFiles
 
-_FOREVER_S = 240.0
+_FOREVER_S = 1000.0
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
         _say_started(files)
     if what == "children":
         _start_children(files.root)
-    (files.root / f"up-{rank}").write_text(str(os.getpid()))
+    _say_up(files.root, rank)
     if what in ("finish", "say"):
         return _finish(run, files, rank, rest)
     if what in ("eat", "die"):
@@ -85,6 +85,13 @@ def _sleep(seconds: float) -> None:
 def _say_started(files: AttemptFiles) -> None:
     world_size, host = int(os.environ["WORLD_SIZE"]), socket.gethostname()
     write_record(files.started, Started(time.time(), 0, world_size, host))
+
+
+def _say_up(folder: Path, rank: int) -> None:
+    """Whole or not there: a test reads the pid in it as soon as it sees the file."""
+    incoming = folder / f"up-{rank}.incoming"
+    incoming.write_text(str(os.getpid()))
+    incoming.rename(folder / f"up-{rank}")
 
 
 def _eat(files: AttemptFiles) -> None:

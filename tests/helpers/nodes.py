@@ -38,7 +38,7 @@ REQUIRE = "LONGHAUL_REQUIRE_CLUSTER"  # "1": what cannot be tested here is a fai
 # What the doctor may find wrong with machines that share the cores and the disk of a busy one.
 TIMED = frozenset({"compute", "disk speed", "rendezvous", "shared folder", "name resolution"})
 _NETWORK = "10.77.0"
-_PATIENCE_S = 90.0
+_PATIENCE_S = 300.0
 _HOLD = "import sys; print('ready', flush=True); sys.stdin.read()"
 _PID_1 = """
 import os, time
@@ -114,7 +114,7 @@ class Machine:
         self,
         argv: Sequence[str | Path],
         *,
-        timeout: float = 180.0,
+        timeout: float = 400.0,
         check: bool = True,
         **options: Any,
     ) -> str:

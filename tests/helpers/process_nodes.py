@@ -26,6 +26,10 @@ class ProcessNodes:
         self.started: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._env = dict(env)
 
+    def set(self, name: str, value: str) -> None:
+        """In the environment of what is started from here on."""
+        self._env[name] = value
+
     def alive(self) -> list[Node]:
         return [Node(name, "127.0.0.1") for name in self.present]
 
@@ -59,7 +63,7 @@ class ProcessNodes:
 def _switch_off(agent: subprocess.Popen[bytes]) -> None:
     below = _descendants(agent.pid)
     agent.kill()
-    wait_for(lambda: not alive(below), seconds=30)  # they die with it, each in its own time
+    wait_for(lambda: not alive(below))  # they die with it, each in its own time
 
 
 def _descendants(pid: int) -> list[int]:

@@ -28,9 +28,9 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
-_GRACE_S = 10.0  # how long the other ranks may take to notice that one has failed
-_STACKS_S = 0.5  # how long the ranks may take at the deadline to write where they hang
-_WARM_UP_S = 120.0  # imports took 5 s on a quiet machine, 30 s on a busy one
+_GRACE_S = 30.0  # how long the other ranks may take to notice that one has failed
+_STACKS_S = 5.0  # how long the ranks may take at the deadline to write where they hang
+_WARM_UP_S = 400.0  # imports took 5 s on a quiet machine, 30 s on a busy one
 _LOG_LINES = 30
 _LATE = "had not returned in time"
 
@@ -60,7 +60,7 @@ class RankPool:
         self._context.set_forkserver_preload(["tests.helpers.warm"])
 
     def run(
-        self, world_size: int, fn: Callable[..., T], *args: Any, timeout_s: float = 120.0
+        self, world_size: int, fn: Callable[..., T], *args: Any, timeout_s: float = 400.0
     ) -> list[T]:
         """Call `fn(world, *args)` on every rank of a new world; returns the values in rank order.
 

@@ -15,11 +15,13 @@ from typing import Any
 from launch.node.processes import alive
 from launch.node.ranks import pids_file
 from launch.run.liveness import read_mark
+from launch.run.run_folder import read_record
 from tests.helpers.agent_process import wait_for
 from tests.helpers.data import tiny_text_corpus
 from tests.helpers.nodes import Lab, Machine, environment
 from tests.helpers.tiny_run import TINY
 from trainer.records.json_file import read_json, read_lines
+from trainer.records.memory_files import MemoryFiles
 from trainer.records.run_files import RunFiles
 
 PASSED = ("PYTHONPATH", "FAKE_BEHAVIOUR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "TMPDIR")
@@ -126,6 +128,13 @@ class SshRun:
 
     def attempts(self) -> list[dict[str, Any]]:
         return list(read_lines(self.run.attempts_log))
+
+    def put_states_in_memory(self) -> Path:
+        """On every machine, as its ranks would had they any to keep; the folder of all of them."""
+        memory = MemoryFiles(Path("/dev/shm"), read_record(self.run).run_id)
+        for node in self.lab.nodes[: self.nodes]:
+            node.sh(f"umask 077; mkdir -p {memory.own(0, '0001.0')}")
+        return memory.base
 
     def spec(self, attempt: int) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self.run.attempt(attempt).root / "submission/ranks.json")

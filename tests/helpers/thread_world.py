@@ -14,7 +14,7 @@ from trainer.dist.world import Place
 from trainer.errors import WorldError
 
 T = TypeVar("T")
-_TIMEOUT_S = 10.0  # a rank that fails alone breaks the barrier for the others, as a dead peer does
+_TIMEOUT_S = 100.0  # a rank that fails alone breaks the barrier for the others, as a dead peer does
 
 
 class _Meeting:

@@ -44,7 +44,7 @@ TINY = (
     "observers.tensorboard.enabled=false",
     "observers.peak_tflops=0.1",
     "resources.device=cpu",
-    "resources.collective_timeout_s=30",
+    "resources.collective_timeout_s=200",
     "watch.enabled=false",  # its limits are longer than that
     "launch.grace_s=20",
 )

@@ -48,7 +48,7 @@ def test_a_thousand_runs_cost_one_question_and_little_time(tmp_path: Path) -> No
     assert found[1]["why"].startswith("job 5001 waits: others are before it")
     assert (tmp_path / "asked").read_text() == "asked\n"
     print(f"{cpu_s:.2f} s of CPU")
-    assert cpu_s < 2.0
+    assert cpu_s < 10.0  # a process for each of them would take minutes
 
 
 def _make_run(run: RunFiles, *, job: str) -> None:

@@ -17,7 +17,7 @@ from trainer.dist.meeting import LISTENER, meeting_place
 from trainer.dist.place import Place
 from trainer.errors import NotAdmitted
 
-LIMIT = timedelta(seconds=10)
+LIMIT = timedelta(seconds=300)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_second_process_of_a_rank_is_turned_away_at_once(
     began = time.monotonic()
     with pytest.raises(NotAdmitted, match=r"two processes want to be rank 1 of 2 \(run.2\)"):
         meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 100  # of the 300 that it may wait
 
 
 def test_a_worker_of_an_old_attempt_is_turned_away_at_once(
@@ -59,7 +59,7 @@ def test_a_worker_of_an_old_attempt_is_turned_away_at_once(
     began = time.monotonic()
     with pytest.raises(NotAdmitted, match=r"for run.1, but there run.2 meets"):
         meeting_place(Place(1, 2, 1), "run.1", LIMIT, address)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 100  # of the 300 that it may wait
     meeting_place(Place(1, 2, 1), "run.2", LIMIT, address)  # its place was not taken
 
 

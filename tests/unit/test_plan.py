@@ -216,7 +216,7 @@ def test_the_70b_preset_is_planned_at_once_and_allocates_nothing() -> None:
     seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert result.num_parameters == 70_553_706_496
-    assert seconds < 1.0
+    assert seconds < 5.0  # 0.2 s on a quiet core
     assert peak < 10 * 2**20
 
 
