@@ -17,7 +17,7 @@ from typing import Any
 from launch.settings.aliases import too_large
 from launch.settings.choices import Folders
 from launch.settings.provenance import Assignment, Layer, provenance
-from launch.settings.typed import unreadable, without_key
+from launch.settings.typed import epochs_or_total, unreadable, without_key
 from trainer.config import explain
 from trainer.config.names import nearest, nearest_group, nearest_setting, or_list
 from trainer.errors import ConfigError, Problem, Refused
@@ -50,7 +50,7 @@ def compose(
     problems with the rest of it are in the same error. Refused if a folder is not there.
     """
     folders = Folders.find(config_dirs)
-    request, problems = _read_overrides(overrides, folders)
+    request, problems = _read_overrides(overrides, folders, config_name)
     composed, more = _compose(request, folders, config_name, trace=trace)
     if may_lack:
         more = [p for p in more if p.what != _LACKS]
@@ -61,10 +61,12 @@ def compose(
         problems += _secrets(composed.values, redactor)
     if problems:
         taken = {p.where for p in problems}
-        also = explain.problems(composed.values) if composed is not None else []
+        is_a_run = config_name == "train"
+        also = explain.problems(composed.values) if composed is not None and is_a_run else []
         problems += [p for p in also if not _covered(p.where, taken)]
         raise ConfigError([_hidden(p, redactor) for p in problems])
     assert composed is not None
+    epochs_or_total(composed.values, overrides)
     return composed
 
 
@@ -122,7 +124,9 @@ class _Request:
     choices: dict[str, str]  # group -> the override that chose it
 
 
-def _read_overrides(texts: Sequence[str], folders: Folders) -> tuple[_Request, list[Problem]]:
+def _read_overrides(
+    texts: Sequence[str], folders: Folders, config_name: str
+) -> tuple[_Request, list[Problem]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -137,7 +141,7 @@ def _read_overrides(texts: Sequence[str], folders: Folders) -> tuple[_Request, l
         except HydraException as e:
             problems.append(unreadable(text, e, folders))
             continue
-        wrong = _misuse(text, override, folders)
+        wrong = _misplaced(override, config_name) or _misuse(text, override, folders)
         if wrong is not None:
             problems.append(wrong)
         elif folders.is_group(override.key_or_group):
@@ -153,6 +157,14 @@ def _read_overrides(texts: Sequence[str], folders: Folders) -> tuple[_Request, l
 def _group_override(text: str, override: Any) -> str:
     """`+experiment=x` and `experiment=x` mean the same: both groups stand in train.yaml."""
     return text if override.is_delete() else text.lstrip("+")
+
+
+def _misplaced(override: Any, config_name: str) -> Problem | None:
+    """`train sweep=tpe`: a run's settings have no such section."""
+    key = str(override.key_or_group)
+    if config_name == "train" and key.partition(".")[0] == "sweep":
+        return Problem(key, "is of `longhaul sweep`, and one run has no part of it", "leave it out")
+    return None
 
 
 def _misuse(text: str, override: Any, folders: Folders) -> Problem | None:

@@ -54,12 +54,13 @@ class Folders:
         )
 
     def groups(self) -> list[str]:
+        """Those of a run's settings: `sweep` is of `longhaul sweep` alone."""
         return sorted(
             {
                 path.relative_to(folder).as_posix()
                 for folder in self.all()
                 for path in _folders_below(folder)
-                if any(path.glob("*.yaml"))
+                if any(path.glob("*.yaml")) and path != folder / "sweep"
             }
         )
 

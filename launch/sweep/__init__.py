@@ -1,0 +1,1 @@
+"""Sweeps: search space -> trials, each an ordinary run -> the best of them as a recipe."""
