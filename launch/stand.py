@@ -29,6 +29,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.cloud import CloudLaunch
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.training import DeepSpeedEngine
+from trainer.epochs import in_steps
 from trainer.errors import ConfigError, DataError, LonghaulError, Problem, Refused, RunFolderError
 from trainer.faultpoints import planned
 from trainer.plan import RunPlan, StorePlan
@@ -69,14 +70,25 @@ def stand(config: Config) -> Standing:
     if run is not None:
         if mode == "never":
             raise Refused(f"resume=never, but the run {run.root} exists; {_besides(run, config)}")
+        config = _in_steps(config, run)
         silent = free_to_start(run, lease_s=config.restart.lease_s, takeover=takeover)
         refuse_if_running(run, silent=silent)
         found = _differences(run, config)
         _refuse_a_shell(run, config, found)
         _refuse_another_run(run, config, found)
-    standing = Standing(config, run, stores_of(config), silent, tuple(found))
+    stores = stores_of(config)
+    config = in_steps(config, stores or ())
+    standing = Standing(config, run, stores, silent, tuple(found))
     refuse_other_tokens(standing)
     return standing
+
+
+def _in_steps(config: Config, run: RunFiles) -> Config:
+    """What is asked, comparable with a run whose steps were counted."""
+    if config.steps.epochs is None:
+        return config
+    last = tuple(StorePlan.model_validate(one) for one in _last_stores(run))
+    return in_steps(config, stores_of(config) or last)
 
 
 def plan_of(standing: Standing, *, attempt: int, run_id: str) -> RunPlan:

@@ -49,6 +49,7 @@ from launch.stand import (
 )
 from trainer.config.schema import Config
 from trainer.config.sections.slurm import SlurmLaunch
+from trainer.epochs import in_steps
 from trainer.errors import Exit, Refused
 from trainer.plan import RunPlan, StorePlan, write_plan
 from trainer.records.json_file import read_json
@@ -150,7 +151,7 @@ def with_stores(standing: Standing) -> Standing | int:
     stores = stores_of(config) or prepare(config)
     if isinstance(stores, int):
         return stores
-    standing = replace(standing, stores=stores)
+    standing = replace(standing, config=in_steps(config, stores), stores=stores)
     refuse_other_tokens(standing)
     plan_of(standing, attempt=1, run_id="")  # what the data makes impossible, before the folder
     return standing

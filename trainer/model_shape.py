@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from trainer.capacity.adaptation import Adaptation
@@ -18,6 +19,7 @@ from trainer.config.sections.adapters import (
     PromptAdapter,
 )
 from trainer.config.sections.model import EncoderDecoderShape, EncoderShape
+from trainer.config.sections.tasks import Seq2SeqTask, SpanDenoisingTask
 from trainer.errors import Problem
 
 
@@ -38,6 +40,28 @@ def of_an_encoder_decoder(model: EncoderDecoderShape) -> dict[str, Any]:
         "relative_attention_num_buckets": model.relative_attention_num_buckets or 0,
         "max_position_embeddings": model.max_position_embeddings or ANY_LENGTH,
     }
+
+
+def two_stacks(config: Config) -> dict[str, Any]:
+    """The head, and how many positions of source and target run for a token that is counted: of
+    pairs both are counted, and taken to be as many; of text, its own tokens.
+    """
+    task = config.task
+    if not isinstance(task, SpanDenoisingTask):
+        return {"head": "seq2seq", "source_share": 0.5, "target_share": 0.5}
+    spans = task.rate / task.mean_length
+    shares = {"source_share": 1 - task.rate + spans, "target_share": task.rate + spans}
+    return {"head": "seq2seq", **shares}
+
+
+def target_tokens(config: Config) -> int:
+    """Positions of a row of targets, at most; of text those of one whole document."""
+    task, row = config.task, config.data.sequence_length
+    if isinstance(task, SpanDenoisingTask):
+        return math.ceil(row * (task.rate + task.rate / task.mean_length)) + 2
+    if isinstance(task, Seq2SeqTask) and not config.data.packing:
+        return min(task.target_tokens, row)
+    return row
 
 
 def adaptation_of(adapter: Adapter) -> Adaptation | None:

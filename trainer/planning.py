@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,17 +28,18 @@ from trainer.config.sections.tasks import (
     ClassifyTask,
     PreferenceTask,
     RelationsTask,
-    Seq2SeqTask,
-    SpanDenoisingTask,
     Task,
 )
 from trainer.config.sections.training import CanonicalEngine, DeepSpeedEngine, Sgd
+from trainer.epochs import in_steps
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.model_shape import (
     adaptation_of,
     adapter_misfits,
     of_an_encoder,
     of_an_encoder_decoder,
+    target_tokens,
+    two_stacks,
 )
 from trainer.plan import MemoryPlan, RunPlan, StorePlan
 from trainer.records.decoder_start import decoder_start
@@ -64,6 +64,7 @@ def make_plan(
     trained stands for it.
     Raises: ConfigError for what the device, the tokenizer or the model folder makes impossible.
     """
+    config = in_steps(config, stores)
     shape, problems = _checked_shape(config, vocab_size_of_tokenizer, stores)
     problems += engine_problems(config, device=device)
     problems += _too_small_stores(config, stores)
@@ -247,7 +248,7 @@ def micro_batch_of(config: Config, *, device: Literal["cpu", "cuda"]) -> MicroBa
         # torch has no fused attention with dropout for CPUs and falls back to whole scores.
         eager_attention=model.attention == "eager" or (device == "cpu" and dropout > 0),
         block_elements=BLOCK_ELEMENTS[device],
-        target_tokens=_target_tokens(config),
+        target_tokens=target_tokens(config),
     )
 
 
@@ -278,7 +279,7 @@ def _checked_shape(
         return None, [_wrong_model(config, shape)]
     shape = _under_head(shape, config, stores)
     if shape.is_encoder_decoder:
-        shape = replace(shape, **_two_stacks(config))
+        shape = replace(shape, **two_stacks(config))
     shape = replace(shape, adaptation=adaptation_of(model.adapter))
     return shape, [
         *_misfits(config, shape, tokens),
@@ -328,28 +329,6 @@ def _wrong_model(config: Config, shape: Shape) -> Problem:
         return Problem("task", what, "task=classify data=examples, or the model of a decoder")
     what = f"{family} is a decoder, and {task} stands on an encoder (bert, roberta, distilbert ...)"
     return Problem("model", what, "model=hf_folder model.path=FOLDER, of an encoder")
-
-
-def _two_stacks(config: Config) -> dict[str, Any]:
-    """The head, and how many positions of source and target run for a token that is counted: of
-    pairs both are counted, and taken to be as many; of text, its own tokens.
-    """
-    task = config.task
-    if not isinstance(task, SpanDenoisingTask):
-        return {"head": "seq2seq", "source_share": 0.5, "target_share": 0.5}
-    spans = task.rate / task.mean_length
-    shares = {"source_share": 1 - task.rate + spans, "target_share": task.rate + spans}
-    return {"head": "seq2seq", **shares}
-
-
-def _target_tokens(config: Config) -> int:
-    """Positions of a row of targets, at most; of text those of one whole document."""
-    task, row = config.task, config.data.sequence_length
-    if isinstance(task, SpanDenoisingTask):
-        return math.ceil(row * (task.rate + task.rate / task.mean_length)) + 2
-    if isinstance(task, Seq2SeqTask) and not config.data.packing:
-        return min(task.target_tokens, row)
-    return row
 
 
 def _smaller(model: FolderModel, shape: Shape) -> Problem:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.run.run_folder import DEFAULT_ROOT, attempts, find, read_record
+from launch.settings.typed import epochs_or_total
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, Problem
 from trainer.records.json_file import read_json
@@ -102,4 +103,5 @@ def overlaid(
         put(result, path, at(composed, path))
     if problems:
         raise ConfigError(problems)
+    epochs_or_total(result, overrides)
     return result

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
+from typing import Any
 
 from launch.settings.choices import Folders
 from trainer.config.fields import example, is_name, takes_number
 from trainer.config.names import nearest
-from trainer.errors import Problem
+from trainer.errors import ConfigError, Problem
 
 _NO_SETTING = "is no setting; settings are written key=value"
 
@@ -27,6 +29,20 @@ def unreadable(text: str, error: Exception, folders: Folders) -> Problem:
     reason = str(error).splitlines()[0]
     fix = _retyped(key, value, folders)
     return Problem(key, f"cannot read the value ({reason})", fix)
+
+
+def epochs_or_total(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """A `steps.total` that is typed stands for the epochs of a recipe or of the run's settings.
+
+    Raises: ConfigError if both are typed.
+    """
+    typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    if "steps.total" not in typed:
+        return
+    if typed.get("steps.epochs", "null") != "null":
+        what = "epochs say how many steps there are, and so does steps.total: give one of them"
+        raise ConfigError([Problem("steps.epochs", what, "leave steps.total out")])
+    values["steps"]["epochs"] = None
 
 
 def _retyped(key: str, value: str, folders: Folders) -> str:

@@ -30,7 +30,13 @@ def shrunk(
     """
     values = config.model_dump(mode="json")
     values["run"] |= {"root": str(folder / "runs"), "name": name, "trust": []}
-    values["steps"] |= {"total": steps, "save_every": 0, "eval_every": 0, "log_every": 1}
+    values["steps"] |= {
+        "total": steps,
+        "epochs": None,
+        "save_every": 0,
+        "eval_every": 0,
+        "log_every": 1,
+    }
     values["batch"] = {"global_batch_size": ROWS, "micro_batch_size": ROWS}
     values["model"] = _small_model(config, dropout)
     values["task"] = {"kind": "causal_lm"}

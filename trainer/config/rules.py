@@ -193,6 +193,8 @@ def _schedule_problems(config: Config) -> Iterator[Problem]:
         what = f"warm-up is given twice, here and by warmup_steps={schedule.warmup_steps}"
         yield Problem("schedule.warmup_tokens", what, "schedule.warmup_steps=0")
         return
+    if config.steps.epochs is not None:
+        return  # how many steps there are is not known yet: epochs.py asks again
     warmup = schedule.warmup_steps or -(-schedule.warmup_tokens // per_step)
     where = "warmup_steps" if schedule.warmup_steps else "warmup_tokens"
     if warmup > total:

@@ -31,6 +31,7 @@ def task_problems(config: Config) -> Iterator[Problem]:
     if isinstance(task, SpanDenoisingTask):
         yield from _sentinel_problems(config)
     if not isinstance(data, ExamplesSection):
+        yield from _epoch_problems(config)
         if task.data == "examples":
             what = f"{task.kind} is trained on labelled examples, and the data is plain text"
             yield Problem("data", what, "data=examples, with data.sources.examples.paths=[...]")
@@ -50,6 +51,18 @@ def task_problems(config: Config) -> Iterator[Problem]:
     if isinstance(task, PreferenceTask) and task.loss == "orpo" and task.label_smoothing:
         what = "pairs the wrong way round are reckoned with by dpo alone"
         yield Problem("task.label_smoothing", what, "task.label_smoothing=0, or task.loss=dpo")
+
+
+def _epoch_problems(config: Config) -> Iterator[Problem]:
+    """Of text: rows whose number is known before they are read."""
+    if config.steps.epochs is None:
+        return
+    if isinstance(config.task, MaskedPairsTask):
+        what = "masked_lm_nsp draws its pairs of stretches as it goes, and has no epochs"
+        yield Problem("steps.epochs", what, "steps.epochs=null, with steps.total")
+    elif not config.data.packing:
+        what = "rows of text that are not packed are not counted before they are read"
+        yield Problem("steps.epochs", what, "data.packing=true, or steps.epochs=null")
 
 
 def _masking_problems(task: MaskingTask, config: Config) -> Iterator[Problem]:

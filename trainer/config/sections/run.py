@@ -35,6 +35,8 @@ class StepsSection(Section):
     """Units: optimizer steps; 0 means never (except total)."""
 
     total: Annotated[int, Field(ge=1, examples=[100])]
+    # how often all rows are trained on, instead of `total`, which follows from it
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     save_every: Annotated[int, Field(ge=0)] | Literal["auto"]  # auto: as often as pays best
     eval_every: Annotated[int, Field(ge=0)]
     log_every: Annotated[int, Field(ge=1)]

@@ -39,7 +39,7 @@ class _Smoothed(_Task):
 class _OfTokens(_Smoothed):
     """Tokens are predicted over the whole vocabulary."""
 
-    # weight of log(Z)^2 a token, Z the softmax's sum, which keeps logits from drifting (PaLM: 1e-4);
+    # weight of log(Z)^2 a token, Z the softmax's sum, so that logits do not drift (PaLM: 1e-4);
     # in training only
     z_loss: Annotated[float, Field(ge=0, le=1)] = 0.0
 
