@@ -51,7 +51,7 @@ _HYDRAS_DOOR = {"launch.compose", "launch.settings.conf_source"}
 
 # All that the launcher may know of the trainer.
 _LAUNCH_KNOWS = {
-    *("errors", "faultpoints", "records", "config", "capacity"),
+    *("errors", "faultpoints", "records", "config", "capacity", "drawing"),
     *("plan", "planning", "epochs", "changes", "consequences", "fit", "health"),
 }
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.drawing.shapes import BLUE, RED, WHITE, blended
 from trainer.evals.metrics.calibration import Calibration
 from trainer.evals.metrics.confusion import Confusion
-from trainer.evals.plots.drawing import BLUE, RED, WHITE, blended
 from trainer.evals.plots.figures import calibration_figure, confusion_figure
 from trainer.evals.plots.files import write_calibration, write_confusion
 from trainer.evals.plots.png import png

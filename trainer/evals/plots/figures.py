@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evals.metrics.calibration import Bin
-from trainer.evals.plots.drawing import (
+from trainer.drawing.shapes import (
     BLACK,
     BLUE,
     GREY,
@@ -17,9 +16,11 @@ from trainer.evals.plots.drawing import (
     Box,
     Drawing,
     Line,
+    Shape,
     Words,
     blended,
 )
+from trainer.evals.metrics.calibration import Bin
 from trainer.tasks.lengths import LengthBucket
 
 _LONGEST_LABEL = 18
@@ -36,7 +37,7 @@ def confusion_figure(counts: NDArray[np.int64], labels: Sequence[str]) -> Drawin
     cell = max(4, min(56, 900 // classes))
     written = classes <= _MOST_NUMBERS
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    shapes: list[Box | Line | Words] = [Words(_LABEL_WIDTH, 15, "columns: predicted", "start")]
+    shapes: list[Shape] = [Words(_LABEL_WIDTH, 15, "columns: predicted", "start")]
     for row in range(classes):
         y = _TOP + row * cell
         if written:
@@ -67,7 +68,7 @@ def calibration_figure(bins: Sequence[Bin]) -> Drawing:
     side, left, top = 400, 60, 30
     total = max(sum(one.answers for one in bins), 1)
     most = max((one.answers for one in bins), default=0) or 1
-    shapes: list[Box | Line | Words] = []
+    shapes: list[Shape] = []
     for one in bins:
         if one.answers:
             height = one.accuracy * side
@@ -93,7 +94,7 @@ def lengths_figure(buckets: Sequence[LengthBucket]) -> Drawing:
     height, left, top, bar = 300, 60, 30, 80
     most = max((one.terms for one in buckets), default=0) or 1
     bottom, right = top + height, left + bar * len(buckets)
-    shapes: list[Box | Line | Words] = [Words(left, 12, "share of right answers", "start")]
+    shapes: list[Shape] = [Words(left, 12, "share of right answers", "start")]
     for number, one in enumerate(buckets):
         x, tall = left + number * bar, one.share * height
         colour = blended(0.25 + 0.75 * one.terms / most)

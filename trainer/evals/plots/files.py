@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trainer.drawing.html import page
+from trainer.drawing.shapes import Drawing
 from trainer.evals.metrics.base import Sums
 from trainer.evals.metrics.calibration import Calibration
 from trainer.evals.metrics.confusion import Confusion
-from trainer.evals.plots.drawing import Drawing, page
 from trainer.evals.plots.figures import (
     calibration_figure,
     confusion_figure,

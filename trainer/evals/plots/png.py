@@ -6,7 +6,7 @@ import io
 import unicodedata
 from typing import Any
 
-from trainer.evals.plots.drawing import FONT_SIZE, WHITE, Box, Drawing, Line, Words
+from trainer.drawing.shapes import FONT_SIZE, WHITE, Box, Curve, Drawing, Line, Shape
 
 _ANCHORS = {"start": "lm", "middle": "mm", "end": "rm"}
 
@@ -29,13 +29,17 @@ def png(drawing: Drawing) -> bytes | None:
     return made.getvalue()
 
 
-def _draw(canvas: Any, shape: Box | Line | Words, *, font: Any) -> None:
+def _draw(canvas: Any, shape: Shape, *, font: Any) -> None:
     if isinstance(shape, Box):
         corner = (shape.x + shape.width - 1, shape.y + shape.height - 1)
         if corner[0] >= shape.x and corner[1] >= shape.y:
             canvas.rectangle(((shape.x, shape.y), corner), fill=shape.fill)
     elif isinstance(shape, Line):
         canvas.line((shape.x, shape.y, shape.to_x, shape.to_y), fill=shape.colour)
+    elif isinstance(shape, Curve):
+        canvas.line(shape.points, fill=shape.colour)
+        if len(shape.points) == 1:
+            canvas.circle(shape.points[0], 2, fill=shape.colour)
     else:
         anchor = _ANCHORS[shape.at]
         text = _drawable(shape.text)

@@ -1,59 +1,11 @@
-"""A drawing is a list of boxes, lines and words; here it becomes SVG, in png.py pixels.
-
-Units: pixels, from the upper left corner.
-"""
+"""Drawings as SVG, and pages that need nothing but themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
-from typing import Literal
 
-Colour = tuple[int, int, int]
-BLACK, WHITE, GREY, BLUE, RED = (30, 30, 30), (255, 255, 255), (190, 190, 190), (31, 98, 170), (
-    190, 60, 50,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Box:
-    x: float
-    y: float
-    width: float
-    height: float
-    fill: Colour
-
-
-@dataclass(frozen=True)
-class Line:
-    x: float
-    y: float
-    to_x: float
-    to_y: float
-    colour: Colour = GREY
-
-
-@dataclass(frozen=True)
-class Words:
-    """`y` is their middle; `at` says which of their ends `x` is."""
-
-    x: float
-    y: float
-    text: str
-    at: Literal["start", "middle", "end"] = "middle"
-    colour: Colour = BLACK
-
-
-@dataclass(frozen=True)
-class Drawing:
-    title: str
-    width: int
-    height: int
-    shapes: tuple[Box | Line | Words, ...]
-
-
-FONT_SIZE = 13
+from trainer.drawing.shapes import FONT_SIZE, Box, Colour, Curve, Drawing, Line, Shape
 
 
 def svg(drawing: Drawing) -> str:
@@ -84,14 +36,7 @@ def page(
     )
 
 
-def blended(share: float, colour: Colour = BLUE) -> Colour:
-    """From white (0) to `colour` (1)."""
-    kept = min(max(share, 0.0), 1.0)
-    red, green, blue = (round(255 + (c - 255) * kept) for c in colour)
-    return red, green, blue
-
-
-def _shape(shape: Box | Line | Words) -> str:
+def _shape(shape: Shape) -> str:
     if isinstance(shape, Box):
         where = f'x="{shape.x:.1f}" y="{shape.y:.1f}"'
         size = f'width="{shape.width:.1f}" height="{shape.height:.1f}"'
@@ -99,9 +44,19 @@ def _shape(shape: Box | Line | Words) -> str:
     if isinstance(shape, Line):
         ends = f'x1="{shape.x:.1f}" y1="{shape.y:.1f}" x2="{shape.to_x:.1f}" y2="{shape.to_y:.1f}"'
         return f'<line {ends} stroke="{_hex(shape.colour)}"/>'
+    if isinstance(shape, Curve):
+        return _curve(shape)
     where = f'x="{shape.x:.1f}" y="{shape.y:.1f}" text-anchor="{shape.at}"'
     style = f'dominant-baseline="central" fill="{_hex(shape.colour)}"'
     return f"<text {where} {style}>{escape(shape.text)}</text>"
+
+
+def _curve(curve: Curve) -> str:
+    if len(curve.points) == 1:
+        x, y = curve.points[0]
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{_hex(curve.colour)}"/>'
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in curve.points)
+    return f'<polyline points="{points}" fill="none" stroke="{_hex(curve.colour)}"/>'
 
 
 def _hex(colour: Colour) -> str:

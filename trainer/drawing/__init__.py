@@ -1,0 +1,1 @@
+"""What a figure is made of, and how it becomes SVG; standard library only."""
