@@ -35,7 +35,7 @@ from trainer.records.attempt import (
     read_stop,
 )
 from trainer.records.json_file import read_json
-from trainer.records.run_files import RunFiles
+from trainer.records.run_files import RunFiles, step_name, step_of
 
 _T = TypeVar("_T")
 Action = Literal["done", "again", "give_up"]
@@ -210,8 +210,14 @@ def _copies_of(run: RunFiles) -> str:
 def complete_checkpoints(run: RunFiles) -> list[int]:
     """Their steps, oldest first."""
     complete = run.checkpoints.glob("step-*/manifest.json")
-    steps = (p.parent.name.removeprefix("step-") for p in complete)
-    return sorted(int(s) for s in steps if s.isdigit())
+    return sorted(s for p in complete if (s := step_of(p.parent.name)) is not None)
+
+
+def unusual_steps(run: RunFiles) -> list[str]:
+    """What may be a checkpoint and is none that can be loaded: without its manifest, misnamed."""
+    complete = {step_name(step) for step in complete_checkpoints(run)}
+    left = (p.name for p in run.checkpoints.glob("step-*") if p.name not in complete)
+    return sorted(n for n in left if ".incoming-" not in n and not n.endswith(".removing"))
 
 
 def quarantined(run: RunFiles) -> list[str]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.outcome import observe, quarantined
+from launch.outcome import observe, quarantined, unusual_steps
 from launch.run.kept_states import has_states, left_in_memory
 from launch.run.run_folder import attempts, list_runs, read_record
 from launch.run.standing import refuse_if_active, standings
 from launch.run.status import finished_step
 from trainer.errors import Refused, RunFolderError
 from trainer.records.json_file import fsync_folder, read_json
-from trainer.records.run_files import RunFiles
+from trainer.records.run_files import RunFiles, step_of
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,15 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
     `keep`: the newest complete checkpoints of a run that stay; None: as many as the run's own
     `checkpoint.keep_last` says. Those that its `checkpoint.keep_every` keeps for ever stay always.
     A run has failed when nothing runs, no attempt finished and none saved, not even what lies in
-    quarantine or in this machine's memory.
+    quarantine, under another name or in this machine's memory.
     """
     found: list[Rubbish] = []
     for run, now in zip(runs, standings(runs), strict=True):
         if now.may_be_active:
             continue
         complete = _complete(run)
-        saved = complete or quarantined(run) or finished_step(run) or has_states(run)
+        aside = quarantined(run) or unusual_steps(run)
+        saved = complete or aside or finished_step(run) or has_states(run)
         if failed and attempts(run) and not saved:
             found.append(_item(run, run.root, "failed, and has no checkpoint"))
             continue
@@ -155,8 +156,7 @@ def _left_over(run: RunFiles) -> Iterator[tuple[Path, str]]:
 def _complete(run: RunFiles) -> list[tuple[int, Path]]:
     """Complete checkpoints, oldest first."""
     folders = (p.parent for p in run.checkpoints.glob("step-*/manifest.json"))
-    steps = ((p.name.removeprefix("step-"), p) for p in folders)
-    return sorted((int(step), p) for step, p in steps if step.isdigit())
+    return sorted((step, p) for p in folders if (step := step_of(p.name)) is not None)
 
 
 def _best_step(run: RunFiles, complete: list[tuple[int, Path]]) -> int | None:

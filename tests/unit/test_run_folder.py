@@ -224,6 +224,19 @@ def test_gc_takes_failed_runs_only_when_asked_and_running_ones_never(tmp_path: P
     assert not failed.root.exists()
 
 
+@pytest.mark.parametrize("left", ["step-00000100", "step-100/manifest.json"])
+def test_gc_leaves_a_failed_run_in_which_something_may_be_a_checkpoint(
+    tmp_path: Path, left: str
+) -> None:
+    run = make(tmp_path, "failed")
+    new_attempt(run)
+    (run.checkpoints / "step-00000100.incoming-0001").mkdir(parents=True)
+    assert [one.path for one in rubbish([run], keep=None, failed=True)] == [run.root]
+    (run.checkpoints / left).mkdir(parents=True)
+    taken = [one.path.name for one in rubbish([run], keep=None, failed=True)]
+    assert taken == ["step-00000100.incoming-0001"]
+
+
 def test_status_says_how_a_run_stands(tmp_path: Path) -> None:
     run = make(tmp_path)
     assert status_of(run).state == "new"

@@ -16,21 +16,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import CheckpointError, DamagedCheckpoint
+from trainer.errors import CheckpointError, DamagedCheckpoint, RunFolderError
 from trainer.faultpoints import faultpoint
 from trainer.records.manifest import LIMIT_BYTES, MANIFEST_NAME, Manifest, decode, digest_of
+from trainer.records.run_files import step_name, step_of
 from trainer.storage.local import Storage, ensure_folder, if_absent, read_whole, write_whole
 
 # What a broken file looks like. Other errors (no permission, too many open files) say nothing
 # about the checkpoint, and nothing is condemned for them.
-_DAMAGE = (errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENODATA)
+_DAMAGE = (
+    errno.ENOENT,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENODATA,
+    errno.ENXIO,
+)
+_NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)  # a file, or a link, in a folder's place
 
-_STEP = re.compile(r"step-(\d{8,16})")
 _INCOMING = re.compile(r"step-\d{8,16}\.incoming-(\d+)")
 _POINTER = "latest.json"
 _POINTER_PARTIAL = ".latest.json.partial"
 _QUARANTINE = "quarantine"
 _REMOVING = ".removing"
+_WHY = "why.txt"
 
 
 @dataclass(frozen=True)
@@ -41,18 +51,23 @@ class StepFolders:
     root: Path
 
     def step(self, step: int) -> Path:
-        return self.root / f"step-{step:08d}"
+        return self.root / step_name(step)
 
     def incoming(self, step: int, attempt: int) -> Path:
         return self.root / f"step-{step:08d}.incoming-{attempt:04d}"
 
     def steps(self) -> list[int]:
         """Published steps, oldest first; whether they are whole is another question."""
-        return sorted(int(m[1]) for n in self._names() if (m := _STEP.fullmatch(n)))
+        return sorted(step for name in self._names() if (step := step_of(name)) is not None)
 
     def quarantined(self) -> list[str]:
-        folder = self.root / _QUARANTINE
-        return self.storage.list(folder) if self.storage.exists(folder) else []
+        return self._listed(self.root / _QUARANTINE)
+
+    def strays(self) -> list[str]:
+        """What tells, where there is no step, that there has been one: its pointer, other names."""
+        other = [n for n in self._names() if step_of(n) is None and n not in self.unfinished()]
+        held = [n for n in other if self.storage.exists(self.root / n / MANIFEST_NAME)]
+        return held or [n for n in other if n == _POINTER]
 
     def unfinished(self) -> list[str]:
         """Leftovers of saves that never ended and of deletions that did not."""
@@ -123,18 +138,27 @@ class StepFolders:
         self.storage.fsync_folder(self.root)
 
     def quarantine(self, step: int, why: str) -> Path:
-        """Move a step out of every reader's sight, with a note saying why."""
+        """Move a step out of every reader's sight, with a note saying why.
+
+        A file or a link in a step's place goes into a folder, so that the note is written beside
+        it and not to where it leads.
+        """
         folder = self.root / _QUARANTINE
         ensure_folder(self.storage, folder)
         taken = set(self.storage.list(folder))
         name = self.step(step).name
         number = next(n for n in range(1, len(taken) + 2) if f"{name}.{n}" not in taken)
         target = folder / f"{name}.{number}"
-        self.storage.rename(self.step(step), target)
+        if self._is_folder(self.step(step)):
+            self.storage.rename(self.step(step), target)
+        else:
+            self.storage.make_folder(target)
+            self.storage.rename(self.step(step), target / name)
+            self.storage.fsync_folder(target)
         self.storage.fsync_folder(folder)
         self.storage.fsync_folder(self.root)
-        if not self.storage.exists(target / "why.txt"):
-            write_whole(self.storage, target / "why.txt", f"{why}\n".encode())
+        if not self.storage.exists(target / _WHY):
+            write_whole(self.storage, target / _WHY, f"{why}\n".encode())
         return target
 
     def remove(self, step: int) -> None:
@@ -145,7 +169,31 @@ class StepFolders:
         self.storage.remove_tree(doomed)
 
     def _names(self) -> list[str]:
-        return self.storage.list(self.root) if self.storage.exists(self.root) else []
+        return self._listed(self.root)
+
+    def _listed(self, folder: Path) -> list[str]:
+        return self.storage.list(folder) if self.storage.exists(folder) else []
+
+    def _is_folder(self, path: Path) -> bool:
+        try:
+            self.storage.open(path / _WHY).close()
+        except OSError as e:
+            return e.errno not in _NO_FOLDER
+        return True
+
+
+def on_disk(folders: StepFolders) -> tuple[list[int], list[str]]:
+    """The steps, oldest first, and what is in quarantine.
+
+    Raises: RunFolderError if something that is no folder is in the place of either.
+    """
+    try:
+        return folders.steps(), folders.quarantined()
+    except (NotADirectoryError, FileNotFoundError) as e:
+        raise RunFolderError(
+            f"{e.filename} is a file, or a link that leads nowhere, in the place of a folder: "
+            "bring the folder back, or move what is there out of the way"
+        ) from e
 
 
 def read_failure(error: OSError, path: Path) -> CheckpointError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.checkpoint.agreement import Disagreed, agree
-from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.folder import StepFolders, on_disk
 from trainer.checkpoint.ranges import StoredTensors
 from trainer.checkpoint.reader import CheckpointReader, PatientReader
 from trainer.dist.world import World
@@ -40,6 +40,7 @@ def load_latest(
             return better
         if found["step"] is None:
             if not found["quarantined"]:
+                world.lead(lambda: refuse_to_forget(folders))
                 return None
             raise RunFolderError(
                 f"{folders.root}: every checkpoint is damaged and now in quarantine/ "
@@ -52,6 +53,15 @@ def load_latest(
             if not e.is_damage:
                 raise _as_error(e) from e
             quarantine(world, folders, int(found["step"]), str(e))
+
+
+def refuse_to_forget(folders: StepFolders) -> None:
+    """Raises: RunFolderError if a run without a step has had one: it would begin anew, unasked."""
+    if strays := folders.strays():
+        raise RunFolderError(
+            f"{folders.root}: no checkpoint is there, but {strays[0]} tells that there has been "
+            f"one; {way_out(folders)}"
+        )
 
 
 def way_out(folders: StepFolders) -> str:
@@ -80,8 +90,8 @@ def quarantine(world: World, folders: StepFolders, step: int, why: str) -> None:
 
 
 def _newest(folders: StepFolders) -> dict[str, Any]:
-    steps = folders.steps()
-    return {"step": steps[-1] if steps else None, "quarantined": folders.quarantined()}
+    steps, bad = on_disk(folders)
+    return {"step": steps[-1] if steps else None, "quarantined": bad}
 
 
 def _load(

@@ -12,8 +12,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.checkpoint.folder import StepFolders
-from trainer.checkpoint.loading import Newer, load_step, quarantine, way_out
+from trainer.checkpoint.folder import StepFolders, on_disk
+from trainer.checkpoint.loading import Newer, load_step, quarantine, refuse_to_forget, way_out
 from trainer.checkpoint.remote_steps import (
     CHECKPOINTS,
     StepsView,
@@ -66,13 +66,14 @@ def load_newest(
         _log.warning("the remote copies are out of reach: %s", there["problem"])
     passed_over: list[int] = []
     while True:
-        own = world.lead(lambda: max(disk.steps(), default=-1))
+        own = world.lead(lambda: max(on_disk(disk)[0], default=-1))
         copy = max((s for s in copies if s not in passed_over), default=-1)
         if newer is not None and (better := newer(max(own, copy))) is not None:
             return Found(*better, False, newest_copy)
         if max(own, copy) < 0:
             bad = world.lead(disk.quarantined)
             _refuse_to_begin(disk, url, bad, passed_over, str(there["problem"]))
+            world.lead(lambda: refuse_to_forget(disk))
             return None
         step = max(own, copy)
         folders = disk

@@ -13,7 +13,7 @@ from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.format import Header, Piece
 from trainer.checkpoint.ranges import StoredTensors
 from trainer.checkpoint.rank_file import ChunkCache, OpenRankFile
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, CheckpointMismatch
 from trainer.records.fragment import Fragment
 from trainer.records.manifest import MANIFEST_NAME, Manifest
 from trainer.storage.local import Storage
@@ -23,13 +23,17 @@ _BLOCK_ELEMENTS = 4 << 20
 
 @dataclass(frozen=True)
 class Verification:
-    """One step, every byte of it read. Whole if `problems` is empty. Units: bytes, seconds."""
+    """One step, every byte of it read. Whole if `problems` is empty. Units: bytes, seconds.
+
+    `readable`: false if it is no damage, but written by a later version.
+    """
 
     step: int
     problems: tuple[str, ...]
     files: int
     bytes: int
     seconds: float
+    readable: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def verify_step(storage: Storage, root: Path, step: int) -> Verification:
     try:
         manifest, _ = folders.manifest(step)
     except (CheckpointError, OSError) as e:
-        return Verification(step, (str(e),), 0, 0, time.perf_counter() - started)
+        readable = not isinstance(e, CheckpointMismatch)
+        return Verification(step, (str(e),), 0, 0, time.perf_counter() - started, readable)
     problems: list[str] = []
     headers: list[Header] = []
     for rank in range(manifest.world_size):

@@ -21,11 +21,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.folder import StepFolders
-from trainer.checkpoint.ranges import open_step
+from trainer.checkpoint.folder import StepFolders, on_disk
+from trainer.checkpoint.ranges import StoredTensors, open_step
 from trainer.checkpoint.remote_steps import CHECKPOINTS, StepsView, committed, withdrawals
 from trainer.checkpoint.verify import Difference, differences, verify_step
-from trainer.errors import CheckpointError, DamagedCheckpoint, Exit, LonghaulError, Refused
+from trainer.errors import (
+    CheckpointError,
+    CheckpointMismatch,
+    DamagedCheckpoint,
+    Exit,
+    LonghaulError,
+    Refused,
+)
 from trainer.records.run_files import RunFiles
 from trainer.records.sizes import size_text
 from trainer.storage.local import LocalStorage
@@ -103,8 +110,8 @@ def _number(text: str) -> int:
 
 def _list(places: Sequence[str], as_json: bool) -> Exit:
     folders = _folders(places[0])
-    rows = [_row(folders, step) for step in _steps(places[1:]) or folders.steps()]
-    leftovers = {"unfinished": folders.unfinished(), "quarantined": folders.quarantined()}
+    rows = [_row(folders, step) for step in _chosen(folders, places[1:])]
+    leftovers = {"unfinished": folders.unfinished(), "quarantined": on_disk(folders)[1]}
     if as_json:
         print(json.dumps({"checkpoints": rows, **leftovers}, indent=2))
     else:
@@ -115,11 +122,22 @@ def _list(places: Sequence[str], as_json: bool) -> Exit:
     return Exit.STOP if any(row["problem"] for row in rows) else Exit.DONE
 
 
+def _chosen(folders: StepFolders, places: Sequence[str]) -> list[int]:
+    """The steps that were named, or all. Raises: Refused if one of them is not there."""
+    steps, there = _steps(places), folders.steps()
+    if missing := [step for step in steps if step not in there]:
+        listing = ", ".join(str(s) for s in there) or "none"
+        raise Refused(f"{folders.root}: no checkpoint of step {missing[0]}; there are: {listing}")
+    return steps or there
+
+
 def _row(folders: StepFolders, step: int) -> dict[str, Any]:
     """What the manifest says; sizes are compared, contents are not read (that is `verify`)."""
-    row: dict[str, Any] = {"step": step, "problem": ""}
+    row: dict[str, Any] = {"step": step, "problem": "", "readable": True}
     try:
         manifest, digest = folders.manifest(step)
+    except CheckpointMismatch as e:
+        return {**row, "problem": str(e), "readable": False}
     except CheckpointError as e:
         return {**row, "problem": str(e)}
     inside = folders.step(step)
@@ -157,7 +175,7 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
     print(f"{'step':>10}  {'size':>9}  {'ranks':>5}  {'saved':<16}  engine")
     for row in rows:
         if "bytes" not in row:
-            print(f"{row['step']:>10}  DAMAGED: {row['problem']}")
+            print(f"{row['step']:>10}  {_verdict(row['readable'])}: {row['problem']}")
             continue
         saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created"]))
         note = f"  DAMAGED: {row['problem']}" if row["problem"] else ""
@@ -169,20 +187,18 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
 def _verify(places: Sequence[str], as_json: bool) -> Exit:
     folders = _folders(places[0])
     storage, root = folders.storage, folders.root
-    steps, there = _steps(places[1:]), folders.steps()
-    missing = [step for step in steps if step not in there]
-    if missing or not there:
-        listing = ", ".join(str(s) for s in there) or "none"
-        asked = f"no checkpoint of step {missing[0]}" if missing else "no checkpoint"
-        raise Refused(f"{root}: {asked}; there are: {listing}")
+    steps = _chosen(folders, places[1:])
+    if not steps:
+        raise Refused(f"{root}: no checkpoint; there are: none")
     results = []
-    for step in steps or there:
+    for step in steps:
         result = verify_step(storage, root, step)
         results.append(result)
         if not as_json:
             rate = result.bytes / max(result.seconds, 1e-9)
             size = f"{size_text(result.bytes)} in {result.files} files, {size_text(rate)}/s"
-            print(f"step {step}: {'DAMAGED' if result.problems else 'whole'} ({size})", flush=True)
+            said = _verdict(result.readable) if result.problems else "whole"
+            print(f"step {step}: {said} ({size})", flush=True)
             for problem in result.problems:
                 print(f"  {problem}")
     if as_json:
@@ -190,10 +206,14 @@ def _verify(places: Sequence[str], as_json: bool) -> Exit:
     return Exit.STOP if any(result.problems for result in results) else Exit.DONE
 
 
+def _verdict(readable: bool) -> str:
+    return "DAMAGED" if readable else "OF A LATER VERSION"
+
+
 def _diff(places: Sequence[str], as_json: bool) -> Exit:
     (root_a, step_a), (root_b, step_b) = _two(places)
     storage = LocalStorage()
-    a, b = open_step(storage, root_a, step_a), open_step(storage, root_b, step_b)
+    a, b = _opened(storage, root_a, step_a), _opened(storage, root_b, step_b)
     try:
         found = list(differences(a, b))
     except DamagedCheckpoint as e:
@@ -216,6 +236,15 @@ def _diff(places: Sequence[str], as_json: bool) -> Exit:
     return Exit.DONE
 
 
+def _opened(storage: LocalStorage, root: Path, step: int | None) -> StoredTensors:
+    """Raises: Refused if there is none; CheckpointError that names the step."""
+    try:
+        return open_step(storage, root, step)
+    except CheckpointError as e:
+        step = StepFolders(storage, root).steps()[-1] if step is None else step
+        raise type(e)(f"{root}: step {step}: {e}") from e
+
+
 def _of_its_step(error: DamagedCheckpoint, steps: Sequence[tuple[Path, int]]) -> DamagedCheckpoint:
     """The same, with the step: files of two have the same names."""
     for root, step in steps:
@@ -228,6 +257,8 @@ def _two(places: Sequence[str]) -> tuple[tuple[Path, int | None], tuple[Path, in
     """RUN A B, RUN A (and the newest), RUN OTHER, RUN A OTHER B: two folders with a step each."""
     folders = [i for i, text in enumerate(places) if i == 0 or not _is_step(text)]
     groups = [places[a:b] for a, b in pairwise([*folders, len(places)])]
+    if urls := [g[0] for g in groups if "://" in g[0]]:
+        raise Refused(f"{urls[0]}: diff reads disks only; longhaul runs fetch brings copies to one")
     if len(groups) == 1 and len(places) in (2, 3):
         root = _checkpoints(Path(places[0]))
         return (root, _number(places[1])), (root, _number(places[2]) if places[2:] else None)

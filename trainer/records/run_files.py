@@ -20,8 +20,24 @@ tensorboard/  wandb/  profile/  export/
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+_STEP = re.compile(r"step-([0-9]{8,16})")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a folder of checkpoints/ holds by its name.
+
+    None for every other name, also for another spelling of one: step-8, step-000000008.
+    """
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match and step_name(int(match[1])) == name else None
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,10 @@ class LocalStorage:
         folder = _plain_folder(path.parent)
         try:
             descriptor = os.open(path.name, flags, dir_fd=folder)
+        except OSError as e:
+            if e.errno == errno.ELOOP and path.is_symlink():
+                raise OSError(errno.ELOOP, "a link, where a file belongs", str(path)) from e
+            raise
         finally:
             os.close(folder)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -224,7 +228,10 @@ class LocalStorage:
         path.unlink()
 
     def remove_tree(self, path: Path) -> None:
-        shutil.rmtree(path)
+        if path.is_symlink() or path.is_file():  # what a link leads to is not ours
+            path.unlink()
+        else:
+            shutil.rmtree(path)
 
     def list(self, path: Path) -> list[str]:
         return sorted(os.listdir(path))  # noqa: PTH208  (names, not paths)
