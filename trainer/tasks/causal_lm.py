@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -16,6 +17,8 @@ class CausalLm:
 
     `label_smoothing` and `z_loss` are of the loss that is trained on; scores are without.
     """
+
+    _of_loss: Mapping[str, float] = MappingProxyType({})  # of a subclass that makes itself
 
     def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         self._of_loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
