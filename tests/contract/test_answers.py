@@ -15,6 +15,7 @@ from tests.helpers import task_cases
 from tests.helpers.trained_run import trained_by
 from trainer.batch import IGNORED, ExampleBatch
 from trainer.commands import ask, evaluate
+from trainer.data.held_out_groups import held_out_groups
 from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.errors import Exit
 from trainer.evals.asked import Asked, asked_of
@@ -36,7 +37,8 @@ _PLAIN = (
 def _answer_in_three(draw: random.Random, number: int) -> dict[str, Any]:
     """Sources of many lengths, one of two targets, which the source's first word decides."""
     first, target = draw.choice([("Acme", "the engine"), ("Berlin", "a house")])
-    return {"source": f"{first} {task_cases.words(draw, 9)} {number}", "target": target}
+    source = f"{first} {task_cases.words(draw, 9)} {number}"
+    return {"source": source, "target": target, "about": first if number % 4 else None}
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +229,51 @@ def test_what_cannot_be_asked_is_refused(
     capsys.readouterr()
     assert ask.main(words) in (Exit.REFUSED, Exit.STOP)
     assert message in capsys.readouterr().err
+
+
+def test_groups_are_scored_apart_and_together_make_the_whole(
+    run: RunFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of several examples, of several groups; one in four is of none."""
+    whole = json.loads(said(capsys, str(run.root), "--rows", "50", "--by", "about", "--json"))
+    groups = whole["groups"]
+    assert list(groups) == ["(none)", "Acme", "Berlin"]
+    terms = {group: scores["terms"] for group, scores in groups.items()}
+    assert sum(terms.values()) == whole["terms"]
+    for name in ("loss", "token_accuracy"):
+        mean = sum(terms[group] * groups[group][name] for group in groups) / whole["terms"]
+        assert mean == pytest.approx(whole[name], rel=1e-5)
+        values = [groups[group][name] for group in groups]
+        assert whole["gaps"][name] == pytest.approx(max(values) - min(values))
+    shown = said(capsys, str(run.root), "--rows", "50", "--by", "about")
+    assert "by about" in shown
+    assert f"Berlin{int(terms['Berlin']):>17,}" in shown
+
+
+def test_a_group_holds_the_examples_that_its_file_says(run: RunFiles) -> None:
+    plan = open_trained(run.root).plan
+    tokenizer = TaskTokenizer.open(Path(plan.stores[0].path))
+    found = held_out_groups(plan, "about", rows=50)
+    for group in ("Acme", "Berlin"):
+        batches = [one for batch in found[group] for one in batch.text]
+        prompts = [
+            tokenizer.decode_plain([t for t in row.tolist() if t != tokenizer.padding_id])
+            for batch in found[group]
+            for row in batch.fields["inputs_RT"]
+        ]
+        spoken = [prompt for prompt in prompts if prompt.strip()]
+        assert len(spoken) == len(batches) > 0
+        assert all(prompt.lstrip().startswith(group) for prompt in spoken)
+
+
+def test_what_makes_no_groups_is_refused(run: RunFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(run.root), "--by"]
+    assert "has no column 'gender'" in said(capsys, *asked, "gender", code=Exit.STOP)
+    data: Any = open_trained(run.root).plan.config.data
+    path = Path(data.sources["examples"].paths[0])
+    whole = path.read_text("utf-8")
+    try:
+        path.write_text("".join(whole.splitlines(keepends=True)[:3]), "utf-8")
+        assert "is not there any more" in said(capsys, *asked, "about", code=Exit.STOP)
+    finally:
+        path.write_text(whole, "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from trainer.batch import IGNORED, ExampleBatch
 from trainer.commands.figures import write_figures
 from trainer.tasks.causal_lm import CausalLm
 from trainer.tasks.classify import Classify
+from trainer.tasks.extract_qa import ExtractQa
 from trainer.tasks.lengths import LengthBucket
+from trainer.tasks.relations import Relations
 from trainer.tasks.tag import Tag
 
 # Two rows of 40 places: examples of 3 and 32 tokens, then padding; one of 33.
@@ -112,7 +115,7 @@ def test_figures_lie_in_the_run_by_step(of: str, tmp_path: Path) -> None:
     folder = write_figures(run / of, task, sums, step=7)
     assert folder == run / "figures/step-00000007"
     pages = {path.stem: path.read_text("utf-8") for path in folder.glob("*.html")}
-    assert sorted(pages) == ["confusion", "lengths"]
+    assert sorted(pages) == ["calibration", "confusion", "lengths"]
     assert "17 to 32" in pages["lengths"]
     assert "0.0000" in pages["lengths"]
     assert "<td>a</td>" in pages["confusion"]
@@ -139,3 +142,53 @@ def test_a_disk_that_takes_no_figures_is_no_failure(
     sums = _one_class_each([0, 1, 2], [0, 1, 2])
     assert write_figures(run, Classify("single", ("a", "b", "c")), sums, step=7) is None
     assert "figures could not be written" in capsys.readouterr().err
+
+
+def test_how_sure_a_class_was_is_held_against_whether_it_was_right(tmp_path: Path) -> None:
+    """Two of 90 % (one right), one of 60 % (right), one of no weight: by hand, Guo et al. eq. 3."""
+    logits = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.5, 0.5]]).log()
+    fields = {
+        "classes_E": torch.tensor([0, 0, 0, 1]), "weights_E": torch.tensor([1.0, 1, 1, 0]),
+        "first_E": torch.tensor([0, 3, 40, -1]),
+    }  # fmt: skip
+    tasks = {
+        "classify": Classify("single", ("a", "b")),
+        "relations": Relations(("a", "b"), none=None, symmetric=()),
+    }
+    for name, task in tasks.items():
+        sums = task.score(_Says(logits), _batch(3, **fields))
+        expected = (2 * abs(0.9 - 0.5) + abs(0.6 - 1)) / 3
+        assert task.values(sums)["calibration_error"] == pytest.approx(expected, abs=1e-6)
+        run = _run(tmp_path / name)
+        folder = write_figures(run, task, sums, step=7)
+        assert folder is not None
+        page = (folder / "calibration.html").read_text("utf-8")
+        assert "<td>0.5000</td>" in page  # of two answers that were 90 % sure, one was right
+    assert Classify("multi", ("a", "b")).calibration(sums) is None
+
+
+def test_an_answer_in_a_text_is_as_sure_as_its_start_and_its_end() -> None:
+    """One question in one window of five tokens, three of them its context."""
+    starts = torch.tensor([[0.1, 0.1, 0.6, 0.1, 0.1]]).log()
+    ends = torch.tensor([[0.2, 0.1, 0.1, 0.5, 0.1]]).log()
+    places = torch.tensor([[-1, -1, 0, 2, 4]])
+    fields = {
+        "first_E": torch.tensor([0]), "documents_RT": torch.ones(1, 5, dtype=torch.int64),
+        "begins_RT": places, "ends_RT": torch.tensor([[-1, -1, 1, 3, 5]]),
+        "spans_EC": torch.tensor([[2, 3]]), "weights_E": torch.ones(1),
+    }  # fmt: skip
+    said = {"record": "r", "window": 0, "windows": 1, "context": "a b c", "answers": ["b c"]}
+    batch = ExampleBatch(fields, (0,), 1, 5, (said,))
+    task = ExtractQa(answer_tokens=3, no_answer=True, threshold=0.0)
+
+    class Says(torch.nn.Module):
+        def forward(self, fields: Any, *, want: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return starts, ends
+
+    sums, parts = task.score_parts(Says(), batch)
+    for none, sure, right in ((0.0, 0.6 * 0.5, 0.0), (1.0, 0.1 * 0.2, 0.0)):
+        least = parts[0].score + none
+        best = [replace(parts[0], least=least)]
+        values = task.values(sums | task.sums_of_best(best, left_out=0))
+        # "a b" was said, or nothing: wrong both times
+        assert values["calibration_error"] == pytest.approx(sure - right, abs=1e-6)

@@ -3,6 +3,8 @@
 RUN may be a run, one of its checkpoints, or a folder made by longhaul export. One process: the
 model must fit on it (during training, evaluation runs on all ranks: steps.eval_every). What there
 is to see, a confusion matrix and scores by length, is put into the run's folder, under figures/.
+--by COLUMN also scores the held-out examples in groups, by a column of their file (whom they speak
+of, where they are from), and says how far the groups are apart.
 --answers writes what the model says to held-out examples of chat or seq2seq, and scores it.
 example: longhaul evaluate first-run --rows 512
          longhaul evaluate my-summaries --answers 100 --scores rouge,bleu --write said.jsonl
@@ -13,12 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.commands.arguments import add_average, defaults_of, trained_parser
 from trainer.commands.ending import ended
 from trainer.errors import Exit, Refused
 from trainer.plan import RunPlan
+
+if TYPE_CHECKING:
+    from trainer.commands.groups import GroupScores
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=None, help="of an answer")
     parser.add_argument("--beams", type=int, default=1, help="1: the likeliest token each time")
     parser.add_argument("--write", type=Path, help="a new file for the answers, a JSON line each")
+    parser.add_argument("--by", metavar="COLUMN", help="also score each group of this column apart")
     given = parser.parse_args(argv)
     return ended(lambda: _evaluate(given))
 
@@ -37,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(given: argparse.Namespace) -> Exit:
     from trainer.commands.answers import answer, wish_of
     from trainer.commands.figures import write_figures
+    from trainer.commands.groups import group_scores
     from trainer.commands.rows import held_out_rows
     from trainer.dist.device import choose_device
     from trainer.dist.world import Alone, Place
@@ -65,18 +74,28 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     totals = total_scores(Alone(device), task, model, batches, device=device)
     values = values_of(task, totals)
     result = {"step": trained.step, "terms": int(totals["terms"]), **values}
+    groups = None
+    if given.by is not None:
+        wanted = {"column": given.by, "rows": given.rows, "device": device}
+        groups = group_scores(trained.plan, task, model, **wanted)
     figures = write_figures(given.path, task, totals, step=trained.step)
     if given.json:
-        print(json.dumps(result))
+        print(json.dumps(result | (groups.as_json() if groups else {})))
         return Exit.DONE
     what = "tokens" if trained.plan.config.task.data == "text" else "terms"
     print(f"step {trained.step}, {result['terms']:,} held-out {what}")
-    for name, value in values.items():
-        print(f"  {name:16} {value:.4f}")
-    if figures is not None:
-        print(f"  figures in {figures}")
+    _show(values, groups, figures)
     print(f"  in {time.perf_counter() - started:.1f} s")
     return Exit.DONE
+
+
+def _show(values: Mapping[str, float], groups: GroupScores | None, figures: Path | None) -> None:
+    for name, value in values.items():
+        print(f"  {name:16} {value:.4f}")
+    if groups is not None:
+        groups.show()
+    if figures is not None:
+        print(f"  figures in {figures}")
 
 
 def _nothing_to_score(plan: RunPlan, rows: int) -> str:

@@ -140,7 +140,7 @@ class Stream(Generic[B]):
         All ranks get the same number of batches. A row is never repeated, so a small held-out
         split gives fewer rows; none at all gives no batch.
         """
-        source_k, row_k = _held_out_order(self._sources, self._reader.num_rows("held_out"), rows)
+        source_k, row_k = held_out_order(self._sources, self._reader.num_rows("held_out"), rows)
         shape = RowShape(
             global_batch_size=max(1, len(row_k)),
             micro_batch_size=self._shape.micro_batch_size,
@@ -214,7 +214,7 @@ class _Order:
         return source, row
 
 
-def _held_out_order(
+def held_out_order(
     sources: Sequence[StreamSource[Any]], num_rows: Sequence[int], rows: int
 ) -> tuple[Indices, Indices]:
     """(source, row) of the evaluation rows: by weight, spread over each split, never twice."""

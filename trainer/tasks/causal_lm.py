@@ -24,9 +24,7 @@ class CausalLm:
         self._of_loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
 
     def loss_sum(self, model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
-        log_probs_RT = model(
-            batch.inputs_RT, batch.positions_RT, batch.labels_RT, **self._of_loss
-        )
+        log_probs_RT = model(batch.inputs_RT, batch.positions_RT, batch.labels_RT, **self._of_loss)
         return next_token_loss_sum(log_probs_RT, batch.labels_RT)
 
     @torch.no_grad()

@@ -12,12 +12,19 @@ import torch
 
 from trainer.batch import IGNORED, ExampleBatch
 from trainer.evals.metrics.base import Metric, Sums, named, ratio, taken
+from trainer.evals.metrics.calibration import Calibration
 from trainer.evals.metrics.confusion import Confusion, MultiLabel
 from trainer.evals.metrics.correlation import Pearson
 from trainer.objectives.cross_entropy import (
     class_loss_sum,
     multi_label_loss_sum,
     regression_loss_sum,
+)
+from trainer.tasks.confidence import (
+    CALIBRATION,
+    calibration_error,
+    sums_of_classes,
+    sums_taken,
 )
 from trainer.tasks.lengths import LengthBucket, buckets_of, lengths_of_examples, sums_by_length
 
@@ -53,15 +60,22 @@ class Classify:
         real_E = batch.fields["weights_E"] > 0
         predicted, reference = self._compared(logits_EC.float(), batch, real_E)
         found = self._metric.sums_of(predicted.cpu().numpy(), reference.cpu().numpy())
-        return sums | named("answers", found) | self._by_length(predicted, reference, batch, real_E)
+        sums |= named("answers", found) | self._by_length(predicted, reference, batch, real_E)
+        if self._answers != "single":
+            return sums
+        return sums | sums_of_classes(logits_EC, batch.fields["classes_E"], real_E=real_E)
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         found = taken("answers", self._metric.size, sums)
         loss = ratio(sums.get("loss", 0.0), sums.get("terms", 0.0))
-        return {"loss": loss, **self._metric.value(found)}
+        values = {"loss": loss, **self._metric.value(found)}
+        return values | calibration_error(sums) if self._answers == "single" else values
 
     def buckets(self, sums: Mapping[str, float]) -> list[LengthBucket]:
         return buckets_of(sums)
+
+    def calibration(self, sums: Mapping[str, float]) -> tuple[Calibration, Sums] | None:
+        return (CALIBRATION, sums_taken(sums)) if self._answers == "single" else None
 
     def confusion(self, sums: Mapping[str, float]) -> tuple[Confusion, Sums] | None:
         if not isinstance(self._metric, Confusion):

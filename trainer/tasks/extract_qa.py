@@ -15,9 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.batch import ExampleBatch
-from trainer.evals.metrics.base import named, ratio, taken
+from trainer.evals.metrics.base import Sums, named, ratio, taken
+from trainer.evals.metrics.calibration import Calibration
 from trainer.evals.metrics.squad import Squad
 from trainer.objectives.cross_entropy import span_loss_sum
+from trainer.tasks.confidence import (
+    CALIBRATION,
+    calibration_error,
+    sums_named,
+    sums_taken,
+)
 from trainer.tasks.parts import Part
 
 Scores = NDArray[np.float32]
@@ -48,19 +55,23 @@ class ExtractQa:
         return self._sums(logits_2RT, batch), list(self._windows(logits_2RT, batch))
 
     def sums_of_best(self, best: Sequence[Part], *, left_out: int) -> dict[str, float]:
-        found = np.zeros(self._squad.size)
+        found = np.zeros(self._squad.size + CALIBRATION.size)
         for part in best:
             is_none = self._no_answer and part.least - part.score > self._threshold
             found += np.asarray(part.gains[int(is_none)])
-        return named("answers", found) | {"left_out": float(left_out)}
+        answers, sure = np.split(found, [self._squad.size])
+        return named("answers", answers) | sums_named(sure) | {"left_out": float(left_out)}
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         loss = ratio(sums.get("loss", 0.0), sums.get("terms", 0.0))
         found = taken("answers", self._squad.size, sums)
-        values = {"loss": loss, **self._squad.value(found)}
+        values = {"loss": loss, **self._squad.value(found), **calibration_error(sums)}
         if sums.get("left_out"):
             values["questions_left_out"] = sums["left_out"]
         return values
+
+    def calibration(self, sums: Mapping[str, float]) -> tuple[Calibration, Sums] | None:
+        return CALIBRATION, sums_taken(sums)
 
     def _sums(
         self, logits_2RT: tuple[torch.Tensor, torch.Tensor], batch: ExampleBatch
@@ -86,10 +97,18 @@ class ExtractQa:
             text = ""
             if np.isfinite(score):
                 text = said["context"][begins_RT[row, place + a] : stops_RT[row, place + b]]
-            yield self._part(said, score, none=float(starts_T[0]) + float(ends_T[0]), text=text)
+            none = float(starts_T[0]) + float(ends_T[0])
+            mass = _log_sum(starts_T) + _log_sum(ends_T)
+            yield self._part(said, score, none=none, text=text, mass=mass)
 
-    def _part(self, said: Mapping[str, Any], score: float, *, none: float, text: str) -> Part:
-        chosen, nothing = (self._squad.sums_of(t, said["answers"]) for t in (text, ""))
+    def _part(
+        self, said: Mapping[str, Any], score: float, *, none: float, text: str, mass: float
+    ) -> Part:
+        """How sure an answer is: the chance of its start times that of its end in the window."""
+        chosen, nothing = (
+            self._gain(answer, said["answers"], sure=float(np.exp(own - mass)))
+            for answer, own in ((text, score), ("", none))
+        )
         return Part(
             example=said["record"],
             number=said["window"],
@@ -98,6 +117,16 @@ class ExtractQa:
             least=none,
             gains=(tuple(chosen.tolist()), tuple(nothing.tolist())),
         )
+
+    def _gain(self, answer: str, references: Sequence[str], *, sure: float) -> Sums:
+        sums = self._squad.sums_of(answer, references)
+        right = sums[0] + sums[3]  # exact, of a question with an answer or without
+        return np.concatenate([sums, CALIBRATION.sums_of([sure], [right])])
+
+
+def _log_sum(values_T: Scores) -> float:
+    highest = float(values_T.max())
+    return highest + float(np.log(np.exp(values_T.astype(np.float64) - highest).sum()))
 
 
 def best_span(

@@ -17,9 +17,16 @@ import torch
 
 from trainer.batch import ExampleBatch
 from trainer.errors import ConfigError, Problem
-from trainer.evals.metrics.base import named, ratio, taken
+from trainer.evals.metrics.base import Sums, named, ratio, taken
+from trainer.evals.metrics.calibration import Calibration
 from trainer.evals.metrics.relations import Relation, RelationF1
 from trainer.objectives.cross_entropy import class_loss_sum
+from trainer.tasks.confidence import (
+    CALIBRATION,
+    calibration_error,
+    sums_of_classes,
+    sums_taken,
+)
 
 _DIRECTED = re.compile(r"(.+)\((e1,e2|e2,e1)\)")  # SemEval-2010 task 8
 _HEAD, _TAIL = "e1", "e2"
@@ -66,7 +73,9 @@ class Relations:
                 found += self._metric.sums_of(self._relations[chosen], self._relations[actual])
         loss = _loss_sum(logits_EC, batch).item()
         sums = {"terms": float(batch.terms), "loss": loss, "correct": float(correct)}
-        return sums | named("answers", found)
+        sums |= named("answers", found)
+        real = batch.fields["weights_E"] > 0
+        return sums | sums_of_classes(logits_EC, batch.fields["classes_E"], real_E=real)
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         terms = sums.get("terms", 0.0)
@@ -74,7 +83,11 @@ class Relations:
             "loss": ratio(sums.get("loss", 0.0), terms),
             "accuracy": ratio(sums.get("correct", 0.0), terms),
             **self._metric.value(taken("answers", self._metric.size, sums)),
+            **calibration_error(sums),
         }
+
+    def calibration(self, sums: Mapping[str, float]) -> tuple[Calibration, Sums] | None:
+        return CALIBRATION, sums_taken(sums)
 
 
 def relation_of(label: str, *, none: str | None) -> tuple[Relation, ...]:

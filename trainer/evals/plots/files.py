@@ -18,6 +18,7 @@ from trainer.evals.plots.figures import (
     lengths_figure,
 )
 from trainer.evals.plots.png import png
+from trainer.tasks.confidence import Calibrated
 from trainer.tasks.lengths import Figured, LengthBucket
 
 
@@ -64,9 +65,13 @@ def write_lengths(folder: Path, buckets: Sequence[LengthBucket]) -> list[Path]:
 
 def write_task_figures(folder: Path, task: object, sums: Mapping[str, float]) -> list[Path]:
     """All that there is to see in a task's sums; no files for a task that shows nothing."""
-    if not isinstance(task, Figured):
-        return []
     written: list[Path] = []
+    if isinstance(task, Calibrated):
+        calibration = task.calibration(sums)
+        if calibration is not None and calibration[1].any():
+            written += write_calibration(folder, *calibration)
+    if not isinstance(task, Figured):
+        return written
     confusion = task.confusion(sums)
     if confusion is not None and confusion[1].any():
         written += write_confusion(folder, *confusion)
