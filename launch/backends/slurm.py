@@ -18,12 +18,12 @@ from launch.run.lease import read_beat
 from launch.run.liveness import own_mark, read_mark
 from launch.slurm.array import link
 from launch.slurm.array import render as render_array
-from launch.slurm.client import Answer, ask, plain_environment
+from launch.slurm.client import Answer, accepted, ask, on, plain_environment
 from launch.slurm.preflight import check, refuse_without_slurm
-from launch.slurm.queue import look_up, newest
+from launch.slurm.queue import is_answer, look_up, newest
 from launch.slurm.script import OUTPUT, render, section_of
 from trainer.config.sections.slurm import SlurmLaunch
-from trainer.errors import Refused
+from trainer.errors import LonghaulError, Refused
 from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles, RunFiles
 
@@ -55,7 +55,7 @@ class SlurmBackend:
         self.preflight_all([plan], name=plan.config.run.name)
 
     def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
-        """Raises: Refused if Slurm does not take it."""
+        """Raises: Refused if Slurm does not take it; LonghaulError if nobody can say."""
         run = RunFiles(run_folder)
         files = run.attempt(attempt)
         argv = [sys.executable if word == "python" else word for word in submission.argv]
@@ -65,10 +65,11 @@ class SlurmBackend:
         for _ in range(_chain(files)):
             after = [f"--dependency=afterany:{ids[-1]}"] if ids else []
             answer = ask([argv[0], *after, *argv[1:]], env=env)
-            if answer.code != 0:
-                _withdraw(files, ids)
-                raise Refused(f"sbatch did not take the job: {answer.why}")
-            job, _, cluster = answer.out.strip().partition(";")
+            taken = accepted(answer)
+            if taken is None:
+                _withdraw(files, ids, cluster)
+                raise _not_taken(answer, "the job", run=run)
+            job, cluster = taken
             ids.append(job)
             write_job(files, JobRecord(self.name, ids[0], cluster, tuple(ids[1:])))
         forget_own_mark(files)
@@ -98,7 +99,7 @@ class SlurmBackend:
     def submit_all(self, plans: Sequence[RunPlan], runs: Sequence[RunFiles], *, name: str) -> None:
         """One array; what each run would submit lies in its attempt's folder already.
 
-        Raises: Refused if Slurm does not take it.
+        Raises: Refused if Slurm does not take it; LonghaulError if nobody can say.
         """
         files = [run.attempt(plan.attempt) for run, plan in zip(runs, plans, strict=True)]
         path = files[0].root / ARRAY
@@ -106,11 +107,12 @@ class SlurmBackend:
         link(plans)
         argv = ["sbatch", "--parsable", "--export=ALL", str(path), sys.executable]
         answer = ask(argv, env=_environment(section_of(plans[0])))
-        if answer.code != 0:
+        taken = accepted(answer)
+        if taken is None:
             for each in files:
                 write_ended(each.ended, Ended(time=time.time(), codes={}))
-            raise Refused(f"sbatch did not take the array of {len(files)} runs: {answer.why}")
-        job, _, cluster = answer.out.strip().partition(";")
+            raise _not_taken(answer, f"the array of {len(files)} runs", run=runs[0])
+        job, cluster = taken
         for number, each in enumerate(files):
             write_job(each, JobRecord(self.name, f"{job}_{number}", cluster))
             forget_own_mark(each)
@@ -120,9 +122,15 @@ class SlurmBackend:
 
     def jobs(self, attempts: Sequence[AttemptFiles]) -> list[Job]:
         records = [read_job(files) for files in attempts]
-        known = look_up(each for record in records if record for each in record.jobs)
+        kept = [record for record in records if record]
+        known = {
+            name: look_up((j for r in kept if r.cluster == name for j in r.jobs), cluster=name)
+            for name in {record.cluster for record in kept}
+        }
         return [
-            newest(record.jobs, known) if record else Job(JobState.UNKNOWN, "no job is recorded")
+            newest(record.jobs, known[record.cluster])
+            if record
+            else Job(JobState.UNKNOWN, "no job is recorded")
             for record in records
         ]
 
@@ -131,16 +139,22 @@ class SlurmBackend:
         if record is None:
             return
         for each in reversed(record.jobs):  # the last of a chain first: none begins meanwhile
-            answer = _withdraw_pending(each)
-            if answer.code is None:
-                raise Refused(f"{files.root.parent.parent.name} cannot be stopped: {answer.why}")
+            answer = _withdraw_pending(each, record.cluster)
+            if not (is_answer(answer) or "already complet" in answer.err):
+                name = files.root.parent.parent.name
+                raise Refused(
+                    f"{name} cannot be stopped now, Slurm does not take it: {answer.why}; "
+                    f"longhaul stop {name} once more when Slurm answers"
+                )
         (job,) = self.jobs([files])
         if job.state is JobState.RUNNING and files.ended.exists():
             name = files.root.parent.parent.name
             raise Refused(f"{name} begins its next attempt now: longhaul stop {name} once more")
         if job.state is JobState.RUNNING:
             for each in record.jobs:
-                ask(["scancel", "--signal=TERM", each])
+                ask(["scancel", *on(record.cluster), "--signal=TERM", each])
+        elif job.state is JobState.UNKNOWN:
+            return  # where it was not withdrawn it reads stop.json when it begins
         elif read_beat(files) is None and not files.ended.exists():
             write_ended(files.ended, Ended(time=time.time(), codes={}))
 
@@ -178,13 +192,27 @@ def forget_own_mark(files: AttemptFiles) -> None:
         files.agent.unlink(missing_ok=True)
 
 
-def _withdraw_pending(job: str) -> Answer:
+def _not_taken(answer: Answer, what: str, *, run: RunFiles) -> LonghaulError:
+    """A busy controller may take a job and say so too late."""
+    doubtful = answer.code == 0 or any(one in answer.why for one in ("timed out", "no answer in"))
+    if not doubtful:
+        return Refused(f"sbatch did not take {what}: {answer.why}")
+    said = answer.why if answer.code != 0 else f"{answer.out.strip()[:100]!r} is no number of a job"
+    return LonghaulError(
+        f"nobody can say whether Slurm took {what}: sbatch: {said}; squeue shows it. "
+        f"longhaul resume {run.name} submits it again, to which a job that was taken gives way"
+    )
+
+
+def _withdraw_pending(job: str, cluster: str) -> Answer:
     """One task of an array by its number alone: asked for those that wait, scancel takes all of the
     array that do, for they are one record to it."""
     if "_" not in job:
-        return ask(["scancel", "--state=PENDING", job])
-    state = ask(["squeue", "--noheader", "--array", f"--jobs={job}", "--format=%T"])
-    return ask(["scancel", job]) if state.out.strip() == "PENDING" else state
+        return ask(["scancel", *on(cluster), "--state=PENDING", job])
+    options = [*on(cluster), "--noheader", "--array", f"--jobs={job}", "--format=%T"]
+    state = ask(["squeue", *options])
+    is_pending = state.out.split()[-1:] == ["PENDING"]
+    return ask(["scancel", *on(cluster), job]) if is_pending else state
 
 
 def _chain(files: AttemptFiles) -> int:
@@ -193,7 +221,7 @@ def _chain(files: AttemptFiles) -> int:
     return int(read_json(files.plan)["config"]["launch"]["chain"])
 
 
-def _withdraw(files: AttemptFiles, ids: Sequence[str]) -> None:
+def _withdraw(files: AttemptFiles, ids: Sequence[str], cluster: str) -> None:
     for job in ids:
-        ask(["scancel", job])
+        ask(["scancel", *on(cluster), job])
     write_ended(files.ended, Ended(time=time.time(), codes={}))

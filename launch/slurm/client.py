@@ -7,6 +7,7 @@ which are kept from them.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 TIMEOUT_S = 60.0
 _PREFIXES = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SBATCH_", "SALLOC_", "SLURM_TIME_FORMAT")
+_NUMBER = re.compile(r"(\d+)(?:;(\S+))?")
 _PATIENCE_S = 60.0  # for a controller that is being restarted
 
 
@@ -52,6 +54,19 @@ def ask(
     except subprocess.TimeoutExpired:
         return Answer(None, err=f"{argv[0]} gave no answer in {TIMEOUT_S:.0f} s")
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def accepted(answer: Answer) -> tuple[str, str] | None:
+    """(job, cluster) of what `sbatch --parsable` printed, around which a site may print words of
+    its own; None if there is no number."""
+    lines = reversed(answer.out.splitlines()) if answer.code == 0 else ()
+    found = next((m for line in lines if (m := _NUMBER.fullmatch(line.strip()))), None)
+    return (found[1], found[2] or "") if found else None
+
+
+def on(cluster: str) -> list[str]:
+    """The option that names a cluster other than the one of this machine."""
+    return [f"--clusters={cluster}"] if cluster else []
 
 
 def plain_environment(env: Mapping[str, str]) -> dict[str, str]:

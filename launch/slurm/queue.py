@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.run.job_record import Job, JobState
-from launch.slurm.client import Answer, ask
+from launch.slurm.client import Answer, ask, on
 from launch.slurm.reasons import why_pending
 
 _SQUEUE = "%i|%T|%r|%S|%L|%N"  # id, state, reason, start, time left, nodes
@@ -42,26 +42,34 @@ class Row:
     nodes: str = ""
 
 
-def look_up(ids: Iterable[str]) -> dict[str, Job]:
-    """Every id with how it stands."""
+def look_up(ids: Iterable[str], *, cluster: str = "") -> dict[str, Job]:
+    """Every id with how it stands. `cluster`: its name, where it is not this machine's own."""
     wanted = sorted({each for each in ids if each})
     found: dict[str, Job] = {}
     for start in range(0, len(wanted), _BATCH):
-        found |= _look_up(wanted[start : start + _BATCH])
+        found |= _look_up(wanted[start : start + _BATCH], cluster)
     return found
 
 
-def _look_up(ids: Sequence[str]) -> dict[str, Job]:
+def _look_up(ids: Sequence[str], cluster: str) -> dict[str, Job]:
     if not ids:
         return {}
     listed = ",".join(ids)
-    argv = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={listed}"]
+    argv = ["squeue", *on(cluster), "--noheader", "--array", "--states=all", f"--jobs={listed}"]
     answer = ask([*argv, f"--format={_SQUEUE}"])
     if not is_answer(answer):
         return dict.fromkeys(ids, Job(JobState.UNKNOWN, f"squeue: {answer.why}"))
     rows = {row.job: row for row in rows_of_squeue(answer.out)}
     found = {each: job_of(rows[each]) for each in ids if each in rows}
-    return found | _forgotten([each for each in ids if each not in rows])
+    if not rows and (said := _words(answer.out)):
+        unread = Job(JobState.UNKNOWN, f"squeue said what cannot be read: {said[0][:100]!r}")
+        return dict.fromkeys(ids, unread)
+    return found | _forgotten([each for each in ids if each not in rows], cluster)
+
+
+def _words(text: str) -> list[str]:
+    """Lines but for the one that names the cluster."""
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("CLUSTER:")]
 
 
 def is_answer(answer: Answer) -> bool:
@@ -69,14 +77,14 @@ def is_answer(answer: Answer) -> bool:
     return answer.code == 0 or "Invalid job id" in answer.err
 
 
-def _forgotten(ids: Sequence[str]) -> dict[str, Job]:
+def _forgotten(ids: Sequence[str], cluster: str) -> dict[str, Job]:
     """Jobs the controller has no more: it keeps them some minutes after their end."""
     if not ids:
         return {}
     found = dict.fromkeys(ids, Job(JobState.ENDED, "Slurm has forgotten it"))
     listed = ",".join(ids)
-    argv = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={listed}"]
-    answer = ask([*argv, f"--format={_SACCT}"])
+    argv = ["sacct", *on(cluster), "--noheader", "--parsable2", "--allocations"]
+    answer = ask([*argv, f"--jobs={listed}", f"--format={_SACCT}"])
     if answer.code == 0:
         found |= {r.job: job_of(r) for r in rows_of_sacct(answer.out) if r.job in found}
     return found

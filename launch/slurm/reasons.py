@@ -34,6 +34,7 @@ _WORDS = {
     "Cleaning": "what is left of its last try is being cleaned up",
     "SystemFailure": "Slurm itself had a failure",
     "launch failed requeued held": "it could not be started and is held: scontrol release JOB",
+    "job requeued in held state": "it was queued again and is held: scontrol release JOB",
     "None": "Slurm has not looked at it yet",
 }
 _STARTS = (  # families of reasons

@@ -16,7 +16,7 @@ from pathlib import Path
 from launch.node.reactions import say
 from launch.run.job_record import JobRecord, read_job, write_job
 from launch.run.run_folder import attempts, locked
-from launch.slurm.client import Answer, ask
+from launch.slurm.client import Answer, accepted, ask
 from launch.slurm.place import job_of
 from trainer.errors import Exit
 from trainer.records.json_file import read_json
@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with locked(run):
         newest = attempts(run)[-1]
         answer = _sbatch(run, ["--parsable", f"--dependency=afterany:{job}"], nodes)
-        if answer.code != 0:
+        new = accepted(answer)
+        if new is None:
             say(f"no new job could be submitted: {answer.why}")
             return Exit.FAILED
-        new = answer.out.strip().partition(";")[0]
         record = read_job(newest) or JobRecord("slurm", job)
-        write_job(newest, replace(record, job=new, chain=()))
-    say(f"job {new} goes on after this one")
+        write_job(newest, replace(record, job=new[0], chain=()))
+    say(f"job {new[0]} goes on after this one")
     return Exit.DONE
 
 

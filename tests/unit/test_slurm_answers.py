@@ -81,6 +81,7 @@ def test_why_a_job_waits_is_said_in_words() -> None:
         "(BeginTime), expected to start 2026-11-22T14:15:20"
     )
     assert why_pending("launch_failed_requeued_held").startswith("it could not be started")
+    assert why_pending("job_requeued_in_held_state").startswith("it was queued again and is held")
     assert why_pending("QOSMaxGRESPerUser") == (
         "this QOS gives no more to you now (QOSMaxGRESPerUser)"
     )
