@@ -92,6 +92,22 @@ def test_a_rank_killed_on_the_second_node(cluster: RayCluster, tmp_path: Path) -
     assert [line["cause"] for line in one.attempts()] == ["crash", None]
 
 
+def test_memory_is_given_back_on_all_nodes_when_the_run_gives_up(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    one = made(cluster, tmp_path, "freed", WAIT)
+    one.train("checkpoint.peer.every=1")
+    one.up(1, 4)
+    one.has_no_way_on()
+    memory, pid = one.put_states_in_memory(), one.pid(2, node=1)
+    for node in cluster.lab.nodes:  # which one is second is Ray's business; each counts its own
+        node.sh(f"! grep -qsz '^RANK=2$' /proc/{pid}/environ || kill -9 {pid}")
+    one.until_over()
+    assert [line["action"] for line in one.attempts()] == ["give_up"]
+    for node in cluster.lab.nodes:
+        node.sh(f"! test -e {memory}")
+
+
 def test_a_driver_killed_leaves_a_saved_run_that_goes_on(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
@@ -135,7 +151,7 @@ def test_the_driver_may_be_a_job_of_the_head(cluster: RayCluster, tmp_path: Path
     assert (again.returncode, "is running already" in again.stdout) == (Exit.REFUSED, True)
     assert one.type("stop", str(one.run.root)).returncode == 0
     one.until_over()
-    wait_for(lambda: "stopped" in one.type("status", str(one.run.root)).stdout, seconds=120)
+    wait_for(lambda: "stopped" in one.type("status", str(one.run.root)).stdout, seconds=400)
     ours = [path for path in one.folder.rglob("*") if path.is_file()]
     hidden = (SECRET.encode(), cluster.token.encode())
     assert not [p for p in ours for secret in hidden if secret in p.read_bytes()]

@@ -93,6 +93,21 @@ def test_a_rank_killed_on_the_second_machine(lab: Lab, tmp_path: Path) -> None:
     nothing_left(lab, one)
 
 
+def test_memory_is_given_back_on_all_machines_when_the_run_gives_up(
+    lab: Lab, tmp_path: Path
+) -> None:
+    one = SshRun(lab, tmp_path, "freed", behaviours=WAIT)
+    one.train("checkpoint.peer.every=1")
+    one.up(1, 4)
+    one.has_no_way_on()
+    memory = one.put_states_in_memory()
+    lab.node("node2").sh(f"kill -9 {one.pid(2, node=1)}")
+    one.until_over()
+    assert [line["action"] for line in one.attempts()] == ["give_up"]
+    for node in lab.nodes[:2]:
+        node.sh(f"! test -e {memory}")
+
+
 def test_a_machine_switched_off_is_gone_on_without_and_taken_back(lab: Lab, tmp_path: Path) -> None:
     one = SshRun(lab, tmp_path, "off", behaviours=WAIT | finishing(3))
     one.train("resources.min_nodes=1", "launch.silent_s=12")

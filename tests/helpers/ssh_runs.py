@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.helpers.agent_process import wait_for
 from tests.helpers.data import tiny_text_corpus
 from tests.helpers.nodes import Lab, Machine, environment
 from tests.helpers.tiny_run import TINY
+from trainer.errors import Exit
+from trainer.records.attempt import ErrorRecord, write_record
 from trainer.records.json_file import read_json, read_lines
 from trainer.records.memory_files import MemoryFiles
 from trainer.records.run_files import RunFiles
@@ -101,7 +104,7 @@ class SshRun:
 
     def up(self, attempt: int, ranks: int) -> None:
         root = self.run.attempt(attempt).root
-        wait_for(lambda: all((root / f"up-{r}").exists() for r in range(ranks)), seconds=240)
+        wait_for(lambda: all((root / f"up-{r}").exists() for r in range(ranks)), seconds=400)
 
     def until_over(self, *, seconds: float = 240.0) -> None:
         """Until nobody carries the run any more."""
@@ -128,6 +131,11 @@ class SshRun:
 
     def attempts(self) -> list[dict[str, Any]]:
         return list(read_lines(self.run.attempts_log))
+
+    def has_no_way_on(self) -> None:
+        """As a rank says it that refuses; it ends a moment later, by whoever asks for this."""
+        said = ErrorRecord(time.time(), 2, "?", "RunFolderError", "no way on", int(Exit.STOP))
+        write_record(self.run.attempt(1).error, said)
 
     def put_states_in_memory(self) -> Path:
         """On every machine, as its ranks would had they any to keep; the folder of all of them."""
