@@ -55,6 +55,7 @@ drills: setup ## Break real runs in every way we know and write docs/drills.md: 
 
 .PHONY: test
 test: setup ## Everything CI runs: check, then two folders side by side, then the drills alone
+	@.ci/browser
 	@# What fails stops nothing behind it: one run tells all that is wrong.
 	@# `distributed` takes about as long as `slurm` and `machines`, which wait for schedulers most of
 	@# the time; halves of `contract` fill what is left. Three at once make tests late on two cores.

@@ -15,6 +15,7 @@ watch.json              the longest phases so far
 checkpoints/step-00000100/
 incidents/step-00000123/ what each rank had when a step went wrong
 figures/step-00000100/  what an evaluation has to show: confusion.html, lengths.html
+report.html             what the run was, by longhaul report
 tensorboard/  wandb/  profile/  export/
 """
 
@@ -174,6 +175,10 @@ class RunFiles:
     def figures(self) -> Path:
         """A folder a step that `longhaul evaluate` has scored."""
         return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
 
     @property
     def tensorboard(self) -> Path:

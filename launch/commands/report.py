@@ -1,0 +1,37 @@
+"""longhaul report RUN: what a run was, on one page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from launch.report.facts import read_facts
+from launch.report.page import run_page
+from launch.report.write import write_page
+from launch.run.run_folder import DEFAULT_ROOT, find
+from launch.run.standing import standing
+from trainer.records.redact import redactor_of
+
+_EPILOG = "examples: longhaul report first-run; longhaul report first-run --to /tmp/first.html"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="longhaul report",
+        description="One page that needs nothing but itself: curves, where the time went, attempts "
+        "and their causes, scores, samples, data, settings.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("run", help="name or path; it may be running")
+    parser.add_argument(
+        "--to", metavar="FILE", type=Path, help="default: report.html in its folder"
+    )
+    parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
+    given = parser.parse_args(argv)
+    run = find(given.run, root=Path(given.root))
+    facts = read_facts(run, standing(run).job)
+    path = given.to or run.report
+    write_page(path, redactor_of(os.environ).text(run_page(facts)))
+    print(path)
+    return 0
