@@ -135,3 +135,16 @@ def test_start_up_is_accounted_for_from_the_process_start() -> None:
     assert 0 < time.time() - facts["process_started"] < 3600
     assert facts["startup_s"]["python"] > 0.05
     assert 0 <= facts["startup_s"]["imports"] < 100
+
+
+def test_a_peak_is_not_lower_because_others_had_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**6))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        quiet = measured_gemm_flops(torch.float32)
+        # a second goes by whenever the clock on the wall is looked at
+        monkeypatch.setattr("trainer.dist.device.time.perf_counter", lambda: float(next(clock)))
+        assert measured_gemm_flops(torch.float32, seconds=50) > quiet / 4
+    finally:
+        torch.set_num_threads(threads)
