@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.config.nodes_rules import HOST
+from trainer.config.nodes_rules import HOST, instead_of
 from trainer.config.sections.ssh import SshLaunch
 from trainer.errors import ConfigError, Problem
 
@@ -35,7 +35,7 @@ def hosts_of(launch: SshLaunch) -> tuple[str, ...]:
 
 def _read(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         why = getattr(e, "strerror", None) or "it is no text"
         what = f"{path} cannot be read ({why})"
@@ -45,7 +45,9 @@ def _read(path: Path) -> tuple[str, ...]:
         host = line.partition("#")[0].strip()
         if host and not HOST.fullmatch(host):
             what = f"{host!r} is no name, address or user@name"
-            problems.append(Problem(f"{path} line {number}", what, "one host a line"))
+            problems.append(
+                Problem(f"{path} line {number}", what, instead_of(host) or "one host a line")
+            )
         elif host:
             found.append(host)
     if problems:

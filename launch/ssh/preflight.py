@@ -70,7 +70,8 @@ def check(plan: RunPlan) -> list[str]:
         what = f"{resources.nodes} machines, but {len(hosts)} hosts are named"
         raise ConfigError([Problem("resources.nodes", what, f"resources.nodes={len(hosts)}")])
     answers = survey_for(config)
-    problems = {each.host: list(problems_of(each, plan)) for each in answers}
+    twice = _named_twice(answers)
+    problems = {e.host: [*problems_of(e, plan), *twice.get(e.host, [])] for e in answers}
     bad = {host: found for host, found in problems.items() if found}
     least = resources.min_nodes or resources.nodes
     if len(hosts) - len(bad) < least:
@@ -106,6 +107,18 @@ def problems_of(answer: Answer, plan: RunPlan) -> Iterator[tuple[str, str]]:
     elif said["port_problem"]:
         what = f"port {resources.rendezvous_port} cannot be used ({said['port_problem']})"
         yield what, "resources.rendezvous_port=0"
+
+
+def _named_twice(answers: Sequence[Answer]) -> dict[str, list[tuple[str, str]]]:
+    """Hosts at the address of one before them: their ranks would take the same GPUs."""
+    first: dict[str, str] = {}
+    found = {}
+    for each in answers:
+        address = str(each.said.get("address", ""))
+        if address and first.setdefault(address, each.host) != each.host:
+            what = f"it is the machine that {first[address]} names ({address})"
+            found[each.host] = [(what, "each machine once; or launch.interface=..., if it is none")]
+    return found
 
 
 def _unfit_address(address: str, plan: RunPlan) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from launch.driving.answers import mark_in, table
 from launch.driving.messages import Lines, Mixed, packed, packed_among_output
 from launch.dry_run import DryRun, as_text
 from launch.ssh.hosts import hosts_of
-from launch.ssh.preflight import problems_of
+from launch.ssh.preflight import _named_twice, problems_of
 from launch.ssh.survey import Answer
 from launch.ssh.words import remote_command, selected, ssh_words
 from tests.helpers.configs import config, values
@@ -83,6 +83,18 @@ def test_a_host_that_is_none(host: str) -> None:
     assert f"{host!r} is no name, address or user@name" in complaint(hosts=[host])
 
 
+def test_a_host_with_a_port_or_by_ipv6_is_told_what_to_write_instead(tmp_path: Path) -> None:
+    port = "try: launch.port=2222 for all hosts, or Port under Host node1 in ~/.ssh/config"
+    assert port in complaint(hosts=["me@node1:2222"])
+    assert "ranks do not meet over IPv6" in complaint(hosts=["[2001:db8::1]"])
+    file = tmp_path / "hosts"
+    file.write_text("node1:2222\n::1\n")
+    with pytest.raises(ConfigError) as caught:
+        hosts_of(ssh(hosts=(), hosts_file=str(file)))
+    assert port in str(caught.value)
+    assert "ranks do not meet over IPv6" in str(caught.value)
+
+
 def test_options_that_are_not_the_users() -> None:
     said = complaint(options=["StrictHostKeyChecking=no"])
     assert "StrictHostKeyChecking cannot be set: a host whose key is not known is refused" in said
@@ -114,6 +126,8 @@ def test_hosts_from_a_file(tmp_path: Path) -> None:
         hosts_of(launch)
     file.write_text("a  # the good one\n\nuser@10.0.0.2\n")
     assert hosts_of(launch) == ("a", "user@10.0.0.2")
+    file.write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")  # an editor on Windows
+    assert hosts_of(launch) == ("a", "b")
     with pytest.raises(ConfigError, match="given twice"):
         hosts_of(ssh(hosts_file=str(file)))
     with pytest.raises(ConfigError, match="no host is named"):
@@ -212,6 +226,16 @@ def test_what_is_wrong_with_a_host() -> None:
     assert "ssh comes in by IPv6 (fe80::1)" in wrong(address="fe80::1")
     assert "ssh comes in by 127.0.0.1, where no other host" in wrong(address="127.0.0.1")
     assert "ssh names no address of it -> launch.interface=eth0" in wrong(address="")
+
+
+def test_a_machine_under_two_names_is_told() -> None:
+    answers = [Answer("a", {"address": "10.0.0.1"}), Answer("b", {"address": "10.0.0.2"})]
+    silent = [Answer("c", {}, "it is off"), Answer("d", {"address": ""}), Answer("e", {})]
+    assert _named_twice([*answers, *silent]) == {}
+    again = _named_twice([*answers, Answer("root@a", {"address": "10.0.0.1"})])
+    ((what, _),) = again.pop("root@a")
+    assert what == "it is the machine that a names (10.0.0.1)"
+    assert not again
 
 
 def test_a_folder_in_which_nothing_can_be_written_is_told_with_what_to_change() -> None:

@@ -11,6 +11,7 @@ from trainer.errors import Problem
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 HOST = re.compile(rf"({_WORD}@)?{_WORD}")  # never an option, never two words
+_WITH_PORT = re.compile(rf"({HOST.pattern}):(\d+)")
 _USER = re.compile(_WORD)
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9]*=[^\n\r\0]+")
 # Ours: agents' lives and the user's safety depend on them. Each with the reason that is told.
@@ -42,11 +43,21 @@ def nodes_problems(config: Config) -> Iterator[Problem]:
         yield from _ssh_problems(config.launch)
 
 
+def instead_of(host: str) -> str:
+    """What to write where this is no host; empty where nothing better is known."""
+    if found := _WITH_PORT.fullmatch(host):
+        name = found[1].rpartition("@")[2]
+        return f"launch.port={found[3]} for all hosts, or Port under Host {name} in ~/.ssh/config"
+    if host.count(":") > 1:
+        return "a name or an IPv4 address: ranks do not meet over IPv6"
+    return ""
+
+
 def _ssh_problems(launch: SshLaunch) -> Iterator[Problem]:
     for host in launch.hosts:
         if not HOST.fullmatch(host):
             what = f"{host!r} is no name, address or user@name"
-            yield Problem("launch.hosts", what, "launch.hosts=[node1,node2]; launch.port=...")
+            yield Problem("launch.hosts", what, instead_of(host) or "launch.hosts=[node1,node2]")
     if launch.user is not None and not _USER.fullmatch(launch.user):
         yield Problem("launch.user", f"{launch.user!r} is no name of a user", "launch.user=ubuntu")
     for option in launch.options:
