@@ -53,7 +53,7 @@ class Result:
 class Drill:
     """One row of the table. `needs`: what not every machine has; `run` raises NotHere then.
 
-    `shortens`: whether it has a form with fewer cases.
+    `shortens`: whether it has a form with fewer cases. `pace`: see launch/drills/lanes.py.
     """
 
     number: int
@@ -66,6 +66,7 @@ class Drill:
     run: Callable[[Bench], Result] | None = None
     needs: str = ""
     shortens: bool = False
+    pace: Literal["", "waits", "aside"] = ""
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""Drills on several machines, made of namespaces: D11 and D30. They need the repository."""
+"""Drills on several machines, made of namespaces: D11, D29 and D30. They need the repository."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch.drills.bench import Bench, NotHere, Result
 from launch.drills.runs import DrillFailed
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_LIMIT_S = 600.0
+_LIMIT_S = 900.0
 _CANNOT = 3  # the program's word that this machine cannot play several
 _TIMES = ("found_s", "recovered_s")
 _FOUND_S, _RECOVERED_S, _FENCED_S = 5.0, 20.0, 5.0
@@ -36,6 +36,18 @@ def lost(bench: Bench) -> Result:
     )
     figures = {"node_found_s": found, "node_recover_s": recovered}
     return Result(len(said), text, tuple(wrong), figures, tuple(late))
+
+
+def time_limit(bench: Bench) -> Result:
+    """D29. Two of a chain's three jobs come to their time limit; the third gets to the end."""
+    said = _said(bench, "tests.helpers.slurm_limits")
+    waited = ", ".join(f"{seconds:.0f} s" for seconds in said["waited_s"])
+    text = (
+        f"a chain of {said['jobs']} jobs, two ended by Slurm's own signal before their limit "
+        f"({waited} after it was set): all ranks saved, {said['steps']} steps, none twice; losses, "
+        "masters and moments equal those of one run; no job was killed"
+    )
+    return Result(said["jobs"], text, tuple(said["wrong"]))
 
 
 def double_requeue(bench: Bench) -> Result:

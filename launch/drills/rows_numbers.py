@@ -45,6 +45,7 @@ ROWS: tuple[Drill, ...] = (
         bound="100 % of keys have a class",
         tier="U",
         run=elastic.every_setting,
+        pace="aside",
     ),
     Drill(
         number=24,
@@ -100,9 +101,9 @@ ROWS: tuple[Drill, ...] = (
         promise="stops in time; a chain of jobs equals one",
         bound="3 jobs, bits equal",
         tier="C",
-        needs="a Slurm cluster and minutes of waiting for its limits; "
-        "tests/cluster/test_slurm_story.py: stopped by the limit's signal, preempted, killed, all "
-        "losses bit-equal; test_slurm.py and test_slurm_nodes.py: the limit itself, and a chain",
+        needs="Slurm, and machines made of namespaces: root",
+        run=machines.time_limit,
+        pace="waits",
     ),
     Drill(
         number=30,
@@ -113,6 +114,7 @@ ROWS: tuple[Drill, ...] = (
         tier="C",
         needs="a Slurm cluster made of namespaces (root; apt-get install slurm-wlm munge)",
         run=machines.double_requeue,
+        pace="waits",
     ),
     Drill(
         number=31,
@@ -144,6 +146,7 @@ ROWS: tuple[Drill, ...] = (
             "tests/unit/test_prepare.py",
             what="cases of bad text, files and tokenizers",
         ),
+        pace="aside",
     ),
     Drill(
         number=34,

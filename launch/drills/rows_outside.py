@@ -14,6 +14,7 @@ ROWS: tuple[Drill, ...] = (
         bound="canary absent in all",
         tier="U",
         run=stored.malicious,
+        pace="aside",
     ),
     Drill(
         number=36,
@@ -23,6 +24,7 @@ ROWS: tuple[Drill, ...] = (
         bound="canary absent in all",
         tier="U",
         run=outside.malicious_settings,
+        pace="aside",
     ),
     Drill(
         number=37,
@@ -65,6 +67,7 @@ ROWS: tuple[Drill, ...] = (
             "tests/distributed/test_peer_ranks.py",
             what="cases of states in memory, every value compared",
         ),
+        pace="aside",
     ),
     Drill(
         number=40,

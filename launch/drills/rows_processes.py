@@ -29,6 +29,7 @@ ROWS: tuple[Drill, ...] = (
             "tests/distributed/test_peer_ranks.py::test_two_ranks_a_node_and_another_world_and_cut",
             what="losses of a node's memory: the neighbour's copy was read, every value compared",
         ),
+        pace="aside",
     ),
     Drill(
         number=12,
@@ -60,6 +61,7 @@ ROWS: tuple[Drill, ...] = (
         tier="G",
         run=hangs.hung,
         shortens=True,
+        pace="waits",
     ),
     Drill(
         number=14,

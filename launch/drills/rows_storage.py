@@ -14,6 +14,7 @@ ROWS: tuple[Drill, ...] = (
         bound="0 wrong, 0 nothing",
         tier="U",
         run=suites.every_place_of_a_save,
+        pace="aside",
     ),
     Drill(
         number=2,
@@ -45,6 +46,7 @@ ROWS: tuple[Drill, ...] = (
         tier="U",
         run=stored.damaged_files,
         shortens=True,
+        pace="aside",
     ),
     Drill(
         number=4,
@@ -81,6 +83,7 @@ ROWS: tuple[Drill, ...] = (
         bound="within 2 s, 0 files changed",
         tier="G",
         run=doors.two_starts,
+        pace="waits",
     ),
     Drill(
         number=8,
@@ -99,6 +102,7 @@ ROWS: tuple[Drill, ...] = (
         bound="12 of 12",
         tier="U",
         run=stored.pointers,
+        pace="aside",
     ),
     Drill(
         number=10,
@@ -109,5 +113,6 @@ ROWS: tuple[Drill, ...] = (
         tier="P",
         run=doors.interrupted_export,
         shortens=True,
+        pace="aside",
     ),
 )

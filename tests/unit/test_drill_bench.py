@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 
 from launch.compose import compose
-from launch.drills.__main__ import main
+from launch.drills.__main__ import main, write
 from launch.drills.bench import Bench, Drill, Ran, Reference, Result, run_one
+from launch.drills.lanes import Aside, lanes
 from launch.drills.oracle.leftovers import processes_of
 from launch.drills.reference import BATCH, write_experiment
 from launch.drills.report import keep, merged, page, table
@@ -66,7 +69,7 @@ def test_a_drill_that_cannot_be_carried_out_has_failed(tmp_path: Path) -> None:
 def test_what_a_drill_leaves_running_is_ended(tmp_path: Path) -> None:
     def forget(bench: Bench) -> Result:
         bench.site.command(
-            [sys.executable, "-c", f"import time; time.sleep(60); {str(tmp_path)!r}"]
+            [sys.executable, "-c", f"import time; time.sleep(600); {str(tmp_path)!r}"]
         )
         raise DrillFailed("and forgot it")
 
@@ -123,6 +126,42 @@ def test_every_number_of_the_table_is_there_once() -> None:
     labels = [one.label for one in DRILLS]
     assert len(set(labels)) == len(labels)
     assert all(one.run is not None or one.needs for one in DRILLS)
+
+
+def test_drills_that_wait_come_first_with_others_beside_them_and_nobody_beside_the_rest() -> None:
+    here, aside = lanes(DRILLS)
+    assert {one.label for one in here + aside} == {one.label for one in DRILLS}
+    assert len(here) + len(aside) == len(DRILLS)
+    assert [one.pace for one in here] == sorted((one.pace for one in here), reverse=True)
+    assert aside
+    assert {one.pace for one in aside} == {"aside"}
+    quick = [one for one in DRILLS if one.pace != "waits"]
+    assert lanes(quick) == (quick, [])
+
+
+def test_a_session_beside_this_one_that_fails_is_heard_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Aside([drill(number=99)], write=tmp_path / "page.md") as other:
+        assert not other.wait()
+    assert "no drill D99" in capfd.readouterr().err
+    with Aside([], write=None) as other:
+        assert other.wait()
+
+
+def test_two_sessions_write_one_page_and_no_result_is_lost(tmp_path: Path) -> None:
+    halves = [one for one in DRILLS if one.pace], [one for one in DRILLS if not one.pace]
+
+    def put(drills: list[Drill]) -> None:
+        for one in drills:
+            write(tmp_path / "drills.md", [Ran(one, Result(1, "held"), 1.0)], short=False)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(put, halves))
+    kept = json.loads((tmp_path / "drills.json").read_text())
+    assert {one["label"] for one in kept} == {one.label for one in DRILLS}
+    text = (tmp_path / "drills.md").read_text()
+    assert f"{len(DRILLS)} of {len(DRILLS)} drills that ran held." in text
 
 
 def test_a_drill_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
