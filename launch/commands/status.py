@@ -1,8 +1,10 @@
-"""longhaul status [RUN ...]: how runs stand, from their folders."""
+"""longhaul status [RUN ...]: how runs stand, from their folders; or one sweep."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from launch.run.lineage import rows
 from launch.run.run_folder import DEFAULT_ROOT, find, list_runs
 from launch.run.standing import standings
 from launch.run.status import RunStatus, status_of
+from launch.sweep.folder import SweepFiles, find_sweep
 from launch.table import age_text, show
 from trainer.records.lineage import read_lineage
 from trainer.records.run_files import RunFiles
@@ -22,13 +25,18 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="longhaul status", description="How runs stand.", epilog=_EPILOG
     )
-    parser.add_argument("run", nargs="*", help="name or path; all under --root if none is given")
+    parser.add_argument(
+        "run", nargs="*", help="name or path; all runs under --root if none is given"
+    )
     parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
     parser.add_argument("--json", action="store_true")
     help_text = "what each attempt went on from, and what was changed"
     parser.add_argument("--lineage", action="store_true", help=help_text)
     given = parser.parse_args(argv)
     root = Path(given.root)
+    if len(given.run) == 1 and (sweep := find_sweep(given.run[0], root=root)):
+        _show_sweep(sweep, as_json=given.json)
+        return 0
     runs = [find(name, root=root) for name in given.run] or list_runs(root)
     if given.lineage:
         _show_lineage(runs, as_json=given.json)
@@ -46,6 +54,13 @@ def main(argv: list[str]) -> int:
             if one.why and one.state not in ("running", "finished"):
                 print(f"\n{one.run}: {one.why}")
     return 0
+
+
+def _show_sweep(files: SweepFiles, *, as_json: bool) -> None:
+    from launch.sweep.table import as_text, status_of_sweep
+
+    found = status_of_sweep(files, now=time.time())
+    print(json.dumps(asdict(found), indent=2) if as_json else as_text(found))
 
 
 def _show_lineage(runs: list[RunFiles], *, as_json: bool) -> None:

@@ -7,17 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-from launch.backends.table import backend_of
 from launch.node.ranks_spec import RANKS_FILE, read_spec
 from launch.run.attempts import read_lines_of
 from launch.run.liveness import is_alive, is_elsewhere
 from launch.run.run_folder import DEFAULT_ROOT, find
 from launch.run.standing import Standing, standing
 from launch.run.status import status_of
-from trainer.errors import Exit, Refused
-from trainer.records.attempt import Stop, write_record
-from trainer.records.json_file import read_json
-from trainer.records.run_files import AttemptFiles, RunFiles
+from launch.run.stopping import ask_to_stop
+from launch.sweep.folder import find_sweep
+from launch.sweep.stopping import stop_sweep
+from trainer.errors import Exit
+from trainer.records.run_files import RunFiles
 
 _EPILOG = "example: longhaul stop first-run"
 _ASK_EVERY_S = 5.0
@@ -35,32 +35,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no-wait", action="store_true", help="ask, and return at once")
     parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
     given = parser.parse_args(argv)
+    if (sweep := find_sweep(given.run, root=Path(given.root))) is not None:
+        return stop_sweep(sweep, wait=not given.no_wait)
     run = find(given.run, root=Path(given.root))
     now = standing(run)
     if not now.may_be_active or now.files is None:
         status = status_of(run, now.job)
         print(f"{run.name} is not running ({status.why or status.state})")
         return Exit.DONE
-    files = now.files
-    kind = now.record.kind if now.record else _kind_of(files)
-    if now.mark is not None and is_elsewhere(now.mark) and kind == "local":
-        raise Refused(f"{run.name} runs on {now.mark.host}; stop it there")
-    if not files.stop.exists():
-        stop = Stop(cause="user", time=time.time(), detail="longhaul stop")
-        write_record(files.stop, stop)
-    backend_of(kind).stop(files)
+    ask_to_stop(run, now, detail="longhaul stop")
     if given.no_wait:
         print(f"{run.name} was asked to save and stop")
         return Exit.DONE
     return _wait(run, now)
-
-
-def _kind_of(files: AttemptFiles) -> str:
-    """Who carries an attempt that no scheduler has; "local" where nothing says so."""
-    try:
-        return str(read_json(files.plan)["config"]["launch"]["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "local"
 
 
 def _wait(run: RunFiles, now: Standing) -> int:

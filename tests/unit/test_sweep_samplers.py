@@ -6,7 +6,7 @@ import pytest
 
 from launch.sweep.samplers import AtRandom, Sampler, Told, sampler_of
 from launch.sweep.space import Choice, Condition, Interval, Point, Space
-from tests.unit.test_sweep_space import section
+from tests.helpers.sweeps import section
 
 LR = Interval("lr", 1e-4, 1.0, is_log=True)
 WHOLE = Interval("n", 1, 4, is_whole=True, is_log=True)

@@ -9,14 +9,8 @@ import pytest
 from launch.compose import compose
 from launch.sweep.grammar import as_settings, space_of, taken_apart
 from launch.sweep.space import Choice, Interval, Space
-from trainer.config.sections.sweep import SweepSection
-from trainer.config.sweep_settings import validate_sweep
+from tests.helpers.sweeps import section
 from trainer.errors import ConfigError
-
-
-def section(*overrides: str, **values: Any) -> SweepSection:
-    """conf/sweep with overrides, then with single settings replaced."""
-    return validate_sweep(compose(overrides, config_name="sweep").values["sweep"] | values)
 
 
 def space(*searched: str, **values: Any) -> Space:

@@ -1,0 +1,184 @@
+"""Where trials run: each is an ordinary run, started by a process of its own and looked at from its
+folder. A sweeper that is killed leaves them running, and the next one finds them so.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from launch.node.inbox import SignalInbox
+from launch.outcome import decide, observe
+from launch.run.attempts import concluded
+from launch.run.liveness import is_alive, read_mark
+from launch.run.run_folder import attempts
+from launch.run.standing import Standing, standings
+from launch.run.status import status_of
+from launch.run.stopping import ask_to_stop
+from launch.sweep.cost import rank_seconds
+from launch.sweep.folder import SweepFiles
+from launch.sweep.journal import Trial
+from launch.sweep.rungs import Points
+from trainer.config.schema import Config
+from trainer.errors import Exit
+from trainer.records.json_file import write_json
+from trainer.records.metrics import read_metrics
+from trainer.records.run_files import RunFiles
+
+# again: something outside of it ended it; preempted: the same, and nobody's fault; refused: only
+# other settings help; failed: it was started again often enough.
+How = Literal[
+    "active", "finished", "stopped", "preempted", "again", "diverged", "refused", "failed"
+]
+
+
+@dataclass(frozen=True)
+class Seen:
+    how: How
+    why: str = ""
+    rank_seconds: float = 0.0
+
+
+class Place(Protocol):
+    def start(self, trial: Trial) -> None:
+        """Raises: LonghaulError if its settings cannot be."""
+
+    def stop(self, trial: Trial) -> None:
+        """Ask it to save and stop; it does so in its own time."""
+
+    def look(self, trials: Sequence[Trial]) -> list[Seen]:
+        """In their order."""
+
+    def points(self, trial: Trial, metric: str) -> Points:
+        """(step, value) by step, as far as it has come."""
+
+    def reported(self, trial: Trial, metric: str) -> list[str]:
+        """The names beside which `metric` would stand; empty before the first such line."""
+
+    def wait(self, seconds: float) -> bool:
+        """True if somebody wants the sweep to end."""
+
+
+@dataclass
+class Runs:
+    """The real one. `settings_of`: the checked settings of a trial."""
+
+    files: SweepFiles
+    settings_of: Callable[[Trial], Config]
+    inbox: SignalInbox
+    _children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _read: dict[Path, tuple[int, list[dict[str, object]]]] = field(default_factory=dict)
+
+    def start(self, trial: Trial) -> None:
+        settings = self.files.settings(trial.number)
+        settings.parent.mkdir(mode=0o700, exist_ok=True)
+        write_json(settings, self.settings_of(trial).model_dump(mode="json"))
+        with self.files.log(trial.number).open("ab") as log:
+            self._children[trial.number] = subprocess.Popen(
+                [sys.executable, "-m", "launch.sweep.one", str(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the sweep, which tells them
+            )
+
+    def stop(self, trial: Trial) -> None:
+        run = self.files.run(trial.number)
+        now = standings([run])[0]
+        if now.files is not None and now.may_be_active:
+            ask_to_stop(run, now, detail="its sweep")
+            return
+        mark = read_mark(self.files.starter(trial.number))
+        if mark is not None and is_alive(mark):  # it prepares data, or is about to begin
+            with suppress(ProcessLookupError):
+                os.killpg(mark.pid, signal.SIGTERM)
+
+    def look(self, trials: Sequence[Trial]) -> list[Seen]:
+        runs = [self.files.run(trial.number) for trial in trials]
+        there = standings(runs)
+        return [self._seen(*one) for one in zip(trials, runs, there, strict=True)]
+
+    def points(self, trial: Trial, metric: str) -> Points:
+        lines = self._lines(trial, metric)
+        return [
+            (int(str(line["step"])), float(str(line[metric])))
+            for line in lines
+            if line.get(metric) is not None
+        ]
+
+    def reported(self, trial: Trial, metric: str) -> list[str]:
+        lines = self._lines(trial, metric)
+        heads = ("kind", "attempt", "time", "step", "samples")
+        return [name for name in (lines[0] if lines else {}) if name not in heads]
+
+    def wait(self, seconds: float) -> bool:
+        select.select([self.inbox.reader], [], [], seconds)
+        return bool(self.inbox.read()) or self.files.stop.exists()
+
+    def _lines(self, trial: Trial, metric: str) -> list[dict[str, object]]:
+        """Read again only once there is more."""
+        path = self.files.run(trial.number).metrics
+        kind = "eval" if metric.startswith("eval_") else "step"
+        key = path.with_suffix(f".{kind}")
+        size = path.stat().st_size if path.exists() else 0
+        if self._read.get(key, (-1, []))[0] != size:
+            self._read[key] = (size, read_metrics(path, kind))
+        return self._read[key][1]
+
+    def _seen(self, trial: Trial, run: RunFiles, now: Standing) -> Seen:
+        child = self._children.get(trial.number)
+        starter = read_mark(self.files.starter(trial.number))
+        starts = child.poll() is None if child else starter is not None and is_alive(starter)
+        known = attempts(run)
+        if starts or now.may_be_active:
+            cost = rank_seconds(run, now=time.time() if now.may_be_active else None)
+            return Seen("active", rank_seconds=cost)
+        if not known:
+            return Seen(*self._never_began(trial, child))
+        status = status_of(run, now.job)
+        how = _how(run, known[-1].number, status.state)
+        if child is not None and child.returncode == Exit.REFUSED and how != "finished":
+            how, status_why = self._never_began(trial, child)  # of this start; the run is older
+            return Seen(how, status_why, rank_seconds(run, now=None))
+        return Seen(how, status.why, rank_seconds(run, now=None))
+
+    def _never_began(self, trial: Trial, child: subprocess.Popen[bytes] | None) -> tuple[How, str]:
+        said = _last_words(self.files.log(trial.number))
+        if child is not None and child.returncode in (Exit.REFUSED, Exit.STOP):
+            return "refused", said
+        return "again", said or "nothing was started"
+
+
+def _how(run: RunFiles, attempt: int, state: str) -> How:
+    if state == "finished":
+        return "finished"
+    outcome = concluded(run, attempt) or decide(observe(run, attempt))
+    if outcome.cause == "user":
+        return "stopped"
+    if outcome.cause in ("preempt", "time_limit"):
+        return "preempted"
+    if outcome.cause == "numerics":
+        return "diverged"
+    if outcome.cause in ("config", "data", "oom") and state == "gave up":
+        return "refused"
+    return "failed" if state == "gave up" else "again"
+
+
+def _last_words(log: Path) -> str:
+    """What a person reads first: the problem, where there is a list of them."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    numbered = [line for line in said if line.startswith("1. ")]
+    return (numbered or said or [""])[-1].removeprefix("1. ")

@@ -1,0 +1,128 @@
+"""A sweep as people look at it: one line, and a row a trial."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch.sweep.best import best_trials
+from launch.sweep.cost import rank_seconds
+from launch.sweep.folder import SweepFiles, is_carried, read_sweep
+from launch.sweep.journal import Trial, trials_of
+from launch.table import age_text, text_of
+from trainer.records.json_file import read_lines
+from trainer.records.metrics import read_metrics
+
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """`gpu_hours`: of all ranks so far. `left_s`: about, at the pace so far; None: nobody knows."""
+
+    sweep: str
+    state: str
+    trials: dict[str, int]
+    total: int
+    metrics: list[str]
+    best: list[dict[str, Any]]
+    gpu_hours: float
+    left_s: float | None
+    rows: list[dict[str, Any]]
+    folder: str
+
+
+def status_of_sweep(files: SweepFiles, *, now: float) -> SweepStatus:
+    """From its folder alone. `now`: seconds since the epoch."""
+    sweep = read_sweep(files)["identity"]["sweep"]
+    lines = list(read_lines(files.trials))
+    trials = trials_of(lines)
+    total = max((int(line["total"]) for line in lines if line["event"] == "asked"), default=0)
+    costs = {n: _cost(files, one, now) for n, one in trials.items()}
+    best = best_trials(trials, sweep["goals"])
+    carried = is_carried(files)
+    rows = [_row(files, one, costs[n], sweep["metrics"], best) for n, one in sorted(trials.items())]
+    return SweepStatus(
+        sweep=files.name,
+        state=_state(trials, total, carried=carried),
+        trials=dict(Counter(one.state for one in trials.values())),
+        total=total,
+        metrics=list(sweep["metrics"]),
+        best=[row for row in rows if row["best"]],
+        gpu_hours=round(sum(costs.values()) / _HOUR, 6),
+        left_s=_left(lines, trials, total, now) if carried else None,
+        rows=rows,
+        folder=str(files.root),
+    )
+
+
+def _state(trials: Mapping[int, Trial], total: int, *, carried: bool) -> str:
+    if carried:
+        return "running"
+    over = len(trials) >= total and all(one.has_ended for one in trials.values())
+    return "finished" if over and trials else "stopped"
+
+
+def _cost(files: SweepFiles, trial: Trial, now: float) -> float:
+    if trial.state != "active":
+        return trial.rank_seconds
+    return rank_seconds(files.run(trial.number), now=now)
+
+
+def _row(
+    files: SweepFiles,
+    trial: Trial,
+    cost: float,
+    metrics: Sequence[str],
+    best: Sequence[Trial],
+) -> dict[str, Any]:
+    values: Sequence[float | None] = trial.values or tuple(
+        _newest(files, trial, metric) for metric in metrics
+    )
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "best": any(one.number == trial.number for one in best),
+        **dict(zip(metrics, values, strict=True)),
+        "settings": " ".join(trial.overrides),
+        "gpu_hours": round(cost / _HOUR, 6),
+        "why": trial.why,
+        "run": str(files.run(trial.number).root),
+    }
+
+
+def _newest(files: SweepFiles, trial: Trial, metric: str) -> float | None:
+    kind = "eval" if metric.startswith("eval_") else "step"
+    lines = read_metrics(files.run(trial.number).metrics, kind)
+    return next((line[metric] for line in reversed(lines) if line.get(metric) is not None), None)
+
+
+def _left(
+    lines: Sequence[Mapping[str, Any]], trials: Mapping[int, Trial], total: int, now: float
+) -> float | None:
+    """At the pace at which trials have ended since the first began."""
+    ended = sum(one.has_ended for one in trials.values())
+    begun = next((line["time"] for line in lines if line["event"] == "started"), None)
+    return (now - begun) / ended * (total - ended) if ended and begun is not None else None
+
+
+def as_text(status: SweepStatus) -> str:
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(status.trials.items()))
+    left = f", about {age_text(status.left_s)} left" if status.left_s is not None else ""
+    head = (
+        f"{status.sweep}: {status.state}; {len(status.rows)} of {status.total} trials"
+        f"{f' ({counts})' if counts else ''}, {status.gpu_hours:.3g} GPU-hours{left}"
+    )
+    rows = [
+        {
+            k: ("*" if v else "") if k == "best" else v
+            for k, v in row.items()
+            if k not in ("why", "run")
+        }
+        for row in status.rows
+    ]
+    whys = Counter(row["why"] for row in status.rows if row["why"] and row["state"] == "failed")
+    said = [f"{count} x {why}" for why, count in whys.items()]
+    return "\n".join(part for part in [head, text_of(rows), *said] if part)
