@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ from launch.node.processes import FAMILY
 from launch.node.ranks import Ranks, common_environment, reap_strays, start_ranks
 from launch.node.ranks_spec import WORKER, RanksSpec, spec_of_attempt
 from launch.node.reactions import on_driver_gone, on_exit, on_hang, on_order, on_signal, say
-from launch.node.warm import WarmStart
+from launch.node.warm import READY_S, WarmStart
 from launch.outcome import Outcome, decide, observe
 from launch.run.attempts import close_attempt, read_lines_of
-from launch.run.ended import Ended, ended_of, write_ended
+from launch.run.ended import Ended, ended_of, read_ended, write_ended
 from launch.run.kept_states import give_back_if_over, goes_on
 from launch.run.lease import Lease
 from launch.run.liveness import own_mark, write_mark
@@ -54,6 +54,7 @@ from trainer.records.room import full_disk_told
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 TERM_PATIENCE_S = 2.0  # from SIGTERM to SIGKILL
+LOOK_MS = 100.0  # between two looks at a standby that imports
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,11 @@ def carry(
             if following is not None:
                 place = goes_on(run, following)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
-        give_back_if_over(files, outcome, node=node_rank)
+            elif driver is not None and _may_stay(node, files, outcome):
+                then = driver.what_follows(outcome.exit_code, inbox=inbox.reader)
+                if then is not None:
+                    node, following = replace(node, rank=then.node), run.attempt(then.attempt)
+        give_back_if_over(files, outcome, node=node.rank)
     if driver is None and (untold := tell_copies(run, outcome)):
         say(untold)
     return outcome
@@ -122,6 +127,16 @@ def _starter(files: AttemptFiles, tag: str, scratch: Path, inbox: SignalInbox) -
     if _wants_standby(spec) and plan:
         starter.begin(quiet=False)
     return starter
+
+
+def _may_stay(node: Node, files: AttemptFiles, outcome: Outcome) -> bool:
+    """Whether the next attempt may want this node, whose ranks then need no imports.
+
+    Not where somebody on the node itself told it to stop: it may be about to go away.
+    """
+    ended = read_ended(ended_of(files, node.rank))
+    failed = outcome.exit_code == Exit.FAILED and spec_of_attempt(files).restart.enabled
+    return failed and ended is not None and not ended.told_to_stop
 
 
 def _wants_standby(spec: RanksSpec) -> bool:
@@ -148,7 +163,7 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
         stack.callback(lambda: watch.close(**how))
         stack.callback(lambda: ranks.end(patience_s=TERM_PATIENCE_S))  # strays, and our own errors
         console = None
-        if meeting is not None:
+        if meeting is not None and not _leaves_before(node, ranks):
             console = start_ranks(
                 ranks,
                 node.starter,
@@ -184,6 +199,22 @@ def _meeting(
     if node.driver is not None:
         node.driver.tell({"meet": [meeting.host, meeting.port]})
     return listener, meeting
+
+
+def _leaves_before(node: Node, ranks: Ranks) -> bool:
+    """Whether the end is wanted while imports are made: no rank is there that had to save."""
+    driver, deadline = node.driver, time.monotonic() + READY_S
+    if driver is None:
+        return False
+    poll = select.poll()
+    poll.register(node.inbox.reader, select.POLLIN)
+    while not driver.wants_end():
+        late = time.monotonic() > deadline
+        if late or not node.starter.is_importing() or poll.poll(LOOK_MS):
+            return False
+    if driver.is_gone:
+        on_driver_gone(ranks)
+    return True
 
 
 def _claim(node: Node, files: AttemptFiles) -> Lease | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from launch.driving.conclusion import Ending, conclude
 from launch.driving.fit import fitted
+from launch.driving.kept import Kept
 from launch.driving.lookout import Lookout
 from launch.driving.memory import give_back_everywhere, still_there
 from launch.driving.nodes import Node, Nodes
@@ -57,6 +58,7 @@ class Driver:
     env: Mapping[str, str]
     inbox: SignalInbox
     lookout: Lookout
+    kept: Kept = field(default_factory=Kept)  # agents of the attempt before
     team_before: list[str] = field(default_factory=list)
     keeping: list[Node] = field(default_factory=list)  # states of the run may lie in their memory
     away: dict[str, float] = field(default_factory=dict)  # node -> until when it is not taken
@@ -75,12 +77,14 @@ class Driver:
         waits_no_more(files)
         if chosen:
             spec = fitted(self.run, files, spec, nodes=len(chosen))
-            team = start_team(self.nodes, chosen, files, spec=spec, env=self.env)
+            team = self.kept.team_for(chosen, files, spec) or start_team(
+                self.nodes, chosen, files, spec=spec, env=self.env
+            )
             self.team_before = [node.name for node in chosen]
             try:
                 self._wait(files, spec, team, lease)
             finally:
-                team.close()
+                self.kept.take(team)
                 self.keeping = still_there(self.keeping, team)
         ending = Ending(
             team,
@@ -226,12 +230,14 @@ def drive(run: RunFiles, attempt: int, nodes: Nodes, *, env: Mapping[str, str]) 
         lookout = Lookout(nodes, interval_s=LOOK_EVERY_S)
         stack.callback(lookout.close)
         driver = Driver(run, nodes, env, inbox, lookout)
+        stack.callback(driver.kept.dismiss)
         while following is not None:
             files = following
             outcome, following = driver.attempt(files)
             if following is not None:
                 place = goes_on(run, following)
                 say(f"{outcome.why}; attempt {following.number} goes on {place}")
+        driver.kept.dismiss()
         driver.give_back(files, outcome)
     if untold := tell_copies(run, outcome):
         say(untold)

@@ -5,8 +5,11 @@
                       {"do": "look"}                         which of your ranks is furthest behind?
                       {"do": "end"}                          the attempt is over: end your ranks
                       {"do": "beat"}                         the driver lives
+                      {"do": "next", "attempt": N, "node": K}   start the ranks of that one
     agent -> driver   {"meet": [H, P]}                       of the first node
                       {"hang": {...}}                        a finding (launch/watch/finding.py)
+                      {"over": CODE}                         the attempt is over here; I stay
+                      {"stays": true}                        to every beat from then on
 
 An agent's messages stand between what rank 0 prints, each after a record separator. Standard
 library only.

@@ -25,7 +25,8 @@ _TAIL_BYTES = 4000
 @dataclass
 class Agent:
     """`rank`: of its node. `tail`: the end of what it printed. `forced`: it did not answer any more
-    and was ended, as far as that could be done.
+    and was ended, as far as that could be done. `stays`: it waits for the next attempt; its code is
+    that of this one.
     """
 
     rank: int
@@ -35,6 +36,7 @@ class Agent:
     found: Finding | None = None
     has_looked: bool = False
     forced: bool = False
+    stays: bool = False
     tail: bytes = b""
     mixed: Mixed = field(default_factory=Mixed)
 
@@ -111,10 +113,6 @@ class Team:
             for agent in self.running:
                 agent.end()
 
-    def close(self) -> None:
-        for agent in self.agents:
-            agent.handle.end()
-
     # --- what agents say ------------------------------------------------------------------------
 
     def _hear(self, agent: Agent) -> None:
@@ -123,7 +121,7 @@ class Team:
         self._show(agent, output)
         for message in messages:
             self._heed(agent, message)
-        if code is not None:
+        if code is not None and agent.code is None:
             agent.code = code
             self._ended(agent)
 
@@ -150,6 +148,10 @@ class Team:
                 for other in self.running:
                     if other is not agent:
                         other.tell(do="look")
+
+        elif "over" in message:
+            agent.stays, agent.code = True, int(message["over"])
+            self._ended(agent)
 
     def _judge(self, now: float) -> None:
         """Once every node has said who is furthest behind there. One that says nothing is gone."""

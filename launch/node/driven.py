@@ -27,6 +27,14 @@ class Meeting:
     port: int
 
 
+@dataclass(frozen=True)
+class Following:
+    """The attempt that this node's agent carries on with, and its place in it."""
+
+    attempt: int
+    node: int
+
+
 @dataclass
 class DriverLink:
     """`address`: of this node, as the others reach it."""
@@ -79,4 +87,37 @@ class DriverLink:
                         return Meeting(str(order["host"]), int(order["port"]))
             elif inbox in ready:
                 return None
+        return None
+
+    def wants_end(self) -> bool:
+        """Whether this node is to leave before it has ranks, as far as was heard by now."""
+        poll = select.poll()
+        poll.register(self.reader, select.POLLIN)
+        if poll.poll(0):
+            self.pending += self.orders()
+        return self.is_silent() or any(x.get("do") in ("end", "signal") for x in self.pending)
+
+    def what_follows(self, code: int, *, inbox: int) -> Following | None:
+        """Say that the attempt is over here, and wait; None: leave, or `inbox` has a signal.
+
+        Every beat is answered: only who answers is told to go on.
+        """
+        self.pending = []
+        self.tell({"over": code})
+        poll = select.poll()
+        for descriptor in (self.reader, inbox):
+            poll.register(descriptor, select.POLLIN)
+        while not self.is_silent():
+            ready = {descriptor for descriptor, _ in poll.poll(1000)}
+            if inbox in ready:
+                return None
+            orders = self.orders() if self.reader in ready else []
+            for place, order in enumerate(orders):
+                if order.get("do") == "end":
+                    return None
+                if order.get("do") == "beat":
+                    self.tell({"stays": True})
+                if order.get("do") == "next":
+                    self.pending = orders[place + 1 :]
+                    return Following(int(order["attempt"]), int(order["node"]))
         return None

@@ -78,6 +78,12 @@ class Standby:
         self.is_ready = "ready" in self._heard(0.0)
         return self.is_ready
 
+    def has_spoken(self) -> bool:
+        """Whether it is ready, or gone."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        return self.is_ready or bool(poll.poll(0))
+
     def fork(
         self, argv: Sequence[str], *, env: Mapping[str, str], descriptors: Sequence[int]
     ) -> Forked:
@@ -158,6 +164,10 @@ class WarmStart:
                 self._note(f"ranks start without it: {e}")
                 self.end()
         return self._fresh.start(argv, env=env, stdout=stdout, stderr=stderr, listener=listener)
+
+    def is_importing(self) -> bool:
+        """Whether the next rank would have to wait for it."""
+        return self.standby is not None and not self.standby.has_spoken()
 
     @property
     def pids(self) -> frozenset[int]:

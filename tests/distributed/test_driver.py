@@ -16,13 +16,15 @@ import pytest
 
 from launch.driver import drive
 from launch.driving.kept import Kept
+from launch.driving.nodes import Node
 from launch.driving.team import Team
 from launch.driving.waiting import waiting_for
 from launch.node.ranks_spec import RANKS_FILE, WORKER, RanksSpec, read_spec, spec_text
 from launch.outcome import Outcome
 from launch.run.budgets import RestartRules
+from launch.run.ended import ended_of, read_ended
 from launch.watch.limits import WatchRules
-from tests.helpers.agent_process import still_alive, wait_for
+from tests.helpers.agent_process import PATIENCE_S, still_alive, wait_for
 from tests.helpers.process_nodes import ProcessNodes
 from trainer.errors import Exit, RunFolderError
 from trainer.records.attempt import Stop, read_error, read_stop, write_record
@@ -101,7 +103,11 @@ def test_two_nodes_finish(tmp_path: Path) -> None:
     assert one.run.ledger(1).exists()
 
 
-def test_a_rank_that_dies_on_the_second_node_is_named_and_all_start_again(tmp_path: Path) -> None:
+def test_a_rank_that_dies_on_the_second_node_is_named_and_all_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("team.END_S", "kept.ANSWER_S"):  # after which agents are started anew
+        monkeypatch.setattr(f"launch.driving.{limit}", PATIENCE_S)
     later = {f"2:{rank}": ["finish"] for rank in range(4)}
     one = Driven(tmp_path, WAIT | later)
 
@@ -123,7 +129,7 @@ def test_an_agent_that_is_gone_between_two_attempts_is_started_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = {f"2:{rank}": ["finish"] for rank in range(4)}
-    one = Driven(tmp_path, WAIT | {"3": ["raise", "bad row"]} | later)
+    one = Driven(tmp_path, WAIT | {"3": ["exit", "3"]} | later)
     kept = Kept.team_for
 
     def too_late(self: Kept, *given: Any) -> Team | None:
@@ -139,26 +145,50 @@ def test_an_agent_that_is_gone_between_two_attempts_is_started_anew(
     assert [name for name, _ in one.nodes.started] == ["n0", "n1"] * 2
 
 
-def test_a_stop_does_not_wait_for_imports(tmp_path: Path) -> None:
-    """Nothing is lost with ranks that were not there yet."""
+@pytest.fixture
+def importing(tmp_path: Path) -> Driven:
+    """Ranks of which the imports never end."""
     folder = tmp_path / "slow"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         "import sys, time\nif 'trainer.standby' in sys.orig_argv: time.sleep(10000)\n"
     )
-    one = Driven(tmp_path, WAIT, module=WORKER)
+    one = Driven(tmp_path, WAIT, module=WORKER, restart=replace(RULES, standby=True))
     one.nodes.set("PYTHONPATH", str(folder))
-    first = one.run.attempt(1)
-    write_json(first.plan, {"attempt": 1, "config": None})
+    write_json(one.run.attempt(1).plan, {"attempt": 1, "config": None})
+    return one
+
+
+def test_a_stop_does_not_wait_for_imports(importing: Driven) -> None:
+    """Nothing is lost with ranks that were not there yet."""
+    first = importing.run.attempt(1)
 
     def stop() -> None:
         wait_for((first.root / "standby.log").exists)
         write_record(first.stop, Stop("user", 1.0, "longhaul stop"))
 
-    outcome = one.drive(stop)
+    outcome = importing.drive(stop)
     assert (outcome.action, outcome.exit_code) == ("give_up", Exit.SAVED)
     assert outcome.why == "stopped (user) before training began"
     assert not (first.root / "pids.json").exists()  # after two minutes there would be ranks
+
+
+def test_an_agent_whose_driver_goes_while_ranks_import_says_so(importing: Driven) -> None:
+    first = importing.run.attempt(1)
+    argv = ["python", "-m", "launch.agent", str(importing.run.root), "--attempt", "1"]
+    handle = importing.nodes.start(
+        Node("n0", "127.0.0.1"), [*argv, "--node-rank", "0", "--driven", "127.0.0.1"], env={}
+    )
+    wait_for((first.root / "standby.log").exists)
+    assert handle.process.stdin is not None
+    handle.process.stdin.close()
+    wait_for(lambda: handle.poll() is not None)
+    handle.end()
+    stop = read_stop(first.stop)
+    assert stop is not None
+    assert (stop.cause, stop.detail) == ("interrupt", "the driver went away")
+    assert read_ended(ended_of(first, 0)) is not None
+    assert not (first.root / "pids.json").exists()
 
 
 def test_a_lost_node_is_done_without_and_taken_back_at_a_checkpoint(tmp_path: Path) -> None:
