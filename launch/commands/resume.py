@@ -7,6 +7,8 @@ from pathlib import Path
 from launch.run.run_folder import DEFAULT_ROOT, find
 from launch.settings.arguments import add_dry_run, add_settings, settings_parser, start_or_show
 from launch.settings.asked import of_run
+from trainer.errors import Refused
+from trainer.records.run_files import RunFiles
 
 _EPILOG = """\
 examples
@@ -27,5 +29,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", default=DEFAULT_ROOT, help="folder of run folders")
     given = parser.parse_intermixed_args(argv)
     run = find(given.run, root=Path(given.root))
+    _refuse_another_name(run, given.overrides)
     config = of_run(run, given.overrides, config_dirs=given.config_dir)
     return start_or_show(config, given)
+
+
+def _refuse_another_name(run: RunFiles, overrides: list[str]) -> None:
+    """Raises: Refused: the run keeps its folder, so that another name would be ignored unsaid."""
+    for override in overrides:
+        key, _, name = override.lstrip("+").partition("=")
+        if key == "run.name" and name != run.root.name:
+            raise Refused(
+                f"resume goes on with {run.root} as it is called, so {override} cannot be meant: "
+                f"longhaul runs rename {run.root.name} {name} calls it so, and longhaul train "
+                "begins another run"
+            )

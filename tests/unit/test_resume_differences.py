@@ -195,6 +195,15 @@ def test_resume_dry_run_shows_every_difference(
     assert "difference" not in capsys.readouterr().out
 
 
+def test_resume_under_another_name_is_refused_and_not_ignored(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of(config())
+    assert main(["resume", "first-run", "--dry-run", "run.name=other"]) == 2
+    assert "longhaul runs rename first-run other" in capsys.readouterr().err
+    assert main(["resume", "first-run", "--dry-run", "run.name=first-run"]) == 0
+
+
 def test_plan_shows_how_the_run_of_that_name_differs(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
