@@ -19,6 +19,7 @@ VERBS = {
     "logs": ("logs", "what a rank printed; --why: the first failure"),
     "report": ("report", "what a run was, on one page: curves, lost time, attempts, settings"),
     "compare": ("compare", "runs beside each other, and what differs in their plans"),
+    "sync": ("sync", "tell W&B what it could not be told while a run was offline or killed"),
     "stop": ("stop", "save and stop a running run or sweep"),
     "resume": ("resume", "go on with a run, with other settings where that is possible"),
     "runs": ("runs", "list, rename, move, gc: run folders and their disk"),
