@@ -79,7 +79,7 @@ class Job:
 
 
 def _end(process: subprocess.Popen[Any]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=180)
+    said, _ = process.communicate(timeout=300)
     return process.returncode, said
 
 
@@ -102,10 +102,10 @@ def test_machines_that_were_taken_back_go_on_where_the_run_was(lab: Lab, tmp_pat
     job = Job(lab, tmp_path)
     first = job.begin(lab.nodes[0], {"0": ["wait"], "1": ["wait"]})
     root = job.run.attempt(1).root
-    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=180)
+    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=400)
     for machine in lab.nodes:
         machine.kill()
-    first.communicate(timeout=120)
+    first.communicate(timeout=300)
     for machine in lab.nodes:
         machine.boot()
     code, said = _end(job.begin(lab.nodes[0], {"0": ["finish"], "1": ["finish"]}))

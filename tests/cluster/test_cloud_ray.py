@@ -62,13 +62,13 @@ class Job:
         return self._type(job_words(self.launch, verb, *more, self.name))
 
     def until_over(self) -> None:
-        wait_for(lambda: read_status(self.ask("status")).state is JobState.ENDED, seconds=240)
+        wait_for(lambda: read_status(self.ask("status")).state is JobState.ENDED, seconds=400)
 
     def _type(self, words: list[str]) -> str:
         head = self.cluster.lab.login
         there = f"http://{head.address}:{DASHBOARD}"
         line = shlex.join(words).replace("http://127.0.0.1:8265", there)
-        return head.run(["bash", "-c", line], env=self.cluster.environment(), timeout=120)
+        return head.run(["bash", "-c", line], env=self.cluster.environment(), timeout=300)
 
 
 def _plan(folder: Path, *more: str) -> RunPlan:
@@ -95,12 +95,12 @@ def test_one_machine_is_found_by_what_the_job_asks_for_and_saves_when_told_to(
     job = Job(cluster, tmp_path, "one")
     job.submit({"0": ["wait"], "1": ["wait"]})
     root = job.run.attempt(1).root
-    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=240)
+    wait_for(lambda: (root / "up-0").exists() and (root / "up-1").exists(), seconds=400)
     assert read_json(job.run.attempt(1).agent)["host"].startswith("node")  # the head has no CPUs
     assert read_status(job.ask("status")).state is JobState.RUNNING
     job.ask("stop", "--no-wait")
     job.until_over()
-    wait_for(job.run.attempt(1).ended.exists, seconds=120)
+    wait_for(job.run.attempt(1).ended.exists, seconds=400)
     assert set(read_json(job.run.attempt(1).ended)["codes"].values()) == {Exit.SAVED}
     assert read_record(job.run).run_id == RUN_ID
 

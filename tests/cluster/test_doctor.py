@@ -44,7 +44,7 @@ def test_slurm_the_unfit_machine_of_two_is_named_and_left_out(
     root = tmp_path / "runs"
     settings = ["launch=slurm", "launch.gpus=none", "resources.nodes=2", f"run.root={root}"]
     process = cluster.popen([*_DOCTOR, *settings, "--json"], stdout=-1, stderr=-1, text=True)
-    out, err = process.communicate(timeout=220)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == Exit.STOP, err
     said = json.loads(out)
     assert "node2" in said["exclude"]  # node1 shares its cores with whatever runs here
@@ -71,7 +71,7 @@ def test_ssh_prints_the_machines_to_leave_out_and_nothing_else(lab: Lab, tmp_pat
         f"run.root={tmp_path / 'runs'}",
     ]
     argv = lab.login.words([*_DOCTOR, *settings, "--pairs", "--exclude"])
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=220)
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == Exit.STOP, done.stderr
     # Machines of one machine share its cores: node1 may be called slow at computing.
     assert done.stdout.strip() in ("node2,node3", "node1,node2,node3"), done.stderr

@@ -43,7 +43,7 @@ def test_a_run_on_the_ray_of_an_allocation(cluster: Cluster, tmp_path: Path) -> 
     options = ["--parsable", "-N2", "--cpus-per-task=4", f"--chdir={tmp_path}"]
     options += [f"--output={tmp_path}/out"]
     job = cluster.login.run(["sbatch", *options, *script, *words], env=env).strip()
-    state = cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", seconds=240)
+    state = cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", seconds=400)
     said = (tmp_path / "out").read_text()
     details = cluster.run(["scontrol", "show", "job", job])
     assert (state, "ExitCode=7:0" in details) == ("FAILED", True), said

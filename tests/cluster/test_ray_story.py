@@ -89,7 +89,7 @@ def _worker(one: RayRun) -> int:
 def _until_step(one: RayRun, *, attempt: int, step: int) -> int:
     """The last step when the attempt has made one at or after `step`."""
     started = one.run.attempt(attempt).started
-    wait_for(lambda: started.exists() or not one.processes(), seconds=240)
+    wait_for(lambda: started.exists() or not one.processes(), seconds=400)
     assert started.exists(), one.log()[-3000:]
     first = int(read_json(started)["step"])
     last = 0
@@ -100,7 +100,7 @@ def _until_step(one: RayRun, *, attempt: int, step: int) -> int:
         last = lines[-1]["step"] if lines else 0
         return last >= max(step, first + 1)
 
-    wait_for(reached, seconds=240)
+    wait_for(reached, seconds=400)
     return last
 
 

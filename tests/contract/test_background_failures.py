@@ -116,7 +116,7 @@ def test_a_run_that_was_taken_over_meanwhile_is_not_published_to(
     tmp_path: Path, drill: Drill
 ) -> None:
     """The rank sleeps through its own replacement; its writer asks at the last moment."""
-    drill("point=save.before_rename,action=sleep,value=3,step=2")
+    drill("point=save.before_rename,action=sleep,value=8,step=2")
     folder = tmp_path / "checkpoints"
     write_owner(tmp_path / "owner", Owner(1))
 

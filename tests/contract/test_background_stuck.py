@@ -17,31 +17,31 @@ from trainer.reports import SaveReport
 
 
 def test_a_slow_disk_does_not_stall_training(tmp_path: Path, drill: Drill) -> None:
-    drill("point=save.file_written,action=sleep,value=3,times=0")
+    drill("point=save.file_written,action=sleep,value=6,times=0")
     saves, ours = store(tmp_path, drills=True), engine(Alone())
     saves.prepare(Alone(), ours)
     begin(Alone(), saves, ours, 1)
     (report,) = train(Alone(), saves)
     assert report.succeeded
-    assert report.write_s > 3
-    assert report.stall_s < 1.5  # far from its figure, which is the benchmark's
+    assert report.write_s > 6
+    assert report.stall_s < 5  # far from its figure, which is the benchmark's
     saves.close()
 
 
 def test_a_save_that_finds_both_buffers_taken_waits(tmp_path: Path, drill: Drill) -> None:
-    drill("point=save.file_written,action=sleep,value=1,times=0")
+    drill("point=save.file_written,action=sleep,value=3,times=0")
     saves, ours = store(tmp_path, drills=True, keep_last=9), engine(Alone())
     reports = [r for step in (1, 2, 3) for r in begin(Alone(), saves, ours, step)]
     reports += saves.drain(Alone())
     saves.close()
     assert [(r.step, r.succeeded) for r in reports] == [(1, True), (2, True), (3, True)]
-    assert [r.waited_s > 0.1 for r in reports] == [False, False, True]
+    assert [r.waited_s > 1 for r in reports] == [False, False, True]
     assert reports[2].stall_s >= reports[2].waited_s
     assert loaded(tmp_path) == 3
 
 
 def test_or_it_is_skipped_and_said_to_be(tmp_path: Path, drill: Drill) -> None:
-    drill("point=save.file_written,action=sleep,value=1,times=0")
+    drill("point=save.file_written,action=sleep,value=3,times=0")
 
     def be_rank(world: ThreadWorld) -> list[SaveReport]:
         saves = store(tmp_path, drills=True, when_busy="skip", max_failed_saves=1)
@@ -64,11 +64,11 @@ def test_or_it_is_skipped_and_said_to_be(tmp_path: Path, drill: Drill) -> None:
 
 def test_a_stuck_disk_is_given_up_with_its_age(tmp_path: Path, drill: Drill) -> None:
     drill("point=save.file_written,action=hang,token=@")
-    saves, ours = store(tmp_path, drills=True, writer_timeout_s=5), engine(Alone())
+    saves, ours = store(tmp_path, drills=True, writer_timeout_s=12), engine(Alone())
     begin(Alone(), saves, ours, 1)
     (report,) = train(Alone(), saves)
     assert not report.succeeded
-    assert re.search(r"did nothing for 5\.0 s, \d+\.\d s into its order: the disk", report.problem)
+    assert re.search(r"did nothing for 12\.0 s, \d+\.\d s into its order: the disk", report.problem)
     begin(Alone(), saves, ours, 2)
     assert train(Alone(), saves)[0].succeeded
     saves.close()
@@ -93,7 +93,7 @@ def test_a_stuck_disk_does_not_hold_up_the_end(
 
 def test_a_stopped_or_signalled_writer(tmp_path: Path) -> None:
     """Stop signals for the whole group are the rank's business; its end is the writer's."""
-    saves, ours = store(tmp_path, writer_timeout_s=5), engine(Alone())
+    saves, ours = store(tmp_path, writer_timeout_s=12), engine(Alone())
     begin(Alone(), saves, ours, 1)
     train(Alone(), saves)
     (pid,) = writers(tmp_path)

@@ -338,7 +338,7 @@ def test_a_shell_on_the_head_passes_the_settings_on_as_they_are(word: str, tmp_p
     submission = backend_of("ray_up").render(plan, run_folder="runs/x")
     tools = Tools(tmp_path / "bin", "python3")
     env = {"PATH": f"{tools.folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
-    subprocess.run(["bash", "-c", submission.then[0][-1]], env=env, check=True, timeout=30)
+    subprocess.run(["bash", "-c", submission.then[0][-1]], env=env, check=True, timeout=300)
     (call,) = tools.calls
     sent = json.loads(call[call.index("--runtime-env-json") + 1])["env_vars"]["LONGHAUL_JOB"]
     assert read_carried(sent).config["evals"]["sample_prompt"] == word

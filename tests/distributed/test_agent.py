@@ -194,6 +194,6 @@ def test_a_taken_port_is_refused_before_anything_starts(attempt):
 
 def test_an_attempt_without_a_plan_is_refused(tmp_path):
     argv = [sys.executable, "-m", "launch.agent", str(tmp_path), "--attempt", "4"]
-    ended = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    ended = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 78
     assert "is no attempt of a run" in ended.stderr

@@ -39,7 +39,7 @@ def save_some(world: World, folder: Path) -> list[tuple[int, bool]]:
 
 def die_while_saving(world: World, folder: Path, rank: int) -> None:
     """The writers sleep before their fsync; meanwhile a rank is killed."""
-    os.environ[ENVIRONMENT] = "point=save.file_written,action=sleep,value=30,step=2"
+    os.environ[ENVIRONMENT] = "point=save.file_written,action=sleep,value=300,step=2"
     ours = SliceEngine("zero1", world.place.rank, world.place.world_size).fill(1)
     saves = CheckpointStore(folder, asynchronous=True, drills=True)
     saves.save(world, ours, step=1, training={"step": 1})

@@ -42,7 +42,7 @@ def test_a_killed_child_is_named(module: Path, capfd: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 76)])
 def test_a_signal_reaches_the_child(module: Path, number: int, code: int) -> None:
-    module.write_text("import time; print('up', flush=True); time.sleep(60)")
+    module.write_text("import time; print('up', flush=True); time.sleep(600)")
     caller = (
         # A job that a shell started in the background has Ctrl-C ignored, and its children too.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -57,19 +57,19 @@ def test_a_signal_reaches_the_child(module: Path, number: int, code: int) -> Non
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=300)
     assert process.returncode == code
 
 
 def test_the_child_dies_with_the_command(module: Path) -> None:
-    module.write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    module.write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
     caller = "from launch.compute import compute; compute('verb_of_test', [])"
     process = subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE)
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{child}").exists()

@@ -46,7 +46,7 @@ if os.environ.get("RANK") == "1":
 def doctor(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "launch", "doctor", *arguments]
     return subprocess.run(
-        argv, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=170
+        argv, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300
     )
 
 
@@ -141,7 +141,7 @@ def test_a_small_dev_shm_is_said(tmp_path: Path) -> None:
         pytest.skip(f"no mount namespace here: {tried.stderr.strip()}")
     command = f'{small} && exec "{sys.executable}" -m launch doctor --here'
     argv = ["unshare", "-m", "sh", "-c", command]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == Exit.STOP, done.stderr
     assert "PROBLEM: shared memory" in done.stdout
     assert "32.0 MiB of 32.0 MiB free at /dev/shm" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 from launch.base import spec_of
@@ -27,6 +28,7 @@ STEPS = 12
 _BEFORE = 5
 # The node is lost long before the last step, and states are whole soon after theirs.
 SLOWLY = Fault("step.begin", "sleep", value=0.3, times=0)
+_SETTLES_S = 4.0  # what lies beside the steps has come to its end by then
 
 
 def carried(folder: Path, name: str, shm: Path, *, lose: bool) -> RunFiles:
@@ -50,10 +52,15 @@ def carried(folder: Path, name: str, shm: Path, *, lose: bool) -> RunFiles:
     (files.root / RANKS_FILE).write_text(spec_text(spec_of(plan)))
     write_plan(files.plan, plan)
     files.agent.unlink(missing_ok=True)
-    nodes = ProcessNodes("n0", "n1", env=dict(os.environ) | {ENVIRONMENT: as_text([SLOWLY])})
+    late = Fault(
+        "step.begin", "sleep", step=_BEFORE + 1, value=2 * _SETTLES_S, token=str(folder / "late")
+    )
+    faults = as_text([late, SLOWLY] if lose else [SLOWLY])
+    nodes = ProcessNodes("n0", "n1", env=dict(os.environ) | {ENVIRONMENT: faults})
 
     def meanwhile() -> None:
         wait_for(lambda: any(x["step"] >= _BEFORE for x in steps_of(run)), seconds=400)
+        time.sleep(_SETTLES_S)
         nodes.lose("n1")
         shutil.rmtree(MemoryFiles(shm, f"{name}-id").node(1))
         nodes.present.append("n1")

@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launch.base import spec_of
 from launch.node.ranks_spec import RANKS_FILE, spec_text
 from launch.run.run_folder import new_attempt
@@ -21,9 +23,10 @@ from trainer.records.json_file import read_lines
 from trainer.records.lineage import read_lineage
 from trainer.records.run_files import RunFiles
 
+pytestmark = pytest.mark.timeout(1500)  # three agents, one after another
 STEPS = 24
 SLOWLY = Fault("step.begin", "sleep", value=0.1, times=0)
-_LIMIT_S = 300  # of a slow machine
+_LIMIT_S = 700  # of a slow machine; what is imported quietly waits for all else there
 
 
 def begin(
@@ -55,6 +58,13 @@ def begin(
         return run, subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, env=env)
 
 
+def _kill(folder: Path, step: int, rank: int) -> tuple[Fault, Fault]:
+    """Long after the step before: what is beside the steps has come to its end by then."""
+    late = Fault("step.begin", "sleep", step=step, value=4.0, token=str(folder / f"late-{step}"))
+    token = str(folder / f"kill-{step}")
+    return late, Fault("step.begin", "kill", rank=rank, step=step, token=token)
+
+
 def steps_of(run: RunFiles, *, attempt: int | None = None) -> list[dict[str, Any]]:
     lines = (x for x in read_lines(run.metrics) if x["kind"] == "step")
     return [x for x in lines if attempt in (None, x["attempt"])]
@@ -65,10 +75,7 @@ def test_a_killed_rank_costs_a_step_or_two_without_a_checkpoint(tmp_path: Path) 
     shm.mkdir()
     whole, agent = begin(tmp_path, "whole")
     assert agent.wait(_LIMIT_S) == 0, (whole.attempt(1).root / "agent.out").read_text()
-    kills = [
-        Fault("step.begin", "kill", rank=rank, step=step, token=str(tmp_path / f"kill-{step}"))
-        for step, rank in ((7, 1), (15, 0))
-    ]
+    kills = [fault for step, rank in ((7, 1), (15, 0)) for fault in _kill(tmp_path, step, rank)]
     kept = ("checkpoint.peer.every=1", f"checkpoint.peer.folder={shm}")
     cut, agent = begin(tmp_path, "cut", *kept, faults=kills)
     said = cut.attempt(1).root / "agent.out"

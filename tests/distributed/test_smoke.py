@@ -44,7 +44,7 @@ def _started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def _ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     try:
-        said = process.communicate(timeout=90)[0]
+        said = process.communicate(timeout=300)[0]
     finally:
         process.kill()
     print(said, flush=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shlex
 import signal
 import socket
@@ -21,7 +23,7 @@ from trainer.records.attempt import read_done, read_error, read_started, read_st
 from trainer.records.metrics import read_metrics
 from trainer.records.run_files import RunFiles
 
-_TIMEOUT_S = 100
+_TIMEOUT_S = 400
 _LONG = "steps.total=100000"
 
 
@@ -29,9 +31,7 @@ class Ranks:
     """The processes of one attempt, as a launcher starts them; killed at the end of the test."""
 
     def __init__(self, run: RunFiles, world_size: int, *, attempt: int = 1) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _port_of_our_own()
         self.processes = []
         for rank in range(world_size):
             names = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank}
@@ -50,6 +50,14 @@ class Ranks:
         for process in self.processes:
             process.kill()
             process.wait()
+
+
+def _port_of_our_own() -> int:
+    """Nobody is given it in the seconds until rank 0 listens: it is none that the kernel deals."""
+    while True:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", random.randrange(15_000, 30_000)))
+            return int(free.getsockname()[1])
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def train(
     """
     seen = []
     for step in range(first, last + 1):
-        until = time.monotonic() + (5.0 if step - first < waits else 0.05)
+        until = time.monotonic() + (15.0 if step - first < waits else 0.05)
         while store.said() == (0.0, 0.0) and time.monotonic() < until:
             time.sleep(0.002)
         told = world.sum(list(store.said()))
@@ -104,7 +104,7 @@ def run_attempt(
     began = time.monotonic()
     store.prepare(world, engine)
     seen = train(world, store, engine, first=at + 1, last=at + steps, waits=waits)
-    until = time.monotonic() + 5.0
+    until = time.monotonic() + 300
     while seen and waits > steps and store.said() == (0.0, 0.0) and time.monotonic() < until:
         time.sleep(0.002)  # the last one is whole too
     world.sum([0.0])

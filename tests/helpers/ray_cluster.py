@@ -99,7 +99,7 @@ class RayCluster:
         """Host -> id of nodes that Ray takes for living."""
         argv = [sys.executable, "-c", _COUNT, self.address]
         try:
-            said = self.lab.login.run(argv, env=self.environment(), check=False, timeout=60.0)
+            said = self.lab.login.run(argv, env=self.environment(), check=False, timeout=300)
         except subprocess.TimeoutExpired:  # a busy machine: it is asked again
             return {}
         for line in said.splitlines():
@@ -145,7 +145,7 @@ class RayCluster:
         if self.head is not None:
             self.head.terminate()
             try:
-                self.head.wait(20)
+                self.head.wait(300)
             except subprocess.TimeoutExpired:
                 self.head.kill()
                 self.head.wait()

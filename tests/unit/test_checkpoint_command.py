@@ -131,4 +131,4 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(
 
 def test_looking_at_checkpoints_does_not_load_torch() -> None:
     program = "import sys, trainer.commands.checkpoint; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=300).returncode == 0

@@ -257,7 +257,7 @@ def test_the_command_is_light() -> None:
         "heavy = {'torch', 'hydra', 'omegaconf', 'pydantic', 'rich', 'numpy'} & set(sys.modules);"
         "assert not heavy, heavy; assert time.process_time() < 2, time.process_time()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
 
 
 def test_a_run_whose_state_could_not_be_swapped_is_not_started(

@@ -262,7 +262,7 @@ def test_composing_writes_no_folder_and_leaves_logging_alone(tmp_path: Path) -> 
     root = str(Path(__file__).parents[2])
     subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": root}, check=True,
-        timeout=60,
+        timeout=300,
     )  # fmt: skip
     assert not list(tmp_path.iterdir())
 

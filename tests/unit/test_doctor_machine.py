@@ -193,9 +193,10 @@ def test_there_must_be_room_for_two_checkpoints() -> None:
 
 def test_the_mount_that_holds_a_folder(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
+    parent = str(tmp_path.parent).replace(" ", "\\040")  # as the kernel writes it
     mounts.write_text(
         "1 0 0:1 / / rw - ext4 /dev/sda rw\n"
-        f"2 1 0:2 / {tmp_path.parent} rw shared:1 - nfs4 server:/export rw\n"
+        f"2 1 0:2 / {parent} rw shared:1 - nfs4 server:/export rw\n"
     )
     assert folder.file_system_of(tmp_path, mounts) == "nfs4"
     assert folder.file_system_of(Path("/"), mounts) == "ext4"

@@ -176,7 +176,7 @@ def test_a_process_a_port_a_lock_a_file_and_shared_memory_are_found(tmp_path: Pa
         "import fcntl, socket, sys, time\n"
         "s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n"
         "f = open(sys.argv[1] + '/lock'); fcntl.flock(f, fcntl.LOCK_EX)\n"
-        "print(s.getsockname()[1], flush=True); time.sleep(60)\n"
+        "print(s.getsockname()[1], flush=True); time.sleep(600)\n"
     )
     argv = [sys.executable, "-c", program, str(run)]
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)

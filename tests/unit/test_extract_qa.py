@@ -60,7 +60,7 @@ class _Together(Alone):
 def _dealt(parts: Sequence[Part], ranks: Sequence[int]) -> list[tuple[list[Part], int]]:
     """What `best_parts` finds on each rank, part i lying on rank ranks[i]."""
     size = max(ranks) + 1
-    barrier = threading.Barrier(size, timeout=20)
+    barrier = threading.Barrier(size, timeout=300)
     shared: list[Sequence[float]] = [[] for _ in range(size)]
     found: dict[int, tuple[list[Part], int]] = {}
 

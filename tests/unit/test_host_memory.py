@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def page_faults(mode: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, mode], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", _SCRIPT, mode], capture_output=True, text=True, timeout=300
     )
     if "not glibc" in done.stderr:
         pytest.skip("only glibc has the setting")

@@ -16,8 +16,8 @@ from trainer.records.run_files import RunFiles
 _RUNS = 1000
 _SQUEUE = """\
 #!/bin/sh
-echo asked >> {folder}/asked
-cat {folder}/queue
+echo asked >> '{folder}/asked'
+cat '{folder}/queue'
 """
 
 

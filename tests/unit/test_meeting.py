@@ -85,7 +85,7 @@ def test_torchruns_own_store_is_joined_not_served(address: dict[str, str]) -> No
 
 def test_a_rank_is_one_process_before_it_imports_anything(tmp_path: Path) -> None:
     held = "import sys, time; from pathlib import Path; from trainer.dist.claim import claim_rank;"
-    held += "claim_rank(Path(sys.argv[1]), 1); print('held', flush=True); time.sleep(60)"
+    held += "claim_rank(Path(sys.argv[1]), 1); print('held', flush=True); time.sleep(600)"
     argv = [sys.executable, "-c", held, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None

@@ -132,7 +132,7 @@ def test_a_new_tokenizer_for_trained_weights_is_refused(tmp_path: Path) -> None:
     assert problem.where == "data.tokenizer"
     assert "the model's weights know another vocabulary" in problem.what
     assert problem.fix == f"data/tokenizer=pretrained data.tokenizer.path={tmp_path}"
-    validate(values("model=hf_folder", f"model.path={tmp_path}", *problem.fix.split()))
+    validate(values("model=hf_folder", f"model.path={tmp_path}", *problem.fix.split(" ", 1)))
 
 
 def test_a_model_folder_that_is_not_there_is_said_before_its_tokenizer() -> None:

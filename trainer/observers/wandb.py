@@ -22,6 +22,7 @@ from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, Upl
 
 _log = logging.getLogger(__name__)
 _INIT_S = 10.0  # wandb's own default of 90 s is long for a server that is not there
+_LOCAL_INIT_S = 90.0  # nobody is asked but a process of this machine, which may be busy
 _FINISH_S = 20.0
 _FLUSH_S = 1  # of the local file; wandb's 15 s are lost when the process is killed
 
@@ -83,6 +84,10 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+        if self._run.offline:
+            # wandb 0.31: its service writes on when finish() has returned, and what a rank leaves
+            # behind is ended with its attempt.
+            wandb.teardown()
 
     def _record(self, step: int, group: str, values: Mapping[str, Any]) -> None:
         named = {f"{group}/{name}": value for name, value in values.items()}
@@ -98,7 +103,7 @@ def _begin(mode: Literal["offline", "online"], arguments: dict[str, Any], *, ini
             _log.warning("W&B cannot be reached (%s); logging offline into the run folder", reason)
             # wandb 0.31: its service keeps the id "in use" after a failed init.
             wandb.teardown()
-    return wandb.init(mode="offline", settings=_settings(init_s), **arguments)
+    return wandb.init(mode="offline", settings=_settings(_LOCAL_INIT_S), **arguments)
 
 
 def _settings(init_s: float) -> Any:
