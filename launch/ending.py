@@ -11,7 +11,7 @@ from launch.node.failure import read_failure
 from launch.outcome import where_it_goes_on
 from launch.run.attempts import read_lines_of
 from launch.run.kept_states import goes_on
-from launch.run.run_folder import DEFAULT_ROOT, attempts
+from launch.run.run_folder import attempts, typed_name
 from launch.run.status import last_metrics
 from trainer.errors import DataError, Exit
 from trainer.records.attempt import read_done
@@ -125,8 +125,3 @@ def _newest_plan(run: RunFiles) -> dict[str, Any]:
             plan: dict[str, Any] = read_json(files.plan)
             return plan
     return {}
-
-
-def typed_name(run: RunFiles) -> str:
-    """What a person types to mean this run: a path where the default root would not find it."""
-    return run.name if run.root.parent == Path(DEFAULT_ROOT) else str(run.root)

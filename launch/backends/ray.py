@@ -11,12 +11,12 @@ from pathlib import Path
 
 from launch.base import Job, JobState, Submission
 from launch.driving.detached import detach, driver_words, job_of, render_driven, stay, stop_driver
-from launch.ending import typed_name
 from launch.node.ranks_spec import WORKER
 from launch.raying.jobs import JobsApi, job_command, open_environment
 from launch.raying.preflight import address_of, check
 from launch.run.ended import Ended, write_ended
 from launch.run.job_record import JobRecord, read_job, write_job
+from launch.run.run_folder import typed_name
 from launch.ssh.words import selected
 from trainer.config.sections.ray import RayLaunch
 from trainer.errors import Exit, Refused

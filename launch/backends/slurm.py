@@ -16,6 +16,7 @@ from launch.run.ended import Ended, write_ended
 from launch.run.job_record import JobRecord, read_job, write_job
 from launch.run.lease import read_beat
 from launch.run.liveness import own_mark, read_mark
+from launch.run.run_folder import typed_name
 from launch.slurm.array import link
 from launch.slurm.array import render as render_array
 from launch.slurm.client import Answer, accepted, ask, on, plain_environment
@@ -141,10 +142,10 @@ class SlurmBackend:
         for each in reversed(record.jobs):  # the last of a chain first: none begins meanwhile
             answer = _withdraw_pending(each, record.cluster)
             if not (is_answer(answer) or "already complet" in answer.err):
-                name = files.root.parent.parent.name
+                run = RunFiles(files.root.parent.parent)
                 raise Refused(
-                    f"{name} cannot be stopped now, Slurm does not take it: {answer.why}; "
-                    f"longhaul stop {name} once more when Slurm answers"
+                    f"{run.name} cannot be stopped now, Slurm does not take it: {answer.why}; "
+                    f"longhaul stop {typed_name(run)} once more when Slurm answers"
                 )
         (job,) = self.jobs([files])
         if job.state is JobState.RUNNING and files.ended.exists():
@@ -200,7 +201,8 @@ def _not_taken(answer: Answer, what: str, *, run: RunFiles) -> LonghaulError:
     said = answer.why if answer.code != 0 else f"{answer.out.strip()[:100]!r} is no number of a job"
     return LonghaulError(
         f"nobody can say whether Slurm took {what}: sbatch: {said}; squeue shows it. "
-        f"longhaul resume {run.name} submits it again, to which a job that was taken gives way"
+        f"longhaul resume {typed_name(run)} submits it again, "
+        "to which a job that was taken gives way"
     )
 
 

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.ending import typed_name
 from launch.run.copies import look, restore
 from launch.run.housekeeping import disk_bytes, move, remove, rename, rubbish
-from launch.run.run_folder import DEFAULT_ROOT, find, list_runs, read_record
+from launch.run.run_folder import DEFAULT_ROOT, find, list_runs, read_record, typed_name
 from launch.run.standing import standings
 from launch.run.status import status_of
 from launch.table import age_text, show

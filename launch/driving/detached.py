@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launch.base import Submission, spec_of
-from launch.ending import say_ending, typed_name
+from launch.ending import say_ending
 from launch.node.processes import send
 from launch.node.ranks_spec import RANKS_FILE, spec_text
 from launch.run.job_record import Job
 from launch.run.liveness import is_alive, is_elsewhere, job_of_mark, read_mark
+from launch.run.run_folder import typed_name
 from trainer.errors import Exit
 from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles, RunFiles

@@ -206,17 +206,22 @@ def locked(run: RunFiles) -> Iterator[None]:
         os.close(descriptor)
 
 
+def typed_name(run: RunFiles) -> str:
+    """What a person types to mean this run: a path where the default root would not find it."""
+    return run.name if run.root.parent == Path(DEFAULT_ROOT) else str(run.root)
+
+
 def refuse_if_running(run: RunFiles, *, silent: ProcessMark | None = None) -> None:
     """Raises: Refused if an agent carries the run already. `silent`: one known to be dead."""
     mark = running(run)
     if mark is None or mark == silent:
         return
-    fix = f"end it with `longhaul stop {run.name}`"
+    fix = f"end it with `longhaul stop {typed_name(run)}`"
     if is_elsewhere(mark):
         fix = f"end it on {mark.host}; if that machine is gone for good: resume.takeover=true"
     raise Refused(
         f"run {run.name} is running already (attempt {attempts(run)[-1].number}, process "
-        f"{mark.pid} on {mark.host}); see `longhaul status {run.name}`, {fix}"
+        f"{mark.pid} on {mark.host}); see `longhaul status {typed_name(run)}`, {fix}"
     )
 
 

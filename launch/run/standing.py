@@ -17,6 +17,7 @@ from launch.run.run_folder import (
     refuse_if_running,
     running,
     silent_owner,
+    typed_name,
 )
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -90,8 +91,8 @@ def free_to_start(run: RunFiles, *, lease_s: float, takeover: bool) -> ProcessMa
         raise Refused(f"run {name} {why}; try once more when it is")
     how = "waits already" if now.job.state is JobState.PENDING else "is running already"
     raise Refused(
-        f"run {name} {how}: {now.job.why}; see `longhaul status {name}`, end it with "
-        f"`longhaul stop {name}`"
+        f"run {name} {how}: {now.job.why}; see `longhaul status {typed_name(run)}`, end it with "
+        f"`longhaul stop {typed_name(run)}`"
     )
 
 
@@ -101,4 +102,7 @@ def refuse_if_active(run: RunFiles) -> None:
     if now.job is None:
         refuse_if_running(run)
     elif now.may_be_active:
-        raise Refused(f"run {run.name} is not over: {now.job.why}; end it with `longhaul stop`")
+        raise Refused(
+            f"run {run.name} is not over: {now.job.why}; end it with "
+            f"`longhaul stop {typed_name(run)}`"
+        )

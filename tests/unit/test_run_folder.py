@@ -284,8 +284,9 @@ def test_a_run_whose_job_is_being_stopped_is_not_started_and_says_why(
     (tools / "squeue").write_text("#!/bin/sh\necho '12|RUNNING|None|N/A|1:00:00|node1'\n")
     (tools / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    with pytest.raises(Refused, match="run first is running already: "):
+    with pytest.raises(Refused, match="run first is running already: ") as caught:
         free_to_start(run, lease_s=30.0, takeover=False)
+    assert f"`longhaul stop {run.root}`" in str(caught.value)  # not under runs/: by its path
     write_record(files.stop, Stop("user", time=1.0))
     with pytest.raises(Refused, match=r"run first was told to stop and is not over: .*try once"):
         free_to_start(run, lease_s=30.0, takeover=False)
