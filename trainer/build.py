@@ -38,6 +38,7 @@ from trainer.models.attention import check_packing
 from trainer.models.build import build_model, keep_reference
 from trainer.models.language_model import compile_model
 from trainer.models.merged import has_frozen
+from trainer.models.mixout import mix_out
 from trainer.models.starting import StartingValues
 from trainer.models.wrappers import AnyModel
 from trainer.observers.base import Observer
@@ -165,7 +166,8 @@ def build_engine(plan: RunPlan, world: World) -> Engine:
 def _frozen_folder(plan: RunPlan) -> Path | None:
     """Where values come from at every start, because no checkpoint has them."""
     model = plan.config.model
-    is_needed = has_frozen(model) or has_reference(plan)
+    mixes = plan.config.regularize.mixout > 0
+    is_needed = has_frozen(model) or has_reference(plan.config.task) or mixes
     if not is_needed or not isinstance(model, FolderModel) or model.weights == "fresh":
         return None
     return Path(model.path)
@@ -293,6 +295,8 @@ def _make_model(plan: RunPlan, device: torch.device) -> AnyModel:
     )
     if has_reference(plan.config.task):
         keep_reference(model, section, vocab_size=plan.vocab_size, dtype=dtype, device=device)
+    if rate := plan.config.regularize.mixout:
+        mix_out(model, rate=rate, seed=plan.config.run.seed)
     starting.keep_frozen_values(model, section, seed=plan.config.run.seed)
     if section.compile:
         differ = plan.config.task.data == "examples" or plan.decoder_start_id is not None

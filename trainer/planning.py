@@ -226,6 +226,7 @@ def layout_of(config: Config, world: int) -> Layout:
         background_saves=config.checkpoint.asynchronous,
         kept_states=_kept_states(config),
         average=config.regularize.ema.decay > 0,
+        starting=config.regularize.mixout > 0,
         reference=isinstance(config.task, PreferenceTask) and config.task.loss == "dpo",
     )
 

@@ -277,3 +277,26 @@ def test_what_makes_no_groups_is_refused(run: RunFiles, capsys: pytest.CaptureFi
         assert "is not there any more" in said(capsys, *asked, "about", code=Exit.STOP)
     finally:
         path.write_text(whole, "utf-8")
+
+
+def test_answers_with_words_of_a_list_are_counted_and_shown(
+    run: RunFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("# mine\nmachines\tENGINE\nmachines\tmotor\nplaces\tre:h[aou]+se\n")
+    argv = [str(run.root), "--answers", "9", "--scores", "exact_match", "--words", str(words)]
+    result = json.loads(said(capsys, *argv, "--json", "--write", str(tmp_path / "said.jsonl")))
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    engines, houses = ([word in row["answer"] for row in rows] for word in ("engine", "house"))
+    assert result["flagged/machines"] == sum(engines) / 9 > 0
+    assert result["flagged/places"] == sum(houses) / 9 > 0
+    assert result["flagged"] == sum(a or b for a, b in zip(engines, houses, strict=True)) / 9
+    for row, has_engine in zip(rows, engines, strict=True):
+        assert row["flagged"].get("machines") == (["engine"] if has_engine else None)
+    assert "spellings of the list alone" in said(capsys, *argv)
+    for text, what in (("no tab here\n", "row 1 is no category"), ("a\tre:(\n", "no regular")):
+        words.write_text(text)
+        assert what in said(capsys, *argv, code=Exit.REFUSED)
+    argv.remove("--answers")
+    argv.remove("9")
+    assert "--words looks at answers" in said(capsys, *argv, code=Exit.REFUSED)

@@ -34,6 +34,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "fgm": ("classify", ["regularize.adversarial.kind=fgm"]),
     "pgd of a decoder": ("chat", ["regularize.adversarial.kind=pgd"]),
     "freelb": ("tag", ["regularize.adversarial.kind=freelb", "regularize.adversarial.steps=2"]),
+    "mixout": ("classify", ["regularize.mixout=0.4"]),
+    "mixout of a decoder": (
+        "chat",
+        ["regularize.mixout=0.4", "model.activation_checkpointing=true"],
+    ),
     "llrd": ("classify", ["regularize.layer_decay=0.5"]),
     "unfreeze": ("classify", ["regularize.unfreeze_every=1"]),
     "early": (
@@ -46,7 +51,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
 }
 LAYOUTS = {1: [("plain", 1), ("plain", 2)], 2: [("zero2", 2), ("zero3", 1)]}
-RESUMED = ("ema", "early", "unfreeze", "fgm")  # all that has a state, and one that has none
+RESUMED = ("ema", "early", "unfreeze", "mixout", "fgm")  # all with a state, and one without
 DROPS_OUT = ("r_drop",)
 SAME_CUT = ("plain-w1-a2-packed", "zero3-w2-a1-packed")
 STEPS = 4
@@ -88,11 +93,20 @@ def in_all_layouts(world: World, base: RunPlan, folder: Path, *, resumed: bool) 
 
 
 @pytest.fixture(scope="module")
-def found(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Found]]:
-    """By size of the world and case."""
+def found(
+    ranks: RankPool, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, Found]]:
+    """By size of the world and case: all of them, or the one that was asked for."""
     folder = tmp_path_factory.mktemp("regularize")
     more = [f"steps.total={STEPS}", "steps.eval_every=2", "checkpoint.asynchronous=false"]
-    plans = {n: case_plan(folder, task, [*more, *given]) for n, (task, given) in CASES.items()}
+    ours = [item for item in request.session.items if item.path == Path(__file__)]
+    asked = {item.callspec.params["name"] for item in ours if hasattr(item, "callspec")}
+    alone = all(hasattr(item, "callspec") for item in ours)
+    plans = {
+        name: case_plan(folder, task, [*more, *given])
+        for name, (task, given) in CASES.items()
+        if name in asked or not alone
+    }
     by_size = {}
     for size in LAYOUTS:
         answers = ranks.run(size, all_cases, plans, folder / f"world-{size}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,6 +197,12 @@ def test_evaluate_says_what_the_run_said_of_itself(
     assert said["terms"] == terms
     assert said["loss"] == pytest.approx(loss / terms, rel=1e-5)
     assert said["token_accuracy"] == pytest.approx(right / terms)
+    tokenizer = TextTokenizer.open(Path(plan.stores[0].path))
+    rows = [row[row >= 0] for b in held_out_rows(plan, 5) for row in b.labels_RT]
+    texts = [row[row != tokenizer.end_of_text_id].tolist() for row in rows]
+    pieces = [tokenizer.tokenizer.id_to_token(one) for row in texts for one in row]
+    # a letter of a byte-level token is one byte of the text; not so where a row cuts a letter up
+    assert said["bits_per_byte"] == pytest.approx(loss / math.log(2) / len("".join(pieces)))
     assert evaluate.main([str(tmp_path / "out"), "--rows", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(said["loss"], rel=1e-5)
 

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from trainer.models.mixout import mixout
 from trainer.objectives.adversarial import fgm, freelb_start, pgd, projected
 from trainer.objectives.neftune import neftune_noise
-from trainer.objectives.weight_average import averaged_, mixout, warmed_decay
+from trainer.objectives.weight_average import averaged_, warmed_decay
 
 # Two rows: examples 0 and 1 share the first, 2 has the second, which ends in padding.
 EXAMPLES = torch.tensor([[0, 0, 1, 1, 1], [2, 2, -1, -1, -1]])

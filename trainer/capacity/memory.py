@@ -51,6 +51,7 @@ class Layout:
     kept_states: int = 0  # of a rank's share, in its node's shared memory; the neighbour's included
     average: bool = False  # of the weights, beside the moments
     reference: bool = False  # a frozen copy of the model beside it
+    starting: bool = False  # its matrices as they were, beside them; counted as all of the model
     canonical: bool = False  # moments, masters and sums in shares, two buckets; stage is 1
 
 
@@ -154,7 +155,7 @@ def _share(elements: int, layout: Layout, *, from_stage: int) -> int:
 
 def _parameters(shape: Shape, layout: Layout) -> int:
     count = num_parameters(shape)
-    models = 2 if layout.reference else 1
+    models = 2 if layout.reference or layout.starting else 1
     held = models * _share(count, layout, from_stage=3)
     if layout.stage == 3:
         held += _persistent(shape, layout)
@@ -168,7 +169,7 @@ def _parameters(shape: Shape, layout: Layout) -> int:
 def _persistent(shape: Shape, layout: Layout) -> int:
     """Elements of parameters that stage 3 keeps whole because they are small."""
     limit = layout.persistence_threshold_elements
-    models = 2 if layout.reference else 1
+    models = 2 if layout.reference or layout.starting else 1
     return models * sum(g.elements for g in tensors(shape) if g.elements_each < limit)
 
 

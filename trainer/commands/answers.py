@@ -21,6 +21,7 @@ from trainer.errors import Exit, Refused
 from trainer.evals.asked import Asked, asked_of
 from trainer.evals.generated import Decoding, answers, room_for, scores_named, values_of
 from trainer.evals.metrics.base import Running
+from trainer.evals.metrics.word_list import WordList, read_word_list
 from trainer.export.trained import Trained
 from trainer.plan import RunPlan
 
@@ -39,10 +40,18 @@ class Wish:
     decoding: Decoding
     scores: dict[str, Running]
     write: Path | None
+    words: WordList | None = None
 
 
-def wish_of(given: argparse.Namespace, plan: RunPlan) -> Wish:
-    """Raises: Refused for a task without answers, a score there is not, or nothing held out."""
+def wish_of(given: argparse.Namespace, plan: RunPlan) -> Wish | None:
+    """None if no answer is asked for.
+
+    Raises: Refused for a task without answers, a score there is not, or nothing held out.
+    """
+    if not given.answers:
+        if given.words is not None:
+            raise Refused("--words looks at answers: say how many, as in --answers 100")
+        return None
     task = plan.config.task
     if not isinstance(task, ChatTask | Seq2SeqTask):
         raise Refused(f"--answers: task={task.kind} writes no answers; chat and seq2seq do")
@@ -52,6 +61,9 @@ def wish_of(given: argparse.Namespace, plan: RunPlan) -> Wish:
         raise Refused(f"--write {given.write}: the file exists; name a new one")
     names = given.scores.split(",") if given.scores else _SCORES[task.kind]
     scores = scores_named(names)
+    words = None if given.words is None else read_word_list(given.words)
+    if words is not None:
+        scores["words"] = Running(words)
     tokenizer = TaskTokenizer.open(Path(plan.stores[0].path))
     if isinstance(task, ChatTask):
         ends = ends_of_turns(tokenizer)
@@ -67,7 +79,7 @@ def wish_of(given: argparse.Namespace, plan: RunPlan) -> Wish:
     found = list(islice(asked_of(examples, decode=tokenizer.decode_plain), given.answers))
     if not found:
         raise Refused(f"run {plan.config.run.name} holds out no example that has an answer")
-    return Wish(found, 0, tokenizer, decoding, scores, given.write)
+    return Wish(found, 0, tokenizer, decoding, scores, given.write, words)
 
 
 def answer(wish: Wish, trained: Trained, model: Any, *, as_json: bool) -> Exit:
@@ -87,6 +99,7 @@ def answer(wish: Wish, trained: Trained, model: Any, *, as_json: bool) -> Exit:
             "prompt": wish.tokenizer.decode(list(one.prompt)),
             "answer": said[number],
             "references": list(one.references),
+            **_flagged(said[number], wish.words),
         }
         for number, one in enumerate(wish.asked)
     ]
@@ -104,6 +117,14 @@ def answer(wish: Wish, trained: Trained, model: Any, *, as_json: bool) -> Exit:
     else:
         _show(result, rows, seconds=time.perf_counter() - started)
     return Exit.DONE
+
+
+def _flagged(answer: str, words: WordList | None) -> dict[str, Any]:
+    """What was hit, for somebody to read before the share is believed."""
+    if words is None:
+        return {}
+    hits = {name: words.found(answer, name) for name, _ in words.categories}
+    return {"flagged": {name: found for name, found in hits.items() if found}}
 
 
 def _with_room(wish: Wish, model: Any) -> Wish:
@@ -129,6 +150,10 @@ def _show(result: dict[str, Any], rows: Sequence[dict[str, Any]], *, seconds: fl
     for name, value in result.items():
         if isinstance(value, float):
             print(f"  {name:16} {value:.4f}")
+    if "flagged" in result:
+        print(
+            "  flagged: spellings of the list alone; 0 says nothing about meaning (docs/metrics.md)"
+        )
     if result["left_out"]:
         print(f"  {result['left_out']} left out: prompt and answer are longer than the model reads")
     print(f"  in {seconds:.1f} s")

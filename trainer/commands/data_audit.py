@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trainer.commands.translating import translator_of
 from trainer.config.schema import Config
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.errors import Exit, LonghaulError
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         from trainer.data.inspect import audit
         from trainer.data.prepare import prepare
 
-        stores = prepare(config, log=lambda line: print(line, file=sys.stderr))
+        stores = prepare(config, log=_say, translate=translator_of(config))
         found = audit(config, stores, first_step=given.first_step, last_step=last)
     except LonghaulError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -58,7 +59,7 @@ def _of_examples(config: Config, data: ExamplesSection, *, show: int, as_json: b
     from trainer.data.prepare import prepare
 
     try:
-        stores = prepare(config, log=lambda line: print(line, file=sys.stderr))
+        stores = prepare(config, log=_say, translate=translator_of(config))
         report = audited(config, data, stores)
         examples = beginning(Path(stores[0].path), count=show, colour=sys.stdout.isatty())
     except LonghaulError as e:
@@ -91,6 +92,10 @@ def _text(found: dict[str, Any]) -> str:
             f"{s['tokens']:,} tokens"
         )
     return "\n".join(lines)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from trainer.commands.translating import translator_of
 from trainer.config.schema import Config
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.errors import LonghaulError
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         from trainer.data.inspect import as_dict, shown_row
         from trainer.data.prepare import prepare
 
-        stores = prepare(config, log=lambda line: print(line, file=sys.stderr))
+        stores = prepare(config, log=_say, translate=translator_of(config))
         if isinstance(config.data, ExamplesSection):
             return _examples(config, stores, sample=sample, as_json=given.json)
         row = shown_row(config, stores, sample=sample)
@@ -76,6 +77,10 @@ def _examples(config: Config, stores: Sequence[StorePlan], *, sample: int, as_js
     )
     print("\n".join(found.examples))
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

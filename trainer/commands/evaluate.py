@@ -5,7 +5,8 @@ model must fit on it (during training, evaluation runs on all ranks: steps.eval_
 is to see, a confusion matrix and scores by length, is put into the run's folder, under figures/.
 --by COLUMN also scores the held-out examples in groups, by a column of their file (whom they speak
 of, where they are from), and says how far the groups are apart.
---answers writes what the model says to held-out examples of chat or seq2seq, and scores it.
+--answers writes what the model says to held-out examples of chat or seq2seq, and scores it; --words
+FILE also counts the answers that hold a word of a list (lines of a category, a tab and a word).
 example: longhaul evaluate first-run --rows 512
          longhaul evaluate my-summaries --answers 100 --scores rouge,bleu --write said.jsonl
 """
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=None, help="of an answer")
     parser.add_argument("--beams", type=int, default=1, help="1: the likeliest token each time")
     parser.add_argument("--write", type=Path, help="a new file for the answers, a JSON line each")
+    parser.add_argument("--words", type=Path, help="a list of words that answers should not hold")
     parser.add_argument("--by", metavar="COLUMN", help="also score each group of this column apart")
     given = parser.parse_args(argv)
     return ended(lambda: _evaluate(given))
@@ -44,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(given: argparse.Namespace) -> Exit:
     from trainer.commands.answers import answer, wish_of
+    from trainer.commands.bytes_of_rows import bits_per_byte
     from trainer.commands.figures import write_figures
     from trainer.commands.groups import group_scores
     from trainer.commands.rows import held_out_rows
@@ -59,7 +62,7 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     trained = open_trained(
         given.path, step=given.step, defaults=defaults_of(given), average=given.average
     )
-    wish = wish_of(given, trained.plan) if given.answers else None
+    wish = wish_of(given, trained.plan)
     batches = held_out_rows(trained.plan, given.rows)
     if not batches:
         raise Refused(_nothing_to_score(trained.plan, given.rows))
@@ -72,7 +75,7 @@ def _evaluate(given: argparse.Namespace) -> Exit:
         model = with_reference(model, trained.plan, dtype=dtype, device=device)
     task = task_of(trained.plan)
     totals = total_scores(Alone(device), task, model, batches, device=device)
-    values = values_of(task, totals)
+    values = values_of(task, totals) | bits_per_byte(trained.plan, batches, loss=totals["loss"])
     result = {"step": trained.step, "terms": int(totals["terms"]), **values}
     groups = None
     if given.by is not None:

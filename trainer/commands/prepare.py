@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.commands.ending import said_of_the_place
+from trainer.commands.translating import translator_of
 from trainer.config.schema import Config
 from trainer.config.sections.data import DataSection
 from trainer.errors import LonghaulError
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         from trainer.data.audit_gate import gate  # numpy and the vendors, after the arguments
         from trainer.data.prepare import prepare
 
-        stores = prepare(config, log=_say)
+        stores = prepare(config, log=_say, translate=translator_of(config))
         gate(config, stores, log=_say)
         if given.result is None:  # asked for by hand: look at every byte, not at sizes alone
             _verify(config, stores)

@@ -14,6 +14,7 @@ def regularize_problems(config: Config) -> Iterator[Problem]:
     yield from _early_stopping_problems(config)
     yield from _ema_problems(config)
     yield from _pass_problems(config)
+    yield from _mixout_problems(config)
 
 
 def _early_stopping_problems(config: Config) -> Iterator[Problem]:
@@ -36,6 +37,23 @@ def _ema_problems(config: Config) -> Iterator[Problem]:
     if engine.offload_optimizer == "nvme":
         what = "an average of weights that lie on a disk would be read and written at every step"
         yield Problem("regularize.ema.decay", what, "engine.offload_optimizer=cpu")
+
+
+def _mixout_problems(config: Config) -> Iterator[Problem]:
+    if not config.regularize.mixout:
+        return
+    where, off, model = "regularize.mixout", "regularize.mixout=0", config.model
+    if model.adapter.kind != "none":
+        what = f"model/adapter={model.adapter.kind} leaves weights as the model started with them"
+        yield Problem(where, what, f"{off}, or model/adapter=none")
+    if model.compile:
+        yield Problem(where, "what it draws cannot be compiled", "model.compile=false")
+    if isinstance(config.engine, DeepSpeedEngine) and config.engine.offload_parameters != "none":
+        what = "it keeps a second copy of the weights, which are to lie elsewhere"
+        yield Problem(where, what, f"{off}, or engine.offload_parameters=none")
+    if config.task.kind == "preference":
+        what = "a preference is measured against the model as it is, not as it is mixed"
+        yield Problem(where, what, off)
 
 
 def _pass_problems(config: Config) -> Iterator[Problem]:

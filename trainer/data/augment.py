@@ -10,12 +10,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from trainer.config.sections.examples import AugmentSettings
+from trainer.data.back_translated import BackTranslated, Translate
 from trainer.errors import DataError
 from trainer.records.record import Record
 
@@ -29,20 +30,46 @@ _EDGES = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
 class Augmentation:
     """What the preparation does with each record that is trained on."""
 
-    def __init__(self, settings: AugmentSettings, *, task: str) -> None:
-        """Raises: DataError for a lexicon that cannot be read, or a task whose labels would lie."""
-        if settings.copies and task not in TASKS:
+    def __init__(
+        self,
+        settings: AugmentSettings,
+        *,
+        task: str,
+        root: Path = Path(),
+        translate: Translate | None = None,
+    ) -> None:
+        """`root`: where what came back from other languages is kept; `translate` asks for more.
+
+        Raises: DataError for a lexicon that cannot be read, or a task whose labels would lie.
+        """
+        wants_back = settings.back_translation is not None
+        if (settings.copies or wants_back) and task not in TASKS:
             raise DataError(
                 f"data.augment changes texts, and labels of task={task} speak of places in them; "
-                f"set data.augment.copies=0, or take one of {', '.join(TASKS)}"
+                f"set data.augment.copies=0 data.augment.back_translation=null, or take one of "
+                f"{', '.join(TASKS)}"
             )
         self._settings = settings
         self._lexicon: Lexicon = {}
         if settings.lexicon is not None and settings.copies:
             self._lexicon = read_lexicon(Path(settings.lexicon).expanduser())
+        self._back: BackTranslated | None = None
+        if wants_back:
+            if translate is None:
+                raise DataError(
+                    "texts are said in other languages by `longhaul data prepare` alone"
+                )
+            self._back = BackTranslated(settings, root, translate)
+
+    def ahead(self, records: Iterable[tuple[Record, bool]]) -> Iterator[tuple[Record, bool]]:
+        """The same, and whether each is trained on; some are read before the first is given."""
+        return iter(records) if self._back is None else self._back.ahead(records)
 
     def of(self, record: Record) -> Iterator[Record]:
-        return augmented(record, self._settings, self._lexicon)
+        yield from augmented(record, self._settings, self._lexicon)
+        back = None if self._back is None else self._back.of(record)
+        if back is not None:
+            yield back
 
 
 def augmented(record: Record, settings: AugmentSettings, lexicon: Lexicon) -> Iterator[Record]:

@@ -22,6 +22,7 @@ from trainer.config.sections.data import (
     TrainedTokenizer,
 )
 from trainer.config.sections.example_data import ExamplesSection
+from trainer.data.back_translated import Translate
 from trainer.data.encode_pool import EncodeSettings, encoded
 from trainer.data.encoder import AcceleratorDiffers, EncodedChunk, accelerator_fault, token_dtype
 from trainer.data.order import is_held_out
@@ -62,15 +63,16 @@ class _Work:
     tokenizer_folder: Path
 
 
-def prepare(config: Config, *, log: Log) -> list[StorePlan]:
+def prepare(config: Config, *, log: Log, translate: Translate | None = None) -> list[StorePlan]:
     """Make every store that is missing or stale; the stores in the order of data.sources.
+    `translate`: for data.augment.back_translation, see back_translated.py.
 
     Raises: Refused for a corpus or a tokenizer that will not do, as far as that shows before a
     store is begun (the beginning of every source, the tokenizer's sample), and for a custom source
     outside run.trust; DataError for what shows later, and for a disk that will not do.
     """
     if isinstance(config.data, ExamplesSection):
-        return prepare_examples(config, config.data, log=log)
+        return prepare_examples(config, config.data, log=log, translate=translate)
     return _prepare_text(config, config.data, log=log)
 
 

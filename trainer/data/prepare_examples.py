@@ -21,6 +21,7 @@ from trainer.config.schema import Config
 from trainer.config.sections.example_data import ExampleSource, ExamplesSection
 from trainer.config.sections.examples import RecordsSource
 from trainer.data.augment import Augmentation
+from trainer.data.back_translated import Translate
 from trainer.data.best_fit import packed_rows, windows
 from trainer.data.encodings.base import Encoding
 from trainer.data.encodings.example import Example
@@ -74,7 +75,9 @@ class _Work:
         return (alone or self.source).on_bad_line
 
 
-def prepare_examples(config: Config, data: ExamplesSection, *, log: Log) -> list[StorePlan]:
+def prepare_examples(
+    config: Config, data: ExamplesSection, *, log: Log, translate: Translate | None = None
+) -> list[StorePlan]:
     """Make every store that is missing or stale; the stores in the order of data.sources.
 
     Raises: Refused for settings and files that will not do, as far as that shows before a store is
@@ -85,14 +88,14 @@ def prepare_examples(config: Config, data: ExamplesSection, *, log: Log) -> list
     with nothing_written():
         found = find_example_stores(plain, task, decoder_start=start)
     if found is None:
-        _make(config, data, log=log)
+        _make(config, data, log=log, translate=translate)
         found = find_example_stores(plain, task, decoder_start=start)
     if found is None:
         raise DataError("the examples changed while they were prepared; run the command again")
     return [StorePlan(**asdict(store)) for store in found]
 
 
-def _make(config: Config, data: ExamplesSection, *, log: Log) -> None:
+def _make(config: Config, data: ExamplesSection, *, log: Log, translate: Translate | None) -> None:
     keys = example_keys(
         data.model_dump(mode="json"),
         config.task.model_dump(mode="json"),
@@ -102,7 +105,12 @@ def _make(config: Config, data: ExamplesSection, *, log: Log) -> None:
         tokenizer = TaskTokenizer.open(Path(data.tokenizer.path).expanduser())
         labels = _labels(config, data, tokenizer, log=log)
         encoding = encoding_of(config, tokenizer, labels=labels)
-        augmentation = Augmentation(data.augment, task=config.task.kind)
+        augmentation = Augmentation(
+            data.augment,
+            task=config.task.kind,
+            root=Path(data.store_root),
+            translate=translate,
+        )
         for name, source in data.sources.items():
             _check_beginning(name, source, encoding)
     with space_named(keys.root):
@@ -197,8 +205,10 @@ def _split_records(work: _Work, rejected: Rejected) -> Iterator[tuple[Split, Rec
     """Every record, and whether it is trained on; those for evaluation alone come last."""
     fraction = 0.0 if work.held_out is not None else work.data.held_out_fraction
     wanted = work.encoding.wanted
-    for number, record in enumerate(records(work.source, rejected=rejected, wanted=wanted)):
-        if is_held_out(number, fraction):
+    every = enumerate(records(work.source, rejected=rejected, wanted=wanted))
+    told = ((record, not is_held_out(number, fraction)) for number, record in every)
+    for record, is_trained in work.augmentation.ahead(told):
+        if not is_trained:
             yield "held_out", record
         else:
             yield from (("train", made) for made in work.augmentation.of(record))

@@ -43,6 +43,7 @@ _ADAPTER = re.compile(
     r"\.(lora_(A|B|magnitude_vector)\.default(\.weight)?|ia3_l\.default"
     r"|bottleneck\.(down|up)\.(weight|bias))$|^prompt\."
 )
+STARTING = "starting_weight"  # leaf of what a matrix began as, beside it (mixout.py); frozen
 _PLACE = re.compile(r"\.(lora_(A|B|magnitude_vector)|ia3_l|bottleneck)\.")
 
 
@@ -81,8 +82,8 @@ def is_magnitude(name: str) -> bool:
 
 
 def base_name(name: str) -> str:
-    """A parameter's name in the model without adapters."""
-    return name.replace(".base_layer.", ".")
+    """A parameter's name in the model without adapters; of what it began as, its own."""
+    return re.sub(rf"\.{STARTING}$", ".weight", name.replace(".base_layer.", "."))
 
 
 def place_of(name: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ModelError
-from trainer.models.adapters import base_name, is_adapter
+from trainer.models.adapters import STARTING, base_name, is_adapter
 from trainer.models.wrappers import AnyModel
 from trainer.records.fragment import MASTER, Fragment
 
@@ -118,6 +118,8 @@ def initial_rules(model: AnyModel) -> dict[str, Rule]:
     for path, module in model.named_modules():
         for leaf, _ in module.named_parameters(recurse=False):
             name = f"{path}.{leaf}"
+            if leaf == STARTING:
+                continue  # begins as the matrix beside it
             if is_adapter(name):
                 rules[name] = _adapter_rule(name, module)
             elif leaf == "bias":

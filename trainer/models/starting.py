@@ -11,7 +11,7 @@ import torch
 
 from trainer.config.sections.adapters import Ia3Adapter, LoraAdapter
 from trainer.config.sections.model import FolderModel, Model
-from trainer.models.adapters import base_name, is_adapter, is_magnitude, lies_transposed
+from trainer.models.adapters import STARTING, base_name, is_adapter, is_magnitude, lies_transposed
 from trainer.models.encoder import EncoderModel
 from trainer.models.init import InitialValues, initial_rules
 from trainer.models.language_model import REFERENCE
@@ -140,11 +140,11 @@ def fill_parameter(name: str, parameter: torch.nn.Parameter, source: Any) -> Non
 
 
 def base_layout(model: AnyModel) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and whole shapes of the model without adapters, and without a reference."""
+    """Names and whole shapes of the model without adapters, or copies of what it began as."""
     return [
         (base_name(name), tuple(getattr(p, "ds_shape", p.shape)))
         for name, p in model.named_parameters()
-        if not is_adapter(name) and not name.startswith(REFERENCE)
+        if not is_adapter(name) and not name.startswith(REFERENCE) and not name.endswith(STARTING)
     ]
 
 

@@ -22,15 +22,3 @@ def warmed_decay(step: int, decay: float) -> float:
     Source: TensorFlow's ExponentialMovingAverage with num_updates, min(decay, (1+n) / (10+n)).
     """
     return min(decay, (1 + step) / (10 + step))
-
-
-def mixout(
-    weights: torch.Tensor, pretrained: torch.Tensor, *, keep_pretrained: torch.Tensor, rate: float
-) -> torch.Tensor:
-    """Some weights are replaced by the pretrained ones, the others scaled so that the mean stays.
-
-    `keep_pretrained`: a mask of booleans, true with chance `rate` (drawn by the caller).
-    Source: Lee et al. 2020 (Mixout), sec. 3.
-    """
-    mixed = torch.where(keep_pretrained, pretrained, weights)
-    return (mixed - rate * pretrained) / (1.0 - rate)

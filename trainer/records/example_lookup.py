@@ -44,6 +44,7 @@ CODE = (
     "data/task_tokenizer.py",
     "data/template.py",
     "data/augment.py",
+    "data/back_translated.py",
 )
 # Of a task: what its loss is changed by, which no prepared byte depends on.
 OF_LOSS = ("label_smoothing", "z_loss")
@@ -115,6 +116,8 @@ def example_keys(
     shared: list[Any] = [tokenizer, encoded, _template(task), rows, code_digest()]
     if (lexicon := data["augment"]["lexicon"]) is not None and data["augment"]["copies"]:
         shared.append(_content({"format": "text"}, lexicon))
+    if (back := data["augment"].get("back_translation")) is not None:
+        shared.append(translator_facts(back))
     if decoder_start is not None:
         shared.append(["decoder_start", decoder_start])
     if data["labels"] is None:  # they come from all sources, in which every source's numbers stand
@@ -122,6 +125,18 @@ def example_keys(
     stores = {name: _digest([*shared, name, known]) for name, known in facts.items()}
     root = Path(data["store_root"]).expanduser().absolute()
     return StoreKeys(root=root, tokenizer=tokenizer, stores=stores)
+
+
+def translator_facts(back: Mapping[str, Any]) -> list[Any]:
+    """Of the two models that say texts in another language and back: their files.
+
+    Raises: DataError if a folder is missing.
+    """
+    for name in ("there", "back"):
+        if not Path(str(back[name])).expanduser().is_dir():
+            what = f"data.augment.back_translation.{name}: there is no folder {back[name]}"
+            raise DataError(f"{what}; name one with a model of transformers' and its tokenizer")
+    return [_content({"format": "datasets"}, str(back[name])) for name in ("there", "back")]
 
 
 def tokenizer_facts(path: str) -> list[tuple[str, str]]:

@@ -27,14 +27,16 @@ from trainer.tasks.embeddings import added, examples_of, inner, inputs_of, numbe
 _EXAMPLES_OF_A_ROW = 1 << 20  # more than there can be: numbers of examples are apart by this
 
 
-def regularised(task: Task, section: RegularizeSection, *, seed: int) -> Task:
-    """The task as it is trained; itself if nothing is asked for."""
+def regularised(task: Task, section: RegularizeSection, *, seed: int, rows: int = 1) -> Task:
+    """The task as it is trained; itself if nothing is asked for. `rows`: of a step, all ranks."""
     if section.r_drop:
         task = RDrop(task, alpha=section.r_drop)
     if section.adversarial.kind != "none":
         task = Adversarial(task, section.adversarial, seed=seed)
     if section.neftune:
         task = Neftune(task, alpha=section.neftune, seed=seed)
+    if section.mixout:
+        task = MixedOut(task, rows=rows)
     return task
 
 
@@ -49,6 +51,24 @@ class _Trained:
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         return values_of(self._task, sums)
+
+
+class MixedOut(_Trained):
+    """The model's matrices are mixed with those it started with: one mixture a step.
+
+    Samples tell which step it is: all of a step's say the same, on any rank.
+    """
+
+    def __init__(self, task: Task, *, rows: int) -> None:
+        super().__init__(task)
+        self._rows = rows
+
+    def loss_sum(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        first = next(iter(batch.sample_indices), None)
+        if first is not None:  # else rows of no weight, which any mixture does for
+            # It stays: layers may be computed again in the backward. Evaluations mix nothing.
+            inner(model).mixing.step = first // self._rows
+        return self._task.loss_sum(model, batch)
 
 
 class Neftune(_Trained):

@@ -112,7 +112,8 @@ def trained_task(plan: RunPlan) -> Task:
         what = "an encoder-decoder embeds two texts with one table: not said which to move"
         off = f"{where}=0" if section.neftune else f"{where}=none"
         raise ConfigError([Problem(where, what, off)])
-    return regularised(task_of(plan), section, seed=plan.config.run.seed)
+    seed, rows = plan.config.run.seed, plan.config.batch.global_batch_size
+    return regularised(task_of(plan), section, seed=seed, rows=rows)
 
 
 def head_of(plan: RunPlan) -> HeadSpec | None:

@@ -68,6 +68,17 @@ class AuditSettings(Section):
     near_copies: bool  # look for held-out rows that are nearly trained on: < 1 ms a row
 
 
+class BackTranslation(Section):
+    """Two encoder-decoders in folders of transformers': into another language, and back."""
+
+    there: Annotated[str, Field(min_length=1)]
+    back: Annotated[str, Field(min_length=1)]
+    there_prefix: str = ""  # before each text, as T5 wants: "translate English to German: "
+    back_prefix: str = ""
+    beams: Annotated[int, Field(ge=1, le=64)] = 1  # 1: the likeliest token each time
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 256  # of a text, before and after
+
+
 class AugmentSettings(Section):
     """More examples to train on, made of those there are. Shares are of a text's words."""
 
@@ -79,4 +90,6 @@ class AugmentSettings(Section):
     delete: Annotated[float, Field(ge=0, lt=1)]  # left out; one word always stays
     swap: Annotated[float, Field(ge=0, le=1)]  # change places with another word
     mask: Annotated[float, Field(ge=0, lt=1)]  # in runs of 1 to 5 words, each one mask_text
+    # one copy more, said in another language and back; null: none
+    back_translation: BackTranslation | None = None
     mask_text: str  # as the tokenizer spells it; a special token's name stays text

@@ -47,3 +47,5 @@ class RegularizeSection(Section):
     # weight of the divergence of two passes; 0: one pass
     r_drop: Annotated[float, Field(ge=0, examples=[0])]
     adversarial: AdversarialSection
+    # share of the layers' weights that are, for a step, those the model started with; 0: none
+    mixout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -59,6 +60,30 @@ class WordList:
     @cached_property
     def _patterns(self) -> list[list[re.Pattern[str]]]:
         return [_compiled(name, words) for name, words in self.categories]
+
+
+def read_word_list(path: Path) -> WordList:
+    """Lines of a category, a tab and a word (or "re:" and an expression); # begins a remark.
+
+    Raises: Refused for a file that cannot be read, a line that is none, or no line at all.
+    """
+    found: dict[str, list[str]] = {}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise Refused(f"the word list {path} cannot be read: {e}") from e
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        category, tab, word = line.partition("\t")
+        if not tab or not category.strip() or not word.strip():
+            raise Refused(
+                f"{path} row {number} is no category, a tab and a word: {line.strip()[:60]!r}"
+            )
+        found.setdefault(category.strip(), []).append(word.strip())
+    if not found:
+        raise Refused(f"the word list {path} has no word")
+    return WordList(tuple((name, tuple(words)) for name, words in found.items()))
 
 
 def _compiled(category: str, words: Sequence[str]) -> list[re.Pattern[str]]:
