@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from launch.node.inbox import SignalInbox
 from launch.outcome import decide, observe
@@ -27,11 +27,11 @@ from launch.run.stopping import ask_to_stop
 from launch.sweep.cost import rank_seconds
 from launch.sweep.folder import SweepFiles
 from launch.sweep.journal import Trial
+from launch.sweep.metrics import lines_of, names_in, points_of
 from launch.sweep.rungs import Points
 from trainer.config.schema import Config
 from trainer.errors import Exit
 from trainer.records.json_file import write_json
-from trainer.records.metrics import read_metrics
 from trainer.records.run_files import RunFiles
 
 # again: something outside of it ended it; preempted: the same, and nobody's fault; refused: only
@@ -76,7 +76,7 @@ class Runs:
     settings_of: Callable[[Trial], Config]
     inbox: SignalInbox
     _children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _read: dict[Path, tuple[int, list[dict[str, object]]]] = field(default_factory=dict)
+    _read: dict[tuple[Path, bool], tuple[int, list[dict[str, Any]]]] = field(default_factory=dict)
 
     def start(self, trial: Trial) -> None:
         settings = self.files.settings(trial.number)
@@ -108,30 +108,22 @@ class Runs:
         return [self._seen(*one) for one in zip(trials, runs, there, strict=True)]
 
     def points(self, trial: Trial, metric: str) -> Points:
-        lines = self._lines(trial, metric)
-        return [
-            (int(str(line["step"])), float(str(line[metric])))
-            for line in lines
-            if line.get(metric) is not None
-        ]
+        return points_of(self._lines(trial, metric), metric)
 
     def reported(self, trial: Trial, metric: str) -> list[str]:
-        lines = self._lines(trial, metric)
-        heads = ("kind", "attempt", "time", "step", "samples")
-        return [name for name in (lines[0] if lines else {}) if name not in heads]
+        return names_in(self._lines(trial, metric))
 
     def wait(self, seconds: float) -> bool:
         select.select([self.inbox.reader], [], [], seconds)
         return bool(self.inbox.read()) or self.files.stop.exists()
 
-    def _lines(self, trial: Trial, metric: str) -> list[dict[str, object]]:
+    def _lines(self, trial: Trial, metric: str) -> list[dict[str, Any]]:
         """Read again only once there is more."""
         path = self.files.run(trial.number).metrics
-        kind = "eval" if metric.startswith("eval_") else "step"
-        key = path.with_suffix(f".{kind}")
+        key = (path, metric.startswith("eval_"))
         size = path.stat().st_size if path.exists() else 0
         if self._read.get(key, (-1, []))[0] != size:
-            self._read[key] = (size, read_metrics(path, kind))
+            self._read[key] = (size, lines_of(path, metric))
         return self._read[key][1]
 
     def _seen(self, trial: Trial, run: RunFiles, now: Standing) -> Seen:

@@ -11,9 +11,9 @@ from launch.sweep.best import best_trials
 from launch.sweep.cost import rank_seconds
 from launch.sweep.folder import SweepFiles, is_carried, read_sweep
 from launch.sweep.journal import Trial, trials_of
+from launch.sweep.metrics import lines_of, points_of
 from launch.table import age_text, text_of
 from trainer.records.json_file import read_lines
-from trainer.records.metrics import read_metrics
 
 _HOUR = 3600.0
 
@@ -94,9 +94,8 @@ def _row(
 
 
 def _newest(files: SweepFiles, trial: Trial, metric: str) -> float | None:
-    kind = "eval" if metric.startswith("eval_") else "step"
-    lines = read_metrics(files.run(trial.number).metrics, kind)
-    return next((line[metric] for line in reversed(lines) if line.get(metric) is not None), None)
+    points = points_of(lines_of(files.run(trial.number).metrics, metric), metric)
+    return points[-1][1] if points else None
 
 
 def _left(

@@ -131,6 +131,21 @@ def test_what_cannot_be_swept_is_said_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_file_in_the_page_about_sweeps_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text("utf-8")
+    (tmp_path / "sweep").mkdir()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)
+    words = ["--config-dir", str(tmp_path), "sweep=mine", "sweep.sampler=random"]
+    assert main(["sweep", *words, f"run.root={tmp_path}", "--dry-run", "--json"]) == Exit.DONE
+    settings = [row["settings"] for row in json.loads(capsys.readouterr().out)]
+    assert any("optimizer.momentum=" in one for one in settings)
+    assert all(("momentum" in one) == ("=sgd" in one) for one in settings)
+    assert all(one.count("batch.global_batch_size=") == 1 for one in settings)
+
+
 def test_a_folder_of_something_else_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
