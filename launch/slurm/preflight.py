@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,12 +74,21 @@ def check(
     with ThreadPoolExecutor(1) as beside:  # both questions at once: each may take Slurm a while
         taken = beside.submit(ask, ["sbatch", "--test-only"], env=env, stdin=script)
         problems = [*_time_problems(plan, launch), *_partition_problems(plan, launch)]
+        problems += setup_problems(launch)
         answer = taken.result()
     if problems:
         raise ConfigError(problems)
     if answer.code != 0:
         raise Refused(_refusal(answer.why))
     return answer.err.strip()
+
+
+def setup_problems(launch: SlurmLaunch) -> Iterator[Problem]:
+    """The job's first words read it; nodes see the folders that this machine sees."""
+    script = launch.setup_script
+    if script is not None and not os.access(script, os.R_OK):
+        what = f"there is no file {script} that can be read here; the job would end at once"
+        yield Problem("launch.setup_script", what, "launch.setup_script=/shared/path/to/env.sh")
 
 
 def _refusal(why: str) -> str:

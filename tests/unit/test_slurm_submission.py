@@ -13,7 +13,10 @@ from launch.backends.slurm import SlurmBackend
 from launch.base import JobState, Submission
 from launch.run.job_record import JobRecord, read_job, write_job
 from launch.slurm.client import Answer, accepted
+from launch.slurm.preflight import setup_problems
 from launch.slurm.queue import look_up
+from tests.helpers.configs import config
+from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import Exit, LonghaulError, Refused
 from trainer.records.run_files import AttemptFiles, RunFiles
 
@@ -106,6 +109,17 @@ def test_a_queue_that_cannot_be_read_is_not_an_empty_one(says: Says) -> None:
     )
     says("squeue", "echo CLUSTER: alpha")
     assert look_up(["77"])["77"].state is JobState.ENDED
+
+
+def test_a_script_to_begin_with_that_is_not_there_is_said_before(tmp_path: Path) -> None:
+    script = tmp_path / "env.sh"
+    launch = config("launch=slurm", f"launch.setup_script={script}").launch
+    assert isinstance(launch, SlurmLaunch)
+    (problem,) = setup_problems(launch)
+    assert (problem.where, problem.fix[:20]) == ("launch.setup_script", "launch.setup_script=")
+    assert f"there is no file {script}" in problem.what
+    script.write_text("")
+    assert not list(setup_problems(launch))
 
 
 def test_a_job_on_another_cluster_is_asked_for_there(
