@@ -16,7 +16,7 @@ from launch.run.kept_states import is_over, kept_by
 from trainer.errors import Exit
 from trainer.records.run_files import AttemptFiles
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0  # Ray takes a minute to start a process on a busy machine
 _LOOK_S = 0.05
 
 
@@ -35,7 +35,7 @@ def still_there(before: Sequence[Node], team: Team) -> list[Node]:
 def give_back_everywhere(
     nodes: Nodes, there: Sequence[Node], files: AttemptFiles, outcome: Outcome
 ) -> list[str]:
-    """Names of the nodes that did not say that it is done; half a minute at most."""
+    """Names of the nodes that did not say that it is done; two minutes at most."""
     if not there or not is_over(outcome) or kept_by(files) is None:
         return []
     run = files.root.parent.parent.absolute()

@@ -1,15 +1,9 @@
-"""The S3 protocol, against a server of moto's on loopback: what is said, not how fast or how safe.
-
-moto lives in a virtual environment of its own, made once by pip in a folder for temporary files.
-"""
+"""The S3 protocol, against moto's server on loopback: what is said, not how fast or how safe."""
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,12 +14,12 @@ import numpy as np
 import pytest
 
 from tests.helpers.lost_machine import KEY, SECRET, command, lose_the_machine
+from tests.helpers.moto_server import moto_python
 from tests.helpers.nodes import skip
 from trainer.storage.remote import open_store
 
 pytestmark = pytest.mark.cluster
 
-_PINNED = "moto[server]==5.2.5"
 _START_S = 150.0
 _PORTS = range(11000, 19000)  # the kernel gives none of these to whoever asks for any
 
@@ -34,7 +28,7 @@ _PORTS = range(11000, 19000)  # the kernel gives none of these to whoever asks f
 def endpoint() -> Iterator[str]:
     if find_spec("s3fs") is None:
         skip("s3fs is not installed: pip install 'longhaul[s3]'")
-    python = _environment()
+    python = moto_python()
     port = random.choice(_PORTS)
     until = time.monotonic() + _START_S
     server = _serve(python, port)
@@ -46,11 +40,11 @@ def endpoint() -> Iterator[str]:
             assert time.monotonic() < until, "moto's server does not answer"
             time.sleep(0.2)
         request = urllib.request.Request(f"{url}/bucket", method="PUT")
-        with urllib.request.urlopen(request, timeout=10):
+        with urllib.request.urlopen(request, timeout=300):
             yield url
     finally:
         server.kill()
-        server.wait(10)
+        server.wait(300)
 
 
 @pytest.fixture
@@ -93,24 +87,6 @@ def test_a_lost_machine_goes_on_from_its_copies(endpoint: str, tmp_path: Path) -
     done = command(tmp_path, env, "checkpoint", "verify", "s3://bucket/runs/lost")
     assert done.returncode == 0, done.stdout
     assert "step 6: whole" in done.stdout
-
-
-def _environment() -> str:
-    """The Python of moto's own environment; skips with its reason where pip cannot make it."""
-    folder = Path(tempfile.gettempdir()) / f"longhaul-tests-{os.getuid()}" / "moto-server"
-    python = folder / "bin/python"
-    if not python.exists():
-        partial = folder.with_name(f"moto-server.{os.getpid()}")
-        made = subprocess.run(
-            [sys.executable, "-m", "venv", partial], capture_output=True, text=True, check=False
-        )
-        pip = [partial / "bin/python", "-m", "pip", "install", "--quiet", _PINNED]
-        if made.returncode == 0:
-            made = subprocess.run(pip, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            skip(f"pip cannot install {_PINNED}: {made.stderr.strip()[-200:]}")
-        partial.rename(folder)
-    return str(python)
 
 
 def _serve(python: str, port: int) -> subprocess.Popen[bytes]:

@@ -81,8 +81,12 @@ def why_not() -> str:
 
 
 def allowed(seconds: float) -> float:
-    """What a promise of so many seconds allows where there is more to do than there are cores."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    """What a promise of so many seconds allows where there is more to do than there are cores.
+
+    By the highest of the kernel's averages: the newest says little of what began a moment ago, or
+    was over a moment ago.
+    """
+    return seconds * max(1.0, max(os.getloadavg()) / (os.cpu_count() or 1))
 
 
 @dataclass
@@ -219,7 +223,7 @@ class Lab:
     @cached_property
     def temp(self) -> Path:
         """For temporary files, where TMPDIR says so; short enough a name for ssh's sockets."""
-        return Path(tempfile.mkdtemp(prefix="lab-"))
+        return Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
 
     @property
     def identity(self) -> Path:
@@ -341,7 +345,7 @@ def _write_keys(lab: Lab) -> None:
         known.append(f"{each.name},{each.address} {kind} {body}\n")
         (lab.folder / f"{each.name}.sshd_config").write_text(
             f"HostKey {key}\nAuthorizedKeysFile {keys}\nUsePAM no\nStrictModes no\n"
-            f"PidFile none\nMaxStartups 100\nListenAddress {each.address}\n"
+            "PidFile none\nMaxStartups 100\nListenAddress 0.0.0.0\n"  # of a network of its own
         )
     lab.known_hosts.write_text("".join(known))
 
