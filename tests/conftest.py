@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ def _quiet_environment() -> None:
     One thread a process (the tests start many), no network, nothing written to a home folder, and
     no trace of a scheduler's job that the tests themselves may be running in.
     """
+    # Ranks are killed here in every way, and Slurm's own step daemon crashes when its node does:
+    # how a process ended is told by its exit code, and no core file is left in the current folder.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     scratch = tempfile.mkdtemp(prefix="longhaul-tests-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     for name in list(os.environ):

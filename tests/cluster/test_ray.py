@@ -187,7 +187,7 @@ def test_a_node_switched_off_is_gone_on_without_and_taken_back(
     begun = time.monotonic()
     cluster.lab.node("node1").power_off()  # silently: no connection is closed
     one.up(2, 2)
-    assert time.monotonic() - begun < allowed(60.0)
+    assert time.monotonic() - begun < allowed(180.0)
     error = read_error(one.run.attempt(1).error)
     assert error is not None
     assert error.kind == "NodeLost"
@@ -284,7 +284,7 @@ def test_what_the_cluster_cannot_do_is_said_at_once(
     assert words in done.stdout
     assert "try:" in done.stdout or "nowhere" in done.stdout
     assert not one.run.root.exists()
-    assert time.monotonic() - begun < allowed(60.0)
+    assert time.monotonic() - begun < allowed(180.0)
 
 
 def test_a_folder_that_nodes_do_not_share_is_found(cluster: RayCluster, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_every_problem_of_every_host_in_one_table(lab: Lab, tmp_path: Path) -> N
     begun = time.monotonic()
     small = ("resources.ranks_per_node=1", "batch.micro_batch_size=1", "batch.global_batch_size=14")
     said = refused(one, "launch.connect_timeout_s=15", *small)
-    assert time.monotonic() - begun < allowed(60.0)
+    assert time.monotonic() - begun < allowed(180.0)
     for words in (
         "7 hosts are needed and 1 can take part; nothing was written",
         "node2  it cannot be reached",

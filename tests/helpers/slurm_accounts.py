@@ -41,18 +41,19 @@ add qos scavenger set GraceTime=10 PreemptMode=requeue
 add qos urgent set preempt=scavenger Priority=1000
 add user root account=research qos=normal,scavenger,urgent
 """
-_PATIENCE_S = 150.0
+_PATIENCE_S = 300.0
 
 
 def missing() -> list[str]:
     return [name for name in TOOLS if not shutil.which(name, path="/usr/bin:/usr/sbin:/bin:/sbin")]
 
 
-def start_accounts(cluster: Cluster) -> None:
+def start_accounts(cluster: Cluster, *, sockets: Path) -> None:
     """Before the controller. Takes ten seconds, most of them to make an empty database."""
     folder = cluster.folder / "accounts"
     folder.mkdir()
-    socket = _start_database(cluster, folder)
+    socket = sockets / "mariadb"
+    _start_database(cluster, folder, socket)
     (cluster.folder / "slurmdbd.conf").write_text(
         _DBD_CONF.format(folder=folder, address=cluster.login.address)
     )
@@ -63,8 +64,8 @@ def start_accounts(cluster: Cluster) -> None:
         cluster.run(["sacctmgr", "-i", *line.split()])
 
 
-def _start_database(cluster: Cluster, folder: Path) -> Path:
-    data, socket = folder / "data", folder / "socket"
+def _start_database(cluster: Cluster, folder: Path, socket: Path) -> None:
+    data = folder / "data"
     make = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root"]
     make += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     subprocess.run(make, check=True, capture_output=True, timeout=_PATIENCE_S * 2)
@@ -78,7 +79,6 @@ def _start_database(cluster: Cluster, folder: Path) -> Path:
         "grant all on slurm_acct.* to slurm@localhost"
     )
     cluster.run(["mariadb", "--no-defaults", f"--socket={socket}", "-uroot", "-e", words])
-    return socket
 
 
 def _until(condition: Callable[[], bool]) -> None:

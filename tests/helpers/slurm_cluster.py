@@ -31,7 +31,7 @@ from tests.helpers import slurm_accounts
 from tests.helpers.nodes import REPOSITORY, Lab, Machine, environment, machines, skip
 from tests.helpers.nodes import why_not as no_machines
 
-PATIENCE_S = 150.0  # of a slow machine: nobody waits for what is there
+PATIENCE_S = 300.0  # of a slow machine: nobody waits for what is there
 _LOOK_S = 10.0
 _PORTS = range(11000, 19000)
 _HELD = "launch failed requeued held"
@@ -103,7 +103,7 @@ class Cluster:
         conf = str(self.folder / "slurm.conf")
         return environment({"SLURM_CONF": conf, "PATH": path} | (more or {}))
 
-    def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 180.0) -> str:
+    def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 400.0) -> str:
         """Of a user on the login machine; what it printed."""
         return self.login.run(argv, env=self.env(), check=check, timeout=timeout)
 
@@ -218,13 +218,13 @@ def slurm_cluster(
         cluster = Cluster(lab_made, folder / "slurm")
         accounting = slurm_accounts.CONF.format(address=cluster.login.address)
         given = {"accounting": accounting if accounts else _NO_ACCOUNTS}
-        # Sockets lie there, and the path of one may have 107 characters.
-        spool = tempfile.mkdtemp(prefix="longhaul-spool-")
+        # Sockets lie there, and the path of one may have 107 characters, wherever TMPDIR is.
+        spool = tempfile.mkdtemp(prefix="longhaul-spool-", dir="/tmp")
         given["spool"] = spool
         _write_conf(cluster, cpus=cpus, gpus=gpus, settings=_SETTINGS | settings | given)
         try:
             if accounts:
-                slurm_accounts.start_accounts(cluster)
+                slurm_accounts.start_accounts(cluster, sockets=Path(spool))
             cluster.start_controller()
             for each in cluster.lab.nodes:
                 cluster.start_node(each)
