@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.nodes_of import cores_for, device_of
-from launch.outcome import complete_checkpoints, quarantined
+from launch.outcome import complete_checkpoints, quarantined, unusual_steps
 from launch.run.kept_states import has_states
 from launch.run.liveness import ProcessMark
 from launch.run.run_folder import attempts, existing, refuse_if_running
@@ -220,7 +220,8 @@ def _refuse_another_run(run: RunFiles, config: Config, found: list[Change]) -> N
 
 def _is_worthless(run: RunFiles, config: Config) -> bool:
     """Whether nothing is lost with it: no checkpoint anywhere, not in quarantine; not finished."""
-    return not finished_step(run) and not quarantined(run) and nothing_is_left(run, config)
+    aside = quarantined(run) or unusual_steps(run)
+    return not finished_step(run) and not aside and nothing_is_left(run, config)
 
 
 def nothing_is_left(run: RunFiles, config: Config) -> bool:

@@ -204,6 +204,15 @@ def test_resume_under_another_name_is_refused_and_not_ignored(
     assert main(["resume", "first-run", "--dry-run", "run.name=first-run"]) == 0
 
 
+def test_a_run_with_a_misnamed_step_is_not_said_to_have_saved_nothing(here: Path) -> None:
+    run = run_of(config(), step=0)
+    with pytest.raises(ConfigError, match="and saved nothing"):
+        stand(config("run.seed=5"))
+    (run.checkpoints / "step-100").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="it cannot go on with these"):
+        stand(config("run.seed=5"))
+
+
 def test_plan_shows_how_the_run_of_that_name_differs(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
