@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -54,7 +55,13 @@ def main() -> None:
             subprocess.Popen(argv, env=os.environ | place | {"RANK": f"{r}", "LOCAL_RANK": f"{r}"})
             for r in range(2)
         ]
-        codes = [rank.wait() for rank in ranks]
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
+        try:
+            codes = [rank.wait() for rank in ranks]
+        finally:  # what they keep in memory goes with this folder
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
         if any(codes):
             raise SystemExit("a rank failed; see above")
         result = json.loads((Path(scratch) / "result.json").read_text())
