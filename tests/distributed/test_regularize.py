@@ -39,6 +39,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "chat",
         ["regularize.mixout=0.4", "model.activation_checkpointing=true"],
     ),
+    "lora of two stacks": (
+        "seq2seq_t5",
+        ["model/adapter=lora", "model.adapter.targets=[q,v,wi,wo]", "model.adapter.rank=4"],
+    ),
     "llrd": ("classify", ["regularize.layer_decay=0.5"]),
     "unfreeze": ("classify", ["regularize.unfreeze_every=1"]),
     "early": (
@@ -51,7 +55,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
 }
 LAYOUTS = {1: [("plain", 1), ("plain", 2)], 2: [("zero2", 2), ("zero3", 1)]}
-RESUMED = ("ema", "early", "unfreeze", "mixout", "fgm")  # all with a state, and one without
+RESUMED = ("ema", "early", "unfreeze", "mixout", "lora of two stacks", "fgm")
 DROPS_OUT = ("r_drop",)
 SAME_CUT = ("plain-w1-a2-packed", "zero3-w2-a1-packed")
 STEPS = 4
