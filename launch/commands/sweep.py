@@ -96,7 +96,7 @@ def _carry(begun: Beginning, *, config_dirs: list[str]) -> int:
             place=Runs(begun.files, begun.settings_of, inbox),
             budget=begun.budget,
             total=begun.total,
-            last_step=begun.corner.steps.total,
+            last_step=begun.last_step,
         )
         print(f"{begun.files.name}: {begun.total} trials in {begun.files.root}", flush=True)
         ending = sweeper.run()

@@ -55,6 +55,11 @@ class Beginning:
     base: dict[str, Any]
 
     @property
+    def last_step(self) -> int:
+        """Of the longest trial; 0: known once its data is prepared."""
+        return 0 if self.corner.steps.epochs is not None else self.corner.steps.total
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What makes it this sweep and no other."""
         section = self.section.model_dump(mode="json", exclude=set(LIMITS))
@@ -183,6 +188,9 @@ def _refuse_metrics(section: SweepSection, configs: Sequence[Config]) -> None:
             raise ConfigError([Problem("sweep.metrics", what, "sweep.metrics=[loss]")])
     every = max(config.steps.eval_every or config.steps.total for config in configs)
     rules, total = section.pruner, max(config.steps.total for config in configs)
+    if rules.kind != "none" and any(config.steps.epochs is not None for config in configs):
+        what = "rungs are steps, and how many an epoch has is known once its data is prepared"
+        raise ConfigError([Problem("steps.epochs", what, "steps.epochs=null steps.total=300")])
     if rules.kind != "none" and section.metrics[0].startswith("eval_") and every >= total:
         what = f"{rules.kind} needs evaluations on the way, and the first is at the last step"
         raise ConfigError(

@@ -54,6 +54,7 @@ class Recorded:
     refuses: str = ""
     speed: Mapping[int, float] = field(default_factory=dict)  # steps a second, 1 if not said
     kill_at: float | None = None
+    kill_on_stop: bool = False  # before a run hears of it
     stop_at: float | None = None
     clock: float = 0.0
     starts: list[int] = field(default_factory=list)
@@ -74,6 +75,9 @@ class Recorded:
         self.most_active = max(self.most_active, len(self._active))
 
     def stop(self, trial: Trial) -> None:
+        if self.kill_on_stop:
+            self.kill_on_stop = False
+            raise Killed
         if trial.number in self._active:
             self._leaves_at.setdefault(trial.number, self.clock + self.grace_s)
 

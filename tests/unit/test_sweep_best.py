@@ -114,6 +114,7 @@ def test_a_sweep_has_one_sweeper(tmp_path: Path) -> None:
         (["run.seed=1,2", "sweep=asha", "steps.eval_every=0"], "evaluations on the way"),
         (["run.seed=1,2", "sweep=asha", "steps.total=40"], "steps.eval_every=50"),
         (["run.seed=1,2", "sweep=asha", "steps.total=40", "sweep.metrics=[loss]"], "first rung is"),
+        (["run.seed=1,2", "sweep=asha", "steps.epochs=2", "sweep.metrics=[loss]"], "an epoch has"),
         (["run.seed=1,2", "sweep.budget.gpu_hours=0.001"], "one trial of 2 ranks may take"),
         (["run.seed=1,2", "launch=sky"], "keeps its run folders elsewhere"),
         (["run.seed=1,2", "launch=ssh", "launch.hosts=[a]", "sweep.concurrency=2"], "at once"),

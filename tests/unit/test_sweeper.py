@@ -89,8 +89,8 @@ def test_halving_ends_the_same_way_whatever_the_timing(tmp_path: Path, concurren
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_sweeper_that_is_killed_loses_nothing(tmp_path: Path, kind: str, sampler: str) -> None:
     values: dict[str, Any] = {"trials": 9, "pruner": pruner(kind), "sampler": sampler}
-    if kind != "halving":
-        values["generation"] = 3
+    if kind != "halving":  # the first ten of tpe are at random
+        values |= {"generation": 3, "trials": 15 if sampler == "tpe" else 9}
     whole = tmp_path / "whole"
     whole.mkdir()
     sweeper(whole, Recorded(), **values).run()
@@ -107,6 +107,23 @@ def test_a_sweeper_that_is_killed_loses_nothing(tmp_path: Path, kind: str, sampl
     assert kills >= 4
     assert points(broken) == points(whole)
     assert states(broken) == states(whole)
+
+
+@pytest.mark.parametrize("kind", ["asha", "halving"])
+def test_what_was_told_and_not_heard_is_told_again(tmp_path: Path, kind: str) -> None:
+    place = Recorded(kill_on_stop=True)
+    with pytest.raises(Killed):
+        sweeper(tmp_path, place, trials=3, pruner=pruner(kind)).run()
+    told = next(t for t in read_trials(tmp_path / "trials.jsonl").values() if t.told_to)
+    assert sweeper(tmp_path, place, trials=3, pruner=pruner(kind)).run() == "done"
+    assert place.cost[told.number] < 60  # it did not run to its end first
+
+
+def test_halving_takes_those_that_were_faster_than_the_word_to_stop(tmp_path: Path) -> None:
+    """A run that ended before it could be told meets the others at the rung all the same."""
+    place = Recorded(speed=dict.fromkeys(range(1, 10), 500.0))
+    assert sweeper(tmp_path, place, trials=9, pruner=pruner("halving")).run() == "done"
+    assert sorted(states(tmp_path).values()) == ["finished"] + ["pruned"] * 8
 
 
 @pytest.mark.parametrize(
