@@ -5,6 +5,7 @@ model must fit on it (during training, evaluation runs on all ranks: steps.eval_
 is to see, a confusion matrix and scores by length, is put into the run's folder, under figures/.
 --by COLUMN also scores the held-out examples in groups, by a column of their file (whom they speak
 of, where they are from), and says how far the groups are apart.
+--explain N says which tokens of held-out example N (from 0) its class rests on, and scores nothing.
 --answers writes what the model says to held-out examples of chat or seq2seq, and scores it; --words
 FILE also counts the answers that hold a word of a list (lines of a category, a tab and a word).
 example: longhaul evaluate first-run --rows 512
@@ -18,7 +19,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.commands.arguments import add_average, defaults_of, trained_parser
 from trainer.commands.ending import ended
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=None, help="of an answer")
     parser.add_argument("--beams", type=int, default=1, help="1: the likeliest token each time")
     parser.add_argument("--write", type=Path, help="a new file for the answers, a JSON line each")
+    parser.add_argument("--explain", type=int, metavar="N", help="tokens that example N rests on")
     parser.add_argument("--words", type=Path, help="a list of words that answers should not hold")
     parser.add_argument("--by", metavar="COLUMN", help="also score each group of this column apart")
     given = parser.parse_args(argv)
@@ -69,6 +71,8 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     device = choose_device(trained.plan.device, Place())
     dtype = weight_dtype(trained.plan.config.precision.kind)
     model = load_model(trained, dtype=dtype, device=device)
+    if given.explain is not None:
+        return _explain(given, trained.plan, model, device)
     if wish is not None:
         return answer(wish, trained, model, as_json=given.json)
     if has_reference(trained.plan.config.task):
@@ -89,6 +93,17 @@ def _evaluate(given: argparse.Namespace) -> Exit:
     print(f"step {trained.step}, {result['terms']:,} held-out {what}")
     _show(values, groups, figures)
     print(f"  in {time.perf_counter() - started:.1f} s")
+    return Exit.DONE
+
+
+def _explain(given: argparse.Namespace, plan: RunPlan, model: Any, device: Any) -> Exit:
+    from trainer.commands.explain import explained
+
+    found = explained(plan, model, given.explain, device=device)
+    if given.json:
+        print(json.dumps(found.as_json()))
+    else:
+        found.show()
     return Exit.DONE
 
 
