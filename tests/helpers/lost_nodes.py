@@ -26,7 +26,7 @@ from tests.helpers.nodes import REPOSITORY, Lab, environment, machines, why_not
 from tests.helpers.ssh_runs import SshRun
 from trainer.errors import Exit
 from trainer.faultpoints import ENVIRONMENT, Fault, as_text
-from trainer.records.attempt import read_error
+from trainer.records.attempt import read_error, read_stop
 from trainer.records.json_file import read_lines
 from trainer.records.run_files import RunFiles
 
@@ -65,6 +65,7 @@ def main() -> int:
             for one in (off, cut):
                 one.until_over()
                 found[one.name]["wrong"] = _wrong(one, alone)
+            found["cut"]["wrong"] += _not_fenced(cut)
     print(json.dumps(found))
     return 0
 
@@ -100,6 +101,13 @@ def _until_fenced(one: SshRun) -> float:
     begun = time.monotonic()
     wait_for(lambda: not [x for x in one.processes() if _is_stale(x)], seconds=_PATIENCE_S)
     return time.monotonic() - begun
+
+
+def _not_fenced(one: SshRun) -> list[str]:
+    """Cut off, it reads the shared folder; without that it would go on until it missed its driver,
+    and say so."""
+    stop = read_stop(one.run.attempt(1).stop)
+    return [] if stop is None else [f"what was cut off went on until {stop.detail}"]
 
 
 def _is_stale(process: str) -> bool:
