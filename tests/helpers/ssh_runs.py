@@ -68,7 +68,7 @@ class SshRun:
         ]
 
     def type(
-        self, verb: str, *words: str, machine: Machine | None = None, timeout: float = 180.0
+        self, verb: str, *words: str, machine: Machine | None = None, timeout: float = 600.0
     ) -> subprocess.CompletedProcess[str]:
         """`longhaul VERB ...` on the login machine, or another; stdout and stderr as one text."""
         fake = self.behaviours is not None and verb in ("train", "resume")
