@@ -110,7 +110,9 @@ def data_folder() -> Path:
 
 
 def read_rows(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Lines end with a newline alone; texts may hold other separators of Unicode."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _news(data: Path) -> list[tuple[str, str, str]]:

@@ -5,6 +5,7 @@ Classes are imported when a model is built (a Llama class alone costs seconds).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any, NoReturn, overload
@@ -15,6 +16,7 @@ from trainer.config.sections.model import Model
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.models import causal_families, encoder_decoder, encoder_families
 from trainer.models.adapters import fit_adapter
+from trainer.models.dropout import ATTENTION, attend, drops_in_attention, use_cheap_dropout
 from trainer.models.encoder import EncoderModel
 from trainer.models.encoder_decoder import EncoderDecoderModel
 from trainer.models.heads import HeadSpec
@@ -115,6 +117,10 @@ def _without_adapter(
             encoder_decoder.give_own_output(hf)
     except Exception as e:
         raise refused(section, e) from e
+    if device.type == "cpu":
+        use_cheap_dropout(hf)
+        if family in encoder_families.FAMILIES and section.attention == "sdpa":
+            _use_cheap_attention(hf)
     if section.activation_checkpointing:
         hf.activation_checkpointing_enable({"use_reentrant": False})
     model = _wrapped(hf, family, head, section.loss_chunk_tokens)
@@ -240,6 +246,18 @@ def _construct(config: Any, model_class: str, dtype: torch.dtype, attention: str
     made = load_class(config.model_type, model_class)
     with torch.device("meta"):
         return made._from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+def _use_cheap_attention(hf: Any) -> None:
+    """Encoders', which is given a mask of choices and not the direction alone."""
+    if not drops_in_attention(hf.config):
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    sdpa = AttentionInterface()["sdpa"]
+    AttentionInterface.register(ATTENTION, functools.partial(attend, otherwise=sdpa))
+    AttentionMaskInterface.register(ATTENTION, AttentionMaskInterface()["sdpa"])
+    hf.config._attn_implementation = ATTENTION
 
 
 def _check_attention(attention: str, device: torch.device, family: str) -> None:
