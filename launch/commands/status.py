@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
         show([asdict(one) for one in found], as_json=True)
     else:
         show([_row(one) for one in found], as_json=False, empty=f"no runs under {root}/")
+        if not given.run:
+            _list_sweeps(root)
         for one in found:
             if one.why and one.state not in ("running", "finished"):
                 print(f"\n{one.run}: {one.why}")
@@ -61,6 +63,14 @@ def _show_sweep(files: SweepFiles, *, as_json: bool) -> None:
 
     found = status_of_sweep(files, now=time.time())
     print(json.dumps(asdict(found), indent=2) if as_json else as_text(found))
+
+
+def _list_sweeps(root: Path) -> None:
+    """One line each; their trials are not among the runs."""
+    from launch.sweep.table import headline, status_of_sweep
+
+    for path in sorted(root.glob("*/sweep.json")):
+        print(f"sweep {headline(status_of_sweep(SweepFiles(path.parent), now=time.time()))}")
 
 
 def _show_lineage(runs: list[RunFiles], *, as_json: bool) -> None:

@@ -90,6 +90,9 @@ def begin(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> Begin
     corner = max(corners, key=world_size)
     _refuse_places(section, corner)
     _refuse_metrics(section, corners)
+    if not section.poll_s:
+        poll_s = 1.0 if corner.launch.kind == "local" else 15.0
+        section = section.model_copy(update={"poll_s": poll_s})
     budget = Budget.of(section, ranks=world_size(corner), grace_s=corner.launch.grace_s)
     command = {"overrides": list(overrides), "config_dirs": list(dirs)}
     begun = Beginning(files, section, space, asked.fixed, command, total, corner, budget, base)

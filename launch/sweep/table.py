@@ -107,13 +107,16 @@ def _left(
     return (now - begun) / ended * (total - ended) if ended and begun is not None else None
 
 
-def as_text(status: SweepStatus) -> str:
+def headline(status: SweepStatus) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in sorted(status.trials.items()))
     left = f", about {age_text(status.left_s)} left" if status.left_s is not None else ""
-    head = (
+    return (
         f"{status.sweep}: {status.state}; {len(status.rows)} of {status.total} trials"
         f"{f' ({counts})' if counts else ''}, {status.gpu_hours:.3g} GPU-hours{left}"
     )
+
+
+def as_text(status: SweepStatus) -> str:
     rows = [
         {
             k: ("*" if v else "") if k == "best" else v
@@ -124,4 +127,4 @@ def as_text(status: SweepStatus) -> str:
     ]
     whys = Counter(row["why"] for row in status.rows if row["why"] and row["state"] == "failed")
     said = [f"{count} x {why}" for why, count in whys.items()]
-    return "\n".join(part for part in [head, text_of(rows), *said] if part)
+    return "\n".join(part for part in [headline(status), text_of(rows), *said] if part)

@@ -95,6 +95,24 @@ def test_stop_of_a_sweep_that_nobody_carries_says_so(
     assert capsys.readouterr().out == "lr is not running\n"
 
 
+def test_stop_of_a_running_sweep_leaves_word_for_its_sweeper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = swept(tmp_path)
+    with carried(files):
+        assert main(["stop", "lr", "--root", str(tmp_path), "--no-wait"]) == Exit.DONE
+        assert files.stop.exists()
+    assert "asked to save and stop" in capsys.readouterr().out
+    with carried(files):
+        assert not files.stop.exists()  # it was for the one before
+
+
+def test_status_of_all_names_sweeps_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept(tmp_path)
+    assert main(["status", "--root", str(tmp_path)]) == Exit.DONE
+    assert "sweep lr: finished; 2 of 2 trials" in capsys.readouterr().out
+
+
 def test_a_sweep_has_one_sweeper(tmp_path: Path) -> None:
     files = swept(tmp_path)
     with carried(files), pytest.raises(Refused, match="lr is running already"), carried(files):

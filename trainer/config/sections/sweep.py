@@ -50,4 +50,5 @@ class SweepSection(Section):
     retries: Count  # of a trial that something outside of it ended
     trial_hours: Annotated[float, Field(gt=0)] | None  # of one trial; then it is ended
     budget: BudgetSection
-    poll_s: Annotated[float, Field(gt=0, le=3600)]  # seconds between looks at the trials
+    # Seconds between looks at the trials; 0: 1 on this machine, 15 where a scheduler is asked.
+    poll_s: Annotated[float, Field(ge=0, le=3600)]
