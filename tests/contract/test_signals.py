@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.agent_process import wait_for
 from trainer.errors import Exit
 from trainer.records.attempt import read_stop
 
@@ -17,30 +18,36 @@ from trainer.records.attempt import read_stop
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_seen_while_the_main_thread_runs_no_python(number: signal.Signals) -> None:
     code = """
-import hashlib, threading, time
+import ctypes, threading, time
 from trainer.dist.signals import StopSignals
 stop = StopSignals()
 seen = []
+libc, mutex, held = ctypes.CDLL(None), ctypes.create_string_buffer(64), threading.Event()
 def watch():
+    libc.pthread_mutex_lock(mutex)
+    held.set()
     while not stop.is_set():
         time.sleep(0.01)
-    seen.append(time.monotonic())
+    seen.append(True)
+    libc.pthread_mutex_unlock(mutex)
 threading.Thread(target=watch, daemon=True).start()
+held.wait()
 print("up", flush=True)
-# One long call into C that gives up Python's lock: like a wait in a collective.
-hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
-ended = time.monotonic()
-time.sleep(0.1)
-print(ended - seen[0] > 0.3, flush=True)
+# One call into C that gives up Python's lock and that no signal cuts short, as the wait in a
+# collective: it lasts until the signal was seen.
+libc.pthread_mutex_lock(mutex)
+print(seen, flush=True)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
+    stat = Path(f"/proc/{process.pid}/stat")  # asleep: in that call
+    wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
     process.send_signal(number)
     out, _ = process.communicate(timeout=300)
-    assert out == "True\n"
+    assert out == "[True]\n"
     assert process.returncode == 0
 
 
@@ -57,7 +64,7 @@ stop.record(Path({str(tmp_path / "stop.json")!r}))
 stop.record(Path({str(tmp_path / "stop.json")!r}))
 os.kill(os.getpid(), signal.SIGINT)
 os.kill(os.getpid(), signal.SIGINT)
-time.sleep(20)
+time.sleep(200)
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=300, check=False)
     assert done.returncode == Exit.INTERRUPTED  # the second Ctrl-C ends at once
