@@ -42,7 +42,8 @@ def epochs_or_total(values: dict[str, Any], overrides: Sequence[str]) -> None:
     if typed.get("steps.epochs", "null") != "null":
         what = "epochs say how many steps there are, and so does steps.total: give one of them"
         raise ConfigError([Problem("steps.epochs", what, "leave steps.total out")])
-    values["steps"]["epochs"] = None
+    if values["steps"].get("epochs") is not None:
+        values["steps"]["epochs"] = None
 
 
 def _retyped(key: str, value: str, folders: Folders) -> str:
