@@ -141,7 +141,7 @@ class SlurmBackend:
             return
         for each in reversed(record.jobs):  # the last of a chain first: none begins meanwhile
             answer = _withdraw_pending(each, record.cluster)
-            if not (is_answer(answer) or "already complet" in answer.err):
+            if not (is_answer(answer) or "already comple" in answer.err):
                 run = RunFiles(files.root.parent.parent)
                 raise Refused(
                     f"{run.name} cannot be stopped now, Slurm does not take it: {answer.why}; "
