@@ -45,7 +45,7 @@ _ENVIRONMENT = {
 
 _TORCH_DISTRIBUTED = ("trainer/dist/", "trainer/engine/")
 
-_HEAVY = {"torch", "deepspeed", "transformers", "datasets", "ray", "wandb"}
+_HEAVY = {"torch", "deepspeed", "transformers", "datasets", "ray", "wandb", "optuna"}
 _HYDRA = {"hydra", "omegaconf"}
 _HYDRAS_DOOR = {"launch.compose", "launch.settings.conf_source"}
 
