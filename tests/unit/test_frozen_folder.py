@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.helpers.configs import config
+from trainer.build import _frozen_folder
+from trainer.config.sections.model import FolderModel
 from trainer.errors import Exit, ModelError
 from trainer.records.frozen_folder import hold_on_to
 
@@ -50,3 +55,27 @@ def test_a_changed_folder_is_refused_by_the_files_name(folder: Path, tmp_path: P
     weights.unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors is gone"):
         hold_on_to(folder, record)
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        (("task=preference",), True),  # dpo: the reference comes from there at every start
+        (("task=preference", "task.loss=orpo"), False),
+        (("task=chat", "regularize.mixout=0.5"), True),
+        (("task=chat", "model/adapter=lora"), True),
+        (("task=chat",), False),
+    ],
+)
+def test_a_folder_that_is_needed_again_is_held_on_to(given: tuple[str, ...], held: bool) -> None:
+    settings = config(
+        "data=examples", "data.sources.examples.paths=[a.jsonl]", "data.tokenizer.path=t", *given
+    )
+    section = FolderModel(
+        kind="folder", path="base", weights="pretrained", vocab_size=0, attention="sdpa",
+        activation_checkpointing=False, compile=False, loss_chunk_tokens=0,
+        adapter=settings.model.adapter,
+    )  # fmt: skip
+    settings = settings.model_copy(update={"model": section})
+    plan: Any = SimpleNamespace(config=settings)
+    assert _frozen_folder(plan) == (Path("base") if held else None)
