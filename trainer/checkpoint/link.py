@@ -32,6 +32,7 @@ from trainer.records.fragment import Fragment
 _SEND_S = 10.0  # a writer that waits for orders takes one at once
 _CLOSE_S = 2.0
 _REAP_S = 0.2
+_DIES_S = 10.0  # from the end of its line to its own, on a busy machine; milliseconds elsewhere
 _START_S = 60.0  # Python from a shared disk, with thousands of others
 _HURRIED_START_S = 10.0
 
@@ -261,7 +262,7 @@ class _Process:
 
     def died(self) -> str:
         try:
-            code = self._popen.wait(1.0)
+            code = self._popen.wait(_DIES_S)
         except subprocess.TimeoutExpired:
             return "closed its line"
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -33,6 +33,7 @@ from trainer.reports import UploadReport
 
 _log = logging.getLogger("trainer.checkpoint")
 _SEND_S = 10.0
+_DIES_S = 10.0  # from a kill, or the end of its line, to its own; milliseconds on a quiet machine
 _BEAT_S = 0.5
 
 
@@ -260,10 +261,10 @@ class ProcessCourier:
             self._link = None
         if process is not None and process.poll() is None:
             process.kill()
-            process.wait(2.0)
+            _code_of(process)
 
     def _lost(self) -> dict[str, Any]:
-        code = self._process.wait(1.0) if self._process is not None else None
+        code = _code_of(self._process) if self._process is not None else None
         self.close()
         gone = {"error": f"{self._name} ended (exit code {code})"}
         self._failures += [gone] * (self._open_orders - 1)
@@ -291,3 +292,11 @@ class ProcessCourier:
         send(ours, {"open": dict(self._opening)})
         self._link = ours
         return ours
+
+
+def _code_of(process: subprocess.Popen[bytes]) -> int | None:
+    """Of one that is about to end; None if it hangs in the kernel."""
+    try:
+        return process.wait(_DIES_S)
+    except subprocess.TimeoutExpired:
+        return None
