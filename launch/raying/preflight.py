@@ -29,7 +29,8 @@ _MARK = "longhaul "
 _REACH_S = 5.0
 _SILENT = "it did not answer in time"
 _SILENT_FIX = "ray status; Ray counts a dead node as living for half a minute"
-_ASK_S = 120.0  # for Ray to connect and for every node to answer
+_CONNECT_S = 60.0  # for Ray to be reached
+_ANSWER_S = 60.0  # for every node to answer; not less than an agent may take to start there
 _SEEN_WITHIN_S = 10.0  # what this machine writes, on a node; a network file system caches names
 
 
@@ -106,7 +107,7 @@ def _ask(
                 "nodes": nodes,
                 "script": _SCRIPT.read_text(encoding="utf-8"),
                 "question": question,
-                "patience_s": _ASK_S / 2,
+                "patience_s": max(_ANSWER_S, launch.start_s),
             },
         )
     found = {each["name"]: _seen(each) for each in said["nodes"]}
@@ -116,7 +117,7 @@ def _ask(
 def _answer(launch: RayLaunch, question: Mapping[str, Any]) -> dict[str, Any]:
     """Raises: Refused."""
     words = ["python", "-m", "launch.raying.survey", json.dumps(question)]
-    patience_s = _ASK_S + launch.wait_nodes_s
+    patience_s = _CONNECT_S + question["patience_s"] + launch.wait_nodes_s
     ask = _as_job if launch.submit == "job" else _in_a_process
     output = ask(launch, words, patience_s)
     for line in reversed(output.splitlines()):
