@@ -24,8 +24,8 @@ def _quiet_environment() -> None:
     One thread a process (the tests start many), no network, nothing written to a home folder, and
     no trace of a scheduler's job that the tests themselves may be running in.
     """
-    # Ranks are killed here in every way, and Slurm's own step daemon crashes when its node does:
-    # how a process ended is told by its exit code, and no core file is left in the current folder.
+    # Ranks are killed here in every way, and a step daemon of Slurm's was seen to crash: how a
+    # process ended is told by its exit code, and no core file is left in the current folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     scratch = tempfile.mkdtemp(prefix="longhaul-tests-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
