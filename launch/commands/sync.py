@@ -7,7 +7,6 @@ from pathlib import Path
 
 from launch.run.run_folder import DEFAULT_ROOT, find
 from launch.run.standing import standing
-from launch.run.status import status_of
 from launch.syncing.fragments import Fragment, fragments
 from launch.syncing.transaction_log import cut, look
 from launch.syncing.upload import upload
@@ -68,6 +67,7 @@ def _repaired(fragment: Fragment, *, only_look: bool) -> dict[str, object]:
 
 
 def _refuse_if_running(run: RunFiles) -> None:
-    state = status_of(run, standing(run).job).state
-    if state in ("running", "stopping"):
-        raise Refused(f"run {run.name} is {state} and writes on; sync it once it has ended")
+    if standing(run).may_be_active:  # its newest fragment would be cut where it is being written
+        raise Refused(
+            f"run {run.name} may still write; sync it once `longhaul status` says it ended"
+        )

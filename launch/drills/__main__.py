@@ -62,7 +62,7 @@ def _session(given: argparse.Namespace, wanted: Sequence[Drill]) -> int:
                 other.wait()  # nothing goes on beside what is held against seconds
             ran.append(run_one(bench, drill))
             print(table(ran[-1:]), flush=True)
-            if given.write is not None:  # at once: a session may be ended before its end
+            if given.write is not None:  # at once: it may be ended before its end
                 write(given.write, ran[-1:], short=given.short)
         held = other.wait()
     print("\n".join(["", *headlines(bench.figures)]))

@@ -1,4 +1,4 @@
-"""What a drill is, what it finds, and what all drills of one session of the bench share."""
+"""What a drill is, what it finds, and what all drills of one go share."""
 
 from __future__ import annotations
 

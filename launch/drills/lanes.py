@@ -1,4 +1,4 @@
-"""Two lanes of a session: while some drills mostly wait, others use the core that is left.
+"""Two lanes of the bench: while some drills mostly wait, others use the core that is left.
 
     waits   most of its time nothing computes
     aside   one core is enough, and nothing in it is held against seconds
@@ -32,7 +32,7 @@ def lanes(wanted: Sequence[Drill]) -> tuple[list[Drill], list[Drill]]:
 
 
 class Aside:
-    """Another session of the bench, with these drills; none is over at once.
+    """Another process of the bench, with these drills; none is over at once.
 
     It writes its results where this one does (`write`), and prints as this one does.
     """
@@ -53,7 +53,7 @@ class Aside:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """What is still going on when this session ends, ends too."""
+        """What is still going on when the bench ends, ends too."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()

@@ -1,4 +1,4 @@
-"""What a session of the bench prints, and the page of the last results. Pure."""
+"""What the bench prints, and the page of the last results. Pure."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from typing import Any
 from launch.run.attempts import read_lines_of
 from launch.run.job_record import Job
 from launch.run.run_folder import attempts
-from launch.run.status import RunStatus, status_of
+from launch.run.status import RunStatus, newest_plan, status_of
 from trainer.records.account import Account, account
-from trainer.records.json_file import read_json, read_lines
+from trainer.records.json_file import read_lines
 from trainer.records.lineage import Descent, read_lineage
 from trainer.records.run_files import RunFiles
 
@@ -108,7 +108,7 @@ def read_facts(run: RunFiles, job: Job | None = None) -> RunFacts:
         guarded=tuple(others["guard"]),
         attempts=tuple(_attempts(run)),
         account=account(run.root),
-        plan=_newest_plan(run),
+        plan=newest_plan(run),
     )
 
 
@@ -137,17 +137,6 @@ def _attempts(run: RunFiles) -> list[AttemptFacts]:
             )
         )
     return made
-
-
-def _newest_plan(run: RunFiles) -> Mapping[str, Any]:
-    for files in reversed(attempts(run)):
-        try:
-            plan = read_json(files.plan)
-        except (OSError, ValueError):
-            continue
-        if isinstance(plan, dict):
-            return plan
-    return {}
 
 
 def _scores(line: Mapping[str, Any]) -> dict[str, float]:

@@ -46,7 +46,7 @@ def status_of(run: RunFiles, job: Job | None = None, *, with_goodput: bool = Fal
     known = attempts(run)
     metrics = last_metrics(run.metrics)
     state, why = _state(run, job)
-    plan = _newest_plan(run)
+    plan = newest_plan(run)
     return RunStatus(
         run=run.name,
         state=state,
@@ -151,7 +151,7 @@ def _earlier(run: RunFiles, attempt: int) -> list[dict[str, Any]]:
     return [line for line in read_lines_of(run) if line.get("attempt", 0) < attempt]
 
 
-def _newest_plan(run: RunFiles) -> dict[str, Any]:
+def newest_plan(run: RunFiles) -> dict[str, Any]:
     for files in reversed(attempts(run)):
         try:
             plan: dict[str, Any] = read_json(files.plan)
