@@ -69,7 +69,8 @@ def _list(given: argparse.Namespace) -> int:
     for run, now in zip(runs, standings(runs), strict=True):
         status, record = status_of(run, now.job), read_record(run)
         age, size = time.time() - record.created, disk_bytes(run.root)
-        row: dict[str, Any] = {"run": run.name, "id": record.run_id, "state": status.state}
+        row: dict[str, Any] = {"run": run.name, "id": record.run_id}
+        row["state"] = status.state if given.json else status.state_text
         row["step"] = status.step
         row["created"] = record.created if given.json else f"{age_text(age)} ago"
         row["size"] = size if given.json else size_text(size)

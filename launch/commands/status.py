@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         if not given.run:
             _list_sweeps(root)
         for one in found:
-            if one.why and one.state not in ("running", "finished"):
+            if one.why and (one.note or one.state not in ("running", "finished")):
                 print(f"\n{one.run}: {one.why}")
     return 0
 
@@ -86,7 +86,7 @@ def _show_lineage(runs: list[RunFiles], *, as_json: bool) -> None:
 def _row(one: RunStatus) -> dict[str, object]:
     return {
         "run": one.run,
-        "state": one.state,
+        "state": one.state_text,
         "step": f"{one.step}/{one.total}" if one.total else one.step,
         "loss": one.loss,
         "tokens/s": one.tokens_per_second,

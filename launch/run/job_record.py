@@ -26,12 +26,14 @@ class Job:
     """What a place says of one attempt. `why`: what it waits for, or where it is; for people.
 
     `verdict`: how it ended (finished, stopped, failed), from a place that has a run folder of its
-    own, so that the files here do not tell.
+    own, so that the files here do not tell. `note`: one word that the state lacks, where a person
+    should look: it runs, but suspended; it waits, and held.
     """
 
     state: JobState
     why: str = ""
     verdict: str = ""
+    note: str = ""
 
     @property
     def is_active(self) -> bool:

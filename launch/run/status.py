@@ -17,12 +17,15 @@ from trainer.records.json_file import read_json
 from trainer.records.ledger import read_ledger, slow_ranks
 from trainer.records.run_files import RunFiles
 
+_NOTED = ("pending", "running", "stopping")  # states in which a scheduler has the last word
+
 
 @dataclass(frozen=True)
 class RunStatus:
     """`state`: new, pending, running, stopping (it was asked to, and is not over), finished,
     stopped, failed (start again), gave up (look first); unknown: it was handed over, and nobody can
-    say what became of it."""
+    say what became of it. `note`: what a scheduler adds to it, as in running (suspended).
+    """
 
     run: str
     state: str
@@ -36,6 +39,12 @@ class RunStatus:
     folder: str
     left_s: float | None = None  # at the rate of the last step shown; of a run that runs
     goodput: float | None = None  # the part of the wall time that made new steps, where asked for
+    note: str = ""
+
+    @property
+    def state_text(self) -> str:
+        """For people."""
+        return f"{self.state} ({self.note})" if self.note else self.state
 
 
 def status_of(run: RunFiles, job: Job | None = None, *, with_goodput: bool = False) -> RunStatus:
@@ -47,6 +56,7 @@ def status_of(run: RunFiles, job: Job | None = None, *, with_goodput: bool = Fal
     metrics = last_metrics(run.metrics)
     state, why = _state(run, job)
     plan = newest_plan(run)
+    note = job.note if job is not None and state in _NOTED else ""
     return RunStatus(
         run=run.name,
         state=state,
@@ -58,8 +68,9 @@ def status_of(run: RunFiles, job: Job | None = None, *, with_goodput: bool = Fal
         attempt=known[-1].number if known else 0,
         why=why,
         folder=str(run.root),
-        left_s=_left_s(plan, metrics) if state == "running" else None,
+        left_s=_left_s(plan, metrics) if state == "running" and not note else None,
         goodput=round(account(run.root).goodput, 4) if with_goodput else None,
+        note=note,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from launch.run.job_record import Job, JobState
 from launch.slurm.client import Answer, ask, on
-from launch.slurm.reasons import why_pending
+from launch.slurm.reasons import note_of, why_busy, why_pending
 
 _SQUEUE = "%i|%T|%r|%S|%L|%N"  # id, state, reason, start, time left, nodes
 _SACCT = "JobID,State,ExitCode,NodeList"  # 123_4 of an array, whose raw id is another number
@@ -115,11 +115,14 @@ def first_word(state: str) -> str:
 
 def job_of(row: Row) -> Job:
     if row.state in _PENDING:
-        return Job(JobState.PENDING, f"job {row.job} waits: {why_pending(row.reason, row.start)}")
+        why = f"job {row.job} waits: {why_pending(row.reason, row.start)}"
+        return Job(JobState.PENDING, why, note=note_of(row.state, row.reason))
     if row.state in _RUNNING:
         how = "" if row.state == "RUNNING" else f" ({row.state.lower()})"
         left = f", {row.left} left" if row.left and row.left[0].isdigit() else ""
-        return Job(JobState.RUNNING, f"job {row.job} on {row.nodes or '?'}{how}{left}")
+        means = f": {said}" if (said := why_busy(row.state)) else ""
+        why = f"job {row.job} on {row.nodes or '?'}{how}{left}{means}"
+        return Job(JobState.RUNNING, why, note=note_of(row.state, ""))
     if row.state in _ENDED:
         return Job(JobState.ENDED, f"job {row.job} {row.state.lower()}")
     return Job(JobState.UNKNOWN, f"job {row.job} is {row.state or 'in no state'} to Slurm")

@@ -1,4 +1,5 @@
-"""Why a job waits, in words. Slurm's own reasons: `man squeue`, "JOB REASON CODES"."""
+"""Why a job waits, or what holds up one that runs, in words. Slurm's own: `man squeue`, "JOB STATE
+CODES" and "JOB REASON CODES"."""
 
 from __future__ import annotations
 
@@ -47,6 +48,32 @@ _STARTS = (  # families of reasons
     ("ReqNodeNotAvail", _WORDS["ReqNodeNotAvail"]),
     ("BurstBuffer", "the burst buffer is not ready"),
 )
+_BUSY = {  # states of a job that has its nodes and does not simply run
+    "CONFIGURING": "its nodes are being started; no rank runs yet",
+    "POWER_UP_NODE": "its nodes are being started; no rank runs yet",
+    "COMPLETING": "it is over, and Slurm clears up what it left on its nodes",
+    "STAGE_OUT": "it is over, and its files are copied from the burst buffer",
+    "SUSPENDED": "its processes stand still and keep their memory until Slurm, or somebody with "
+    "scontrol resume JOB, lets them go on",
+    "STOPPED": "its processes were stopped by a signal and keep their nodes",
+}
+_REQUEUED = ("REQUEUED", "REQUEUE_FED")
+
+
+def note_of(state: str, reason: str) -> str:
+    """What `status` shows beside running or pending: Slurm's word for it; "" of a usual job."""
+    if state in _BUSY:
+        return state.lower()
+    if state == "SPECIAL_EXIT" or state.endswith("_HOLD") or "held" in reason.lower():
+        return "held"
+    if state in _REQUEUED or reason == "BeginTime":
+        return "requeued"
+    return "never starts" if "it never starts" in why_pending(reason) else ""
+
+
+def why_busy(state: str) -> str:
+    """What the state of a job that has its nodes means; "" of one that simply runs."""
+    return _BUSY.get(state, "")
 
 
 def why_pending(reason: str, start: str = "") -> str:

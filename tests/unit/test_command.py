@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from launch.__main__ import VERBS, main
 from launch.outcome import Outcome
 from launch.run.attempts import close_attempt
+from launch.run.job_record import JobRecord, write_job
 from launch.run.liveness import ProcessMark, own_mark, write_mark
 from launch.run.run_folder import create, new_attempt
 from launch.settings.asked import overlaid, split
@@ -127,6 +129,37 @@ def test_status_for_people(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
         "run", "state", "step", "loss", "tokens/s", "checkpoint", "attempt", "left", "goodput",
     ]  # fmt: skip
     assert "one: ended without a word" in said
+
+
+def test_tables_show_what_a_scheduler_adds_to_a_state(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make(runs, "one")
+    files = new_attempt(run)
+    write_job(files, JobRecord("slurm", "12"))
+    files.plan.write_text('{"config": {"steps": {"total": 300}}, "tokens_per_step": 64}')
+    append_line(run.metrics, {"kind": "step", "step": 40, "loss": 3.5, "tokens_per_second": 9.0})
+    (runs / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{runs / 'bin'}:{os.environ['PATH']}")
+    squeue = runs / "bin" / "squeue"
+    for row, state, note, why in (
+        ("SUSPENDED|None|N/A|1:00|n1", "running", "suspended", "job 12 on n1 (suspended), 1:00"),
+        ("PENDING|JobHeldUser|N/A|1:00|", "pending", "held", "job 12 waits: you hold it"),
+        ("RUNNING|None|N/A|1:00|n1", "running", "", ""),
+    ):
+        squeue.write_text(f"#!/bin/sh\necho '12|{row}'\n")
+        squeue.chmod(0o755)
+        assert main(["status"]) == 0
+        said = capsys.readouterr().out
+        shown = f"{state} ({note})" if note else f"{state}  "
+        assert shown in said
+        assert (f"\none: {why}" in said) if why else ("one: " not in said)
+        assert main(["runs", "list"]) == 0
+        assert shown.strip() in capsys.readouterr().out
+        assert main(["status", "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert (found["state"], found["note"]) == (state, note)
+        assert (found["left_s"] is None) is bool(note)  # what stands still has no rate
 
 
 def test_logs_of_a_rank_and_why_it_failed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,40 @@ def test_why_a_job_waits_is_said_in_words() -> None:
     assert why_pending("PartitionNodeLimit").endswith("it never starts (PartitionNodeLimit)")
 
 
+@pytest.mark.parametrize(
+    ("line", "note", "words"),
+    [
+        ("8|SUSPENDED|None|2022-11-22T14:13:06|1:00|n1", "suspended", "processes stand still"),
+        ("8|STOPPED|None|2023-11-22T14:13:06|1:00|n1", "stopped", "stopped by a signal"),
+        ("8|CONFIGURING|None|2023-12-01T10:00:00|1:00:00|n[1-3]", "configuring", "being started"),
+        ("8|CONFIGURING|Prolog|2023-12-01T10:00:00|1:00:00|n1", "configuring", "being started"),
+        ("8|COMPLETING|NonZeroExitCode|2021-09-01T08:00:00|0:00|n1", "completing", "is over"),
+        ("8|RESIZING|None|2021-09-01T08:00:00|0:00|n1", "", "(resizing)"),
+        ("8|RUNNING|None|2020-12-01T10:00:00|1:00|n1", "", "job 8 on n1, 1:00 left"),
+        ("8|PENDING|JobHeldUser|N/A|10:00|", "held", "scontrol release"),
+        ("8|PENDING|JobHeldAdmin|N/A|10:00|", "held", "an administrator holds it"),
+        ("8|PENDING|launch failed requeued held|N/A|10:00|", "held", "could not be started"),
+        ("8|PENDING|job_requeued_in_held_state|N/A|10:00|", "held", "queued again and is held"),
+        ("8|REQUEUE_HOLD|job_requeued_in_held_state|N/A|10:00|", "held", "queued again"),
+        ("8|SPECIAL_EXIT|None|N/A|10:00|", "held", "waits"),
+        ("8|RESV_DEL_HOLD|ReservationDeleted|N/A|10:00|", "held", "reservation is gone"),
+        ("8|PENDING|BeginTime|2026-11-22T14:15:20|UNLIMITED|", "requeued", "requeued a moment"),
+        ("8|REQUEUED|None|N/A|UNLIMITED|", "requeued", "not looked at it yet"),
+        ("8|PENDING|PartitionTimeLimit|N/A|10:00|", "never starts", "it never starts"),
+        ("8|PENDING|QOSMinGRES|N/A|10:00|", "never starts", "it never starts"),
+        ("8|PENDING|Priority|N/A|10:00|", "", "others are before it"),
+        ("8|COMPLETED|None|2026-11-22T14:13:06|UNLIMITED|n1", "", "completed"),
+    ],
+)
+def test_what_a_job_is_besides_running_or_waiting_is_a_word(
+    line: str, note: str, words: str
+) -> None:
+    (row,) = rows_of_squeue(line)
+    job = job_of(row)
+    assert job.note == note
+    assert words in job.why
+
+
 def test_tasks_of_an_array_are_jobs_of_their_own() -> None:
     text = (
         "12134_5|PENDING|JobArrayTaskLimit|N/A|1:00:00|\n"
