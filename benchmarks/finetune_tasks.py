@@ -70,16 +70,16 @@ TASKS = {
             ("task=tag", "task.tags=bio"),
             labels=("O", "B-NAME", "I-NAME"),
             learning_rate=2e-4,
-            batch=16,
+            batch=15,  # three packed rows, nearly
         ),
         FinetuneTask(
             "qa",
             1_000,
-            250,
+            500,
             "f1",
             ("task=extract_qa", "task.no_answer=false", "task.stride=32"),
             learning_rate=3e-4,
-            batch=8,
+            batch=9,  # four packed rows, nearly
         ),
     )
 }
