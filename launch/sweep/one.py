@@ -1,6 +1,7 @@
 """Starts one trial: python -m launch.sweep.one SETTINGS.json
 
-An ordinary start of an ordinary run, in a process of its own; the file beside says which one.
+An ordinary start of an ordinary run, in a process of its own; the file beside says which one. Its
+exit code is that of the start, but for what the place refused and not the settings.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from pathlib import Path
 from launch.run.liveness import own_mark, write_mark
 from launch.start import start
 from launch.sweep.folder import starter_of
-from trainer.errors import LonghaulError
+from trainer.errors import ConfigError, LonghaulError, Refused
 from trainer.planning import judged
 from trainer.records.json_file import read_json
+
+NOT_TAKEN = 3  # by the place: its scheduler does not answer, or takes no more jobs for now
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +26,8 @@ def main(argv: list[str]) -> int:
         return start(judged(read_json(settings)))
     except LonghaulError as e:
         print(e, file=sys.stderr)
-        return e.exit_code
+        is_of_place = isinstance(e, Refused) and not isinstance(e, ConfigError)
+        return NOT_TAKEN if is_of_place else e.exit_code
 
 
 if __name__ == "__main__":

@@ -24,28 +24,34 @@ from launch.run.run_folder import attempts
 from launch.run.standing import Standing, standings
 from launch.run.status import status_of
 from launch.run.stopping import ask_to_stop
-from launch.sweep.cost import rank_seconds
+from launch.sweep.cost import cost_so_far, rank_seconds, waits_in_a_queue
 from launch.sweep.folder import SweepFiles
 from launch.sweep.journal import Trial
 from launch.sweep.metrics import lines_of, names_in, points_of
+from launch.sweep.one import NOT_TAKEN
 from launch.sweep.rungs import Points
 from trainer.config.schema import Config
 from trainer.errors import Exit
 from trainer.records.json_file import write_json
 from trainer.records.run_files import RunFiles
 
-# again: something outside of it ended it; preempted: the same, and nobody's fault; refused: only
-# other settings help; failed: it was started again often enough.
+# again: something outside of it ended it; preempted: the same, and nobody's fault; later: the place
+# did not take it; refused: only other settings help; failed: it was started again often enough.
 How = Literal[
-    "active", "finished", "stopped", "preempted", "again", "diverged", "refused", "failed"
+    "active", "finished", "stopped", "preempted", "again", "later", "diverged", "refused", "failed"
 ]
+_LOOK_S = 1.0  # between two looks for the file that stops a sweep
 
 
 @dataclass(frozen=True)
 class Seen:
+    """`is_queued`: it waits for a scheduler. `has_heard`: its newest attempt was told to stop."""
+
     how: How
     why: str = ""
     rank_seconds: float = 0.0
+    is_queued: bool = False
+    has_heard: bool = True
 
 
 class Place(Protocol):
@@ -53,7 +59,10 @@ class Place(Protocol):
         """Raises: LonghaulError if its settings cannot be."""
 
     def stop(self, trial: Trial) -> None:
-        """Ask it to save and stop; it does so in its own time."""
+        """Ask it to save and stop; it does so in its own time. What waits in a queue leaves it.
+
+        Raises: LonghaulError if nobody takes the word now.
+        """
 
     def look(self, trials: Sequence[Trial]) -> list[Seen]:
         """In their order."""
@@ -77,6 +86,7 @@ class Runs:
     inbox: SignalInbox
     _children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _read: dict[tuple[Path, bool], tuple[int, list[dict[str, Any]]]] = field(default_factory=dict)
+    _is_told: bool = False  # that somebody wants the sweep to end
 
     def start(self, trial: Trial) -> None:
         settings = self.files.settings(trial.number)
@@ -92,15 +102,7 @@ class Runs:
             )
 
     def stop(self, trial: Trial) -> None:
-        run = self.files.run(trial.number)
-        now = standings([run])[0]
-        if now.files is not None and now.may_be_active:
-            ask_to_stop(run, now, detail="its sweep")
-            return
-        mark = read_mark(self.files.starter(trial.number))
-        if mark is not None and is_alive(mark):  # it prepares data, or is about to begin
-            with suppress(ProcessLookupError):
-                os.killpg(mark.pid, signal.SIGTERM)
+        stop_trial(self.files, trial.number, standings([self.files.run(trial.number)])[0])
 
     def look(self, trials: Sequence[Trial]) -> list[Seen]:
         runs = [self.files.run(trial.number) for trial in trials]
@@ -114,8 +116,16 @@ class Runs:
         return names_in(self._lines(trial, metric))
 
     def wait(self, seconds: float) -> bool:
-        select.select([self.inbox.reader], [], [], seconds)
-        return bool(self.inbox.read()) or self.files.stop.exists()
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            select.select([self.inbox.reader], [], [], min(max(left, 0.0), _LOOK_S))
+            told = bool(self.inbox.read()) or self.files.stop.exists()
+            if told and not self._is_told:
+                self._is_told = True
+                return True
+            if left <= _LOOK_S:
+                return self._is_told
 
     def _lines(self, trial: Trial, metric: str) -> list[dict[str, Any]]:
         """Read again only once there is more."""
@@ -132,13 +142,14 @@ class Runs:
         starts = child.poll() is None if child else starter is not None and is_alive(starter)
         known = attempts(run)
         if starts or now.may_be_active:
-            cost = rank_seconds(run, now=time.time() if now.may_be_active else None)
-            return Seen("active", rank_seconds=cost)
+            has_heard = now.files is not None and now.files.stop.exists()
+            cost = cost_so_far(run, now, now=time.time())
+            return Seen("active", "", cost, is_queued=waits_in_a_queue(now), has_heard=has_heard)
         if not known:
             return Seen(*self._never_began(trial, child))
         status = status_of(run, now.job)
         how = _how(run, known[-1].number, status.state)
-        if child is not None and child.returncode == Exit.REFUSED and how != "finished":
+        if child and child.returncode in (Exit.REFUSED, NOT_TAKEN) and how != "finished":
             how, status_why = self._never_began(trial, child)  # of this start; the run is older
             return Seen(how, status_why, rank_seconds(run, now=None))
         return Seen(how, status.why, rank_seconds(run, now=None))
@@ -147,7 +158,22 @@ class Runs:
         said = _last_words(self.files.log(trial.number))
         if child is not None and child.returncode in (Exit.REFUSED, Exit.STOP):
             return "refused", said
+        if child is not None and child.returncode == NOT_TAKEN:
+            return "later", said
         return "again", said or "nothing was started"
+
+
+def stop_trial(files: SweepFiles, number: int, now: Standing) -> bool:
+    """False if nothing of it is there to be told. Raises: LonghaulError if it is not taken now."""
+    if now.files is not None and now.may_be_active:
+        ask_to_stop(files.run(number), now, detail="its sweep")
+        return True
+    mark = read_mark(files.starter(number))
+    if mark is None or not is_alive(mark):
+        return False
+    with suppress(ProcessLookupError):  # it prepares data, or is about to begin
+        os.killpg(mark.pid, signal.SIGTERM)
+    return True
 
 
 def _how(run: RunFiles, attempt: int, state: str) -> How:

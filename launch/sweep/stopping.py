@@ -6,12 +6,12 @@ import sys
 import time
 
 from launch.run.standing import standings
-from launch.run.stopping import ask_to_stop
 from launch.sweep.folder import SweepFiles, is_carried
 from launch.sweep.journal import read_trials
-from trainer.errors import Exit
+from launch.sweep.place import stop_trial
+from trainer.errors import Exit, LonghaulError
 
-_PATIENCE_S = 15.0  # beside what its trials may take to save
+_PATIENCE_S = 60.0  # beside what its trials may take to save; schedulers are asked some times
 
 
 def stop_sweep(files: SweepFiles, *, wait: bool) -> int:
@@ -34,15 +34,17 @@ def stop_sweep(files: SweepFiles, *, wait: bool) -> int:
 
 
 def _stop_orphans(files: SweepFiles) -> int:
-    active = [t for t in read_trials(files.trials).values() if t.state == "active"]
-    runs = [files.run(trial.number) for trial in active]
-    told = 0
-    for run, now in zip(runs, standings(runs), strict=True):
-        if now.files is not None and now.may_be_active:
-            ask_to_stop(run, now, detail="longhaul stop, of its sweep")
-            told += 1
+    active = [t.number for t in read_trials(files.trials).values() if t.state == "active"]
+    told, missed = 0, 0
+    there = standings([files.run(number) for number in active])
+    for number, now in zip(active, there, strict=True):
+        try:
+            told += stop_trial(files, number, now)
+        except LonghaulError as e:  # the others are told all the same
+            print(e, file=sys.stderr)
+            missed += 1
     print(f"{files.name} is not running" + (f"; {told} of its trials were told" if told else ""))
-    return Exit.DONE
+    return Exit.FAILED if missed else Exit.DONE
 
 
 def _grace_s(files: SweepFiles) -> float:

@@ -8,6 +8,7 @@ killed at any moment, the next sweeper goes on where this one was.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,13 +16,15 @@ from launch.sweep.budget import Budget
 from launch.sweep.journal import ENDED, Journal, Trial
 from launch.sweep.judge import meetings, next_rung, passed, same_error
 from launch.sweep.place import Place, Seen
-from launch.sweep.rungs import Points, at_step, is_behind, rungs
+from launch.sweep.reported import Reported
+from launch.sweep.rungs import at_step, is_behind, rungs
 from launch.sweep.samplers import Sampler
 from launch.sweep.space import Space
 from trainer.config.sections.sweep import SweepSection
 from trainer.errors import LonghaulError
 
 Ending = Literal["", "done", "stopped", "budget", "same error"]
+_LONGEST_HOLD = 40  # looks; ten minutes where a scheduler is asked
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Sweeper:
     _spent: dict[int, float] = field(default_factory=dict)  # rank-seconds of active trials
     _asked: set[int] = field(default_factory=set)  # to stop, by this process
     _untold: set[int] = field(default_factory=set)  # ended, and not known to the sampler yet
+    _refused: int = 0  # starts in a row that the place did not take
+    _held: int = 0  # looks until the next start
 
     def run(self) -> Ending:
         """Until all trials have ended, or something ends the sweep: then all have saved."""
@@ -77,17 +82,27 @@ class Sweeper:
         active = self._of("active")
         for trial, seen in zip(active, self.place.look(active), strict=True):
             self._spent[trial.number] = seen.rank_seconds
-            if trial.told_to and seen.how == "active" and trial.number not in self._asked:
-                self._asked.add(trial.number)
-                self.place.stop(trial)  # whoever told it may have died before it was asked
+            if trial.told_to and seen.how == "active" and self._must_hear(trial, seen):
+                self._ask_to_stop(trial)
             trial = self._note_rungs(trial)
             if seen.how == "active":
                 self._watch(trial, seen)
             else:
                 self._conclude(trial, seen)
 
+    def _must_hear(self, trial: Trial, seen: Seen) -> bool:
+        """Once more: whoever told it may have died before it was asked; a job that was requeued
+        since then has not heard, and one that waits in a queue leaves it when it is told."""
+        return trial.number not in self._asked or seen.is_queued or not seen.has_heard
+
+    def _ask_to_stop(self, trial: Trial) -> None:
+        """A scheduler that does not take the word now is told at the next look."""
+        with suppress(LonghaulError):
+            self.place.stop(trial)
+            self._asked.add(trial.number)
+
     def _note_rungs(self, trial: Trial) -> Trial:
-        points = self._costs(trial)
+        points = self._reported.costs(trial)
         for step in self._rungs():
             value = at_step(points, step)
             if value is not None and step not in trial.rungs:
@@ -97,16 +112,16 @@ class Sweeper:
     def _watch(self, trial: Trial, seen: Seen) -> None:
         if trial.told_to:
             return
-        missing = [m for m in self.section.metrics if self._never_reports(trial, m)]
         hours = self.section.trial_hours
-        if missing:
-            self._tell(trial, "fail", why=self._no_metric(trial, missing[0]))
+        if missing := self._reported.missing(trial):
+            self._tell(trial, "fail", why=missing)
         elif hours is not None and seen.rank_seconds > hours * 3600 * self.budget.ranks:
             self._tell(trial, "prune", why=f"it took longer than sweep.trial_hours={hours:g}")
 
     def _conclude(self, trial: Trial, seen: Seen) -> None:
         self._spent.pop(trial.number, None)
         self._asked.discard(trial.number)
+        self._refused = self._refused + 1 if seen.how == "later" else 0
         halving = self.section.pruner.kind == "halving"
         cost, how = seen.rank_seconds, seen.how
         if halving and next_rung(trial, self._rungs()) in trial.rungs and how != "diverged":
@@ -121,6 +136,8 @@ class Sweeper:
             self._end(trial, "failed", trial.why, cost)
         elif trial.told_to in ("halt", "pause") or how == "preempted":
             self._wait(trial, "waiting", cost)
+        elif how == "later":
+            self._not_taken(trial, seen)
         elif how == "stopped":
             self._end(trial, "stopped", seen.why, cost)
         elif how == "again" and trial.failures < self.section.retries:
@@ -128,30 +145,22 @@ class Sweeper:
         else:
             self._end(trial, "failed", seen.why, cost)
 
+    def _not_taken(self, trial: Trial, seen: Seen) -> None:
+        """A limit on jobs, a controller that is away: nothing of its settings. It is tried again,
+        later each time; where nothing else runs that would make room, only so often."""
+        self._held = min(2**self._refused, _LONGEST_HOLD)
+        is_alone = len(self._of("active")) == 1
+        if is_alone and trial.failures >= self.section.retries:
+            self._end(trial, "failed", seen.why, seen.rank_seconds)
+        else:
+            self._wait(trial, "waiting", seen.rank_seconds, why=seen.why, counts=is_alone)
+
     def _finish(self, trial: Trial, cost: float) -> None:
-        values = []
-        for metric in self.section.metrics:
-            points = self.place.points(trial, metric)
-            if not points:
-                self._end(trial, "failed", self._no_metric(trial, metric), cost)
-                return
-            values.append(self._taken(points, metric))
-        self._end(trial, "finished", "", cost, values=values)
-
-    def _taken(self, points: Points, metric: str) -> float:
-        if self.section.take == "last":
-            return points[-1][1]
-        goal = self.section.goals[self.section.metrics.index(metric)]
-        return (min if goal == "min" else max)(value for _, value in points)
-
-    def _never_reports(self, trial: Trial, metric: str) -> bool:
-        names = self.place.reported(trial, metric)
-        return bool(names) and metric not in names
-
-    def _no_metric(self, trial: Trial, metric: str) -> str:
-        names = self.place.reported(trial, metric)
-        there = f"; there is {', '.join(names)}" if names else ""
-        return f"sweep.metrics: no trial reports {metric}{there}"
+        values = self._reported.values(trial)
+        if isinstance(values, str):
+            self._end(trial, "failed", values, cost)
+        else:
+            self._end(trial, "finished", "", cost, values=values)
 
     # --- judge ------------------------------------------------------------------------------
 
@@ -204,12 +213,15 @@ class Sweeper:
     def _behind(self, trial: Trial) -> str:
         rules = self.section.pruner
         others = [
-            self._costs(one)
+            self._reported.costs(one)
             for one in self.journal.trials.values()
             if one.number != trial.number and one.state not in ("failed", "waiting")
         ]
         step = is_behind(
-            self._costs(trial), others, first_step=rules.first_step, min_trials=rules.min_trials
+            self._reported.costs(trial),
+            others,
+            first_step=rules.first_step,
+            min_trials=rules.min_trials,
         )
         return "" if step is None else f"worse than the median of the others at step {step}"
 
@@ -234,6 +246,9 @@ class Sweeper:
 
     def _fill(self) -> bool:
         """Start what there is room for. False: the budget is what keeps the next from starting."""
+        if self._held > 0:
+            self._held -= 1
+            return True
         while len(self._of("active")) < self.section.concurrency:
             waiting = self._of("waiting")
             if not waiting and not self._may_propose():
@@ -332,9 +347,7 @@ class Sweeper:
     # --- small ------------------------------------------------------------------------------
 
     def _tell(self, trial: Trial, to: str, *, why: str = "") -> None:
-        trial = self.journal.write("told", trial.number, to=to, why=why)
-        self._asked.add(trial.number)
-        self.place.stop(trial)
+        self._ask_to_stop(self.journal.write("told", trial.number, to=to, why=why))
 
     def _wait(
         self, trial: Trial, state: str, cost: float, *, why: str = "", counts: bool = False
@@ -361,10 +374,9 @@ class Sweeper:
         if state == "finished":
             self.budget.expect(cost)
 
-    def _costs(self, trial: Trial) -> Points:
-        sign = 1 if self.section.goals[0] == "min" else -1
-        points = self.place.points(trial, self.section.metrics[0])
-        return [(step, sign * value) for step, value in points]
+    @property
+    def _reported(self) -> Reported:
+        return Reported(self.section, self.place)
 
     def _rungs(self) -> tuple[int, ...]:
         rules = self.section.pruner

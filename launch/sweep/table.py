@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launch.driving.waiting import waiting_for
+from launch.run.standing import Standing, standings
 from launch.sweep.best import best_trials
-from launch.sweep.cost import rank_seconds
+from launch.sweep.cost import cost_so_far, waits_in_a_queue
 from launch.sweep.folder import SweepFiles, is_carried, read_sweep
 from launch.sweep.journal import Trial, trials_of
 from launch.sweep.metrics import lines_of, points_of
@@ -35,19 +37,25 @@ class SweepStatus:
 
 
 def status_of_sweep(files: SweepFiles, *, now: float) -> SweepStatus:
-    """From its folder alone. `now`: seconds since the epoch."""
+    """From its folder; schedulers are asked once for all trials. `now`: seconds since the epoch."""
     sweep = read_sweep(files)["identity"]["sweep"]
     lines = list(read_lines(files.trials))
     trials = trials_of(lines)
     total = max((int(line["total"]) for line in lines if line["event"] == "asked"), default=0)
-    costs = {n: _cost(files, one, now) for n, one in trials.items()}
+    active = [n for n, one in trials.items() if one.state == "active"]
+    there = dict(zip(active, standings([files.run(n) for n in active]), strict=True))
+    costs = {n: one.rank_seconds for n, one in trials.items()}
+    costs |= {n: cost_so_far(files.run(n), at, now=now) for n, at in there.items()}
     best = best_trials(trials, sweep["goals"])
     carried = is_carried(files)
     rows = [_row(files, one, costs[n], sweep["metrics"], best) for n, one in sorted(trials.items())]
+    for row in rows:
+        if (at := there.get(row["trial"])) is not None:
+            row |= _standing(at)
     return SweepStatus(
         sweep=files.name,
         state=_state(trials, total, carried=carried),
-        trials=dict(Counter(one.state for one in trials.values())),
+        trials=dict(Counter(row["state"] for row in rows)),
         total=total,
         metrics=list(sweep["metrics"]),
         best=[row for row in rows if row["best"]],
@@ -65,10 +73,11 @@ def _state(trials: Mapping[int, Trial], total: int, *, carried: bool) -> str:
     return "finished" if over and trials else "stopped"
 
 
-def _cost(files: SweepFiles, trial: Trial, now: float) -> float:
-    if trial.state != "active":
-        return trial.rank_seconds
-    return rank_seconds(files.run(trial.number), now=now)
+def _standing(at: Standing) -> dict[str, Any]:
+    """Of an active trial: "queued" while it waits for its place, and what is said of that."""
+    said = at.job.why if at.job is not None else waiting_for(at.files) if at.files else ""
+    state = {"state": "queued"} if waits_in_a_queue(at) else {}
+    return {**state, "why": said}
 
 
 def _row(
@@ -127,4 +136,6 @@ def as_text(status: SweepStatus) -> str:
     ]
     whys = Counter(row["why"] for row in status.rows if row["why"] and row["state"] == "failed")
     said = [f"{count} x {why}" for why, count in whys.items()]
+    is_there = [row for row in status.rows if row["why"] and row["state"] in ("active", "queued")]
+    said += [f"trial {row['trial']}: {row['why']}" for row in is_there]
     return "\n".join(part for part in [headline(status), text_of(rows), *said] if part)

@@ -11,6 +11,7 @@ import pytest
 
 from launch.sweep.best import best_trials
 from launch.sweep.journal import Trial, read_trials
+from launch.sweep.place import How
 from tests.helpers.sweeps import (
     Killed,
     Recorded,
@@ -196,6 +197,38 @@ def test_a_metric_that_nobody_reports_is_found_at_the_first_report(tmp_path: Pat
     assert made.run() == "same error"
     assert made.same_error == "sweep.metrics: no trial reports eval_loss; there is eval_accuracy"
     assert max(place.steps.values()) < 30  # none ran to its end
+
+
+@pytest.mark.parametrize("missed", [{"deaf": 3}, {"forgetful": 3}])
+def test_a_word_to_stop_that_nobody_took_is_said_again(
+    tmp_path: Path, missed: dict[str, int]
+) -> None:
+    """A scheduler that does not answer; a job that was requeued just then."""
+    place = Recorded(stop_at=30, **missed)  # type: ignore[arg-type]
+    assert sweeper(tmp_path, place, trials=2, concurrency=2).run() == "stopped"
+    assert states(tmp_path) == {1: "waiting", 2: "waiting"}
+    assert max(place.steps.values()) < 50
+
+
+def test_what_the_place_does_not_take_is_tried_again_later_and_is_no_failure(
+    tmp_path: Path,
+) -> None:
+    """A limit on the jobs of a user, for example."""
+    script: dict[int, list[tuple[How, str]]] = {n: [("later", "too many jobs")] * 3 for n in (2, 3)}
+    place = Recorded(script=script)
+    assert sweeper(tmp_path, place, trials=3, concurrency=3, retries=0).run() == "done"
+    assert set(states(tmp_path).values()) == {"finished"}
+    assert place.starts.count(2) == 4
+
+
+def test_a_place_that_takes_nothing_is_given_up_in_the_end(tmp_path: Path) -> None:
+    script: dict[int, list[tuple[How, str]]] = {n: [("later", "no answer")] * 9 for n in range(9)}
+    place = Recorded(script=script)
+    made = sweeper(tmp_path, place, trials=5, retries=1)
+    assert made.run() == "same error"
+    assert made.same_error == "no answer"
+    assert len(place.starts) == 6
+    assert place.clock > len(place.starts)  # it was given time
 
 
 def test_stopping_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from launch.sweep.samplers import sampler_of
 from launch.sweep.sweeper import Sweeper
 from trainer.config.sections.sweep import SweepSection
 from trainer.config.sweep_settings import validate_sweep
-from trainer.errors import ConfigError, Problem
+from trainer.errors import ConfigError, Problem, Refused
 
 Curve = Callable[[Trial, int], float]
 
@@ -55,6 +55,8 @@ class Recorded:
     speed: Mapping[int, float] = field(default_factory=dict)  # steps a second, 1 if not said
     kill_at: float | None = None
     kill_on_stop: bool = False  # before a run hears of it
+    deaf: int = 0  # so many words to stop are refused
+    forgetful: int = 0  # ... are taken, and forgotten by a run that begins anew
     stop_at: float | None = None
     clock: float = 0.0
     starts: list[int] = field(default_factory=list)
@@ -78,6 +80,12 @@ class Recorded:
         if self.kill_on_stop:
             self.kill_on_stop = False
             raise Killed
+        if self.deaf:
+            self.deaf -= 1
+            raise Refused("the scheduler does not answer")
+        if self.forgetful:
+            self.forgetful -= 1
+            return
         if trial.number in self._active:
             self._leaves_at.setdefault(trial.number, self.clock + self.grace_s)
 
@@ -116,10 +124,13 @@ class Recorded:
         planned = self.script.get(number, ())
         if leaving and self.clock >= self._leaves_at[number]:
             self._leave(number, "stopped", "stopped (user)")
-        elif tries <= len(planned) and self.steps[number] >= self.last_step * tries / 4:
+        elif tries <= len(planned) and self._is_time(number, planned[tries - 1][0], tries):
             self._leave(number, *planned[tries - 1])
         elif not leaving and self.steps[number] >= self.last_step:
             self._leave(number, "finished", "")
+
+    def _is_time(self, number: int, how: How, tries: int) -> bool:
+        return how == "later" or self.steps[number] >= self.last_step * tries / 4
 
     def _leave(self, number: int, how: How, why: str) -> None:
         del self._active[number]
@@ -128,7 +139,8 @@ class Recorded:
 
     def _seen(self, number: int) -> Seen:
         if number in self._active:
-            return Seen("active", rank_seconds=self.cost.get(number, 0.0))
+            cost, has_heard = self.cost.get(number, 0.0), number in self._leaves_at
+            return Seen("active", rank_seconds=cost, has_heard=has_heard)
         return self._ended.get(number, Seen("again", "nothing was started"))
 
 
