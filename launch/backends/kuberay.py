@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from launch.cloud.manifest_rules import manifest_problems
 from launch.cloud.names import job_name
 from launch.cloud.needs import refuse_what_lacks
 from launch.cloud.rayjob_status import job_of, stop_words
-from launch.cloud.tool import ask, refuse_without
+from launch.cloud.tool import Answer, ask, refuse_without
 from launch.node.ranks_spec import RANKS_FILE, spec_text
 from launch.run.job_record import JobRecord, read_job
 from trainer.config.sections.cloud import KubeRayLaunch
@@ -27,6 +28,11 @@ from trainer.records.run_files import AttemptFiles, RunFiles
 _HOW = "install it and point it at your cluster: kubectl config current-context"
 _TIMEOUT_S = 60.0
 _GONE = "NotFound"  # as kubectl says it
+_UNREACHED = re.compile(
+    r"connection refused|no such host|i/o timeout|network is unreachable|gave no answer in \d+ s"
+    r"|TLS handshake timeout|Unauthorized|must be logged in|context \S+ does not exist"
+)
+_KEYS = "go-template={{range $key, $value := .data}}{{$key}} {{end}}"  # no value leaves kubectl
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,10 @@ class KubeRayBackend:
         text = manifest_text(plan, launch)
         answer = ask([*argv, "-f", "-"], stdin=text, timeout_s=_TIMEOUT_S)
         if answer.code != 0:
-            raise Refused(f"the cluster does not take the RayJob: {answer.why}")
-        if launch.variables_from is not None:
-            argv = [*kubectl(launch.context), "get", "secret", launch.variables_from, "-o", "name"]
-            answer = ask([*argv, f"--namespace={launch.namespace}"], timeout_s=_TIMEOUT_S)
-            if answer.code != 0:
-                raise Refused(f"launch.variables_from={launch.variables_from}: {answer.why}")
+            raise Refused(
+                _unreached(answer) or f"the cluster does not take the RayJob: {answer.why}"
+            )
+        _refuse_without_keys(launch)
 
     def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
         """Raises: Refused if the cluster does not take it."""
@@ -99,6 +103,27 @@ class KubeRayBackend:
             raise Refused(f"rayjob {record.job} cannot be stopped: {answer.why}")
         if words and (answer := ask([*place, *words], timeout_s=_TIMEOUT_S)).code != 0:
             raise Refused(f"rayjob {record.job} cannot be stopped: {answer.why}")
+
+
+def _unreached(answer: Answer) -> str:
+    """What is wrong with the way to the cluster; empty: it has answered."""
+    said = answer.err or answer.out
+    found = None if "webhook" in said else _UNREACHED.search(said)  # those are the cluster's own
+    return f"kubectl reaches no cluster ({found[0]}); {_HOW}" if found else ""
+
+
+def _refuse_without_keys(launch: KubeRayLaunch) -> None:
+    """Pods without them would wait for ever. Raises: Refused if the Secret lacks one."""
+    secret = launch.variables_from
+    if secret is None:
+        return
+    argv = [*kubectl(launch.context), "get", "secret", secret, f"--namespace={launch.namespace}"]
+    answer = ask([*argv, "-o", _KEYS], timeout_s=_TIMEOUT_S)
+    if answer.code != 0:
+        raise Refused(f"launch.variables_from={secret}: {answer.why}")
+    if lacks := [name for name in launch.environment if name not in answer.out.split()]:
+        what = f"launch.variables_from={secret}: the Secret has no key {', '.join(lacks)}"
+        raise Refused(f"{what}; add it there, or take it out of launch.environment")
 
 
 def _listed(place: Sequence[str]) -> Mapping[str, Any] | None:

@@ -20,7 +20,7 @@ from trainer.plan import RunPlan
 
 VARIABLE = "LONGHAUL_JOB"
 _INERT = re.compile(r"[^A-Za-z0-9{}\[\]\",:.\\/_+ -]")
-_LONGEST = 100_000  # the kernel gives one variable 128 KiB
+_LONGEST = 100_000  # the kernel gives one variable, or one word of a command, 128 KiB
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ def _names(launch: CloudLaunch) -> list[str]:
 
 
 def carried_text(carried: Carried) -> str:
-    """Raises: Refused if it is longer than an environment variable can be."""
+    """Raises: Refused if it is longer than an environment variable can be, or than the one word
+    of a command in which `ray job submit` gets it: JSON in JSON in quotes."""
     plain = json.dumps(asdict(carried), sort_keys=True, separators=(",", ":"))
     text = _INERT.sub(lambda found: f"\\u{ord(found[0]):04x}", plain)
-    if len(text) > _LONGEST:
-        what = f"the settings are {len(text):,} characters; {_LONGEST:,} can be sent to a machine"
+    length = len(text) + 3 * sum(text.count(each) for each in '"\\')
+    if length > _LONGEST:
+        what = f"the settings are {length:,} characters; {_LONGEST:,} can be sent to a machine"
         raise Refused(f"{what}: move long values into files there")
     return text
 

@@ -19,7 +19,7 @@ def refuse_what_lacks(plan: RunPlan, launch: CloudLaunch) -> None:
     if isinstance(launch, SkyLaunch):
         found += _sky(plan, launch)
     elif isinstance(launch, KubeRayLaunch):
-        found += _kuberay(launch)
+        found += _kuberay(plan, launch)
     elif isinstance(launch, RayUpLaunch):
         found += _ray_up(launch)
     if found:
@@ -61,6 +61,10 @@ def _machines(plan: RunPlan, launch: CloudLaunch) -> Iterator[Problem]:
         what = f"{nodes} machines need one folder that all of them see"
         fix = "a volume or a network folder there, and launch.keeps_run_root=true"
         yield Problem("launch.run_root", what, fix)
+    store_root = plan.config.data.store_root
+    if not store_root.startswith(("/", "~/")):
+        what = f"{store_root!r} would be on each machine's own disk, and {nodes} share the data"
+        yield Problem("data.store_root", what, f"'data.store_root=\"{launch.run_root}/stores\"'")
 
 
 def _sky(plan: RunPlan, launch: SkyLaunch) -> Iterator[Problem]:
@@ -79,10 +83,14 @@ def _sky(plan: RunPlan, launch: SkyLaunch) -> Iterator[Problem]:
             yield Problem("launch.mounts", f"there is no {source} to send", "")
 
 
-def _kuberay(launch: KubeRayLaunch) -> Iterator[Problem]:
+def _kuberay(plan: RunPlan, launch: KubeRayLaunch) -> Iterator[Problem]:
     if launch.image is None:
         what = "pods need an image that has this package and Ray"
         yield Problem("launch.image", what, "launch.image=registry.example.org/longhaul:0.1.0")
+    ranks = plan.config.resources.ranks_per_node
+    if plan.device == "cpu" and ranks > launch.cpus_per_node:
+        what = f"{launch.cpus_per_node} cores hold no {ranks} ranks: the job would wait for ever"
+        yield Problem("launch.cpus_per_node", what, f"launch.cpus_per_node={ranks}")
 
 
 def _ray_up(launch: RayUpLaunch) -> Iterator[Problem]:
@@ -95,6 +103,7 @@ def _ray_up(launch: RayUpLaunch) -> Iterator[Problem]:
         if getattr(launch, name) is None:
             what = f"{launch.provider} does not choose one"
             yield Problem(f"launch.{name}", what, f"launch.{name}={example}")
+    yield from _of_another_place(launch)
     files = {
         "token_file": (launch.token_file, "ray get-auth-token --generate makes one"),
         "environment_file": (launch.environment_file, "lines of NAME=value"),
@@ -106,3 +115,18 @@ def _ray_up(launch: RayUpLaunch) -> Iterator[Problem]:
     if launch.key_name is not None and launch.identity_file is None:
         what = f"the private half of the key pair {launch.key_name} is needed to log in"
         yield Problem("launch.identity_file", what, "launch.identity_file=~/.ssh/my-key.pem")
+
+
+def _of_another_place(launch: RayUpLaunch) -> Iterator[Problem]:
+    """What the cloud would refuse once the head is asked for: Ray's schema leaves it open."""
+    fits = {"aws": ("m5.large", "p4d.24xlarge"), "gcp": ("n2-standard-2", "a2-highgpu-8g")}
+    given = {"head_type": launch.head_type, "worker_type": launch.worker_type}
+    for (name, kind), example in zip(given.items(), fits[launch.provider], strict=True):
+        # Machines of AWS have a dot in their names, those of GCP have none.
+        if kind is not None and ("." in kind) is not (launch.provider == "aws"):
+            what = f"{kind} is no machine of {launch.provider}"
+            yield Problem(f"launch.{name}", what, f"launch.{name}={example}")
+    zone, region = launch.zone, launch.region
+    if zone is not None and region is not None and not zone.startswith(region):
+        example = f"{region}a" if launch.provider == "aws" else f"{region}-a"
+        yield Problem("launch.zone", f"{zone} is not in {region}", f"launch.zone={example}")

@@ -54,7 +54,7 @@ def ask(
             timeout=timeout_s,
             check=False,
         )
-    except (FileNotFoundError, PermissionError) as e:
+    except OSError as e:  # not there, not allowed, more words than a command may have
         return Answer(None, err=f"{argv[0]} cannot be started ({e.strerror})")
     except subprocess.TimeoutExpired:
         return Answer(None, err=f"{argv[0]} gave no answer in {timeout_s:.0f} s")
@@ -73,7 +73,7 @@ def tell(argv: Sequence[str]) -> Answer:
             text=True,
             errors="replace",
         )
-    except (FileNotFoundError, PermissionError) as e:
+    except OSError as e:  # not there, not allowed, more words than a command may have
         return Answer(None, err=f"{argv[0]} cannot be started ({e.strerror})")
     redactor, lines = redactor_of(os.environ), []
     with child:

@@ -100,9 +100,18 @@ def test_a_tool_that_is_missing(
             "launch.run_root: 2 machines need one folder that all of them see",
         ),
         (KUBERAY, "launch.image=null", "launch.image: pods need an image"),
+        (
+            KUBERAY,
+            "resources.nodes=2 batch.micro_batch_size=1",
+            "data.store_root: 'stores' would be on each machine's own disk, and 2 share the data",
+        ),
+        (KUBERAY, "resources.device=cpu launch.cpus_per_node=4", "4 cores hold no 8 ranks"),
         (RAY_UP, "launch.region=null", "launch.region: aws does not choose one"),
         (RAY_UP, "launch.worker_type=null", "launch.worker_type: aws does not choose one"),
         (RAY_UP, "launch.provider=gcp", "launch.project: gcp does not choose one"),
+        (RAY_UP, "launch.provider=gcp", "launch.head_type: m5.large is no machine of gcp"),
+        (RAY_UP, "launch.worker_type=a2-highgpu-8g", "a2-highgpu-8g is no machine of aws"),
+        (RAY_UP, "launch.zone=eu-west-1b", "launch.zone: eu-west-1b is not in us-east-1"),
         (RAY_UP, "launch.token_file=/nowhere", "launch.token_file: there is no file /nowhere"),
         (RAY_UP, "launch.environment_file=/nowhere", "launch.environment_file: there is no file"),
         (RAY_UP, "launch.identity_file=/nowhere", "launch.identity_file: there is no file"),
@@ -138,6 +147,35 @@ def test_a_manifest_that_the_cluster_refuses(
     said = 'the cluster does not take the RayJob: unknown field "spec.x"'
     assert said in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_a_cluster_that_is_not_reached(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:
+    """kubectl's own words advise to turn its checks off."""
+    why = 'failed to download openapi: Get "http://localhost:8080/": dial tcp: connection refused'
+    tools.answer(("kubectl apply --dry-run=server", 1, f"{why}; turn off with --validate=false"))
+    assert _train(KUBERAY) == 2
+    said = capsys.readouterr().err
+    assert "kubectl reaches no cluster (connection refused); install it and point it at" in said
+    assert "--validate=false" not in said
+    why = 'failed calling webhook "mrayjob.kb.io": dial tcp: connection refused'
+    tools.answer(("kubectl apply --dry-run=server", 1, why))
+    assert _train(KUBERAY) == 2
+    assert f"the cluster does not take the RayJob: {why}" in capsys.readouterr().err
+
+
+def test_a_secret_without_the_key_for_which_pods_would_wait(
+    tools: Tools, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools.answer(("kubectl get secret keys", 0, "A B"))
+    wanted = ("launch.variables_from=keys", "launch.environment=[A,HF_TOKEN]")
+    assert _train(KUBERAY, *wanted) == 2
+    said = "launch.variables_from=keys: the Secret has no key HF_TOKEN; add it there"
+    assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+    asked = next(call for call in tools.calls if "secret" in call)
+    assert asked[-1] == "go-template={{range $key, $value := .data}}{{$key}} {{end}}"
+    tools.answer(("kubectl get secret keys", 0, "A HF_TOKEN"))
+    assert _train(KUBERAY, *wanted, "--dry-run") == 0
 
 
 def test_a_secret_that_is_not_there(tools: Tools, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +13,10 @@ import yaml
 from launch.backends.table import backend_of
 from launch.base import Submission
 from launch.cloud.carried import VARIABLE, carried_by, carried_text, read_carried
+from launch.cloud.kuberay_manifest import MANIFEST
 from launch.cloud.names import cluster_name, job_name
 from launch.cloud.sky_task import TASK
+from launch.cloud.tool import ask
 from launch.node.ranks_spec import RANKS_FILE
 from tests.helpers.cloud import KUBERAY, RAY_UP, RUN_ID, SKY, plan_for
 from tests.helpers.configs import config, values
@@ -71,6 +74,7 @@ REFUSED = [
     ("kuberay", "package", "longhaul==0.1.0", "nothing is installed into pods"),
     ("kuberay", "shm_gib", 64, "64 GiB of shared memory leave nothing of 64 GiB"),
     ("kuberay", "environment", ["A"], "the values come from a Secret of Kubernetes"),
+    ("kuberay", "namespace", "", "try: launch.namespace=training"),
     ("ray_up", "token_file", "token", "'token' is no full path"),
 ]
 
@@ -98,6 +102,14 @@ def test_a_package_that_is_pinned_is_taken(package: str) -> None:
     assert len(last) == 6  # one package, whatever its name holds
 
 
+def test_true_is_a_label() -> None:
+    plan = plan_for(config(*KUBERAY, "launch.node_selector={cloud.google.com/gke-spot: true}"))
+    text = backend_of("kuberay").render(plan, run_folder="x").files[MANIFEST]
+    (workers,) = yaml.load(text, _LOADER)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    selector = workers["template"]["spec"]["nodeSelector"]
+    assert selector == {"cloud.google.com/gke-spot": "true"}
+
+
 @pytest.mark.parametrize("word", WORDS)
 def test_settings_arrive_as_they_are_and_look_like_nothing_else(word: str) -> None:
     plan = _with_prompt(plan_for(config(*SKY)), word)
@@ -112,6 +124,17 @@ def test_settings_arrive_as_they_are_and_look_like_nothing_else(word: str) -> No
 def test_settings_that_no_variable_can_hold_are_refused() -> None:
     with pytest.raises(Refused, match="characters; 100,000 can be sent"):
         carried_text(carried_by(_with_prompt(plan_for(config(*SKY)), "a" * 100_000)))
+
+
+def test_settings_fit_one_word_of_a_command_however_often_they_are_quoted() -> None:
+    """As `ray job submit --runtime-env-json` gets them on a shell's line."""
+    prompt, longest = 25_000, 131_072  # the kernel's limit of one word
+    text = carried_text(carried_by(_with_prompt(plan_for(config(*SKY)), "a" * 80_000)))
+    assert len(json.dumps(json.dumps(text))) < longest
+    with pytest.raises(Refused, match="characters; 100,000 can be sent"):
+        carried_text(carried_by(_with_prompt(plan_for(config(*SKY)), '"' * prompt)))
+    said = ask(["true", "a" * longest], timeout_s=10.0)
+    assert (said.code, said.why) == (None, "true cannot be started (Argument list too long)")
 
 
 def test_what_nobody_sent_is_refused() -> None:

@@ -77,19 +77,22 @@ def _all_words(launch: CloudLaunch) -> Iterator[Problem]:
     for name, value in launch:
         where = f"launch.{name}"
         if isinstance(value, str):
-            yield from _word_problems(where, value, _FORMS.get(name))
+            optional = type(launch).model_fields[name].annotation is not str
+            yield from _word_problems(where, value, _FORMS.get(name), optional=optional)
         elif isinstance(value, tuple):
             for i, text in enumerate(value):
                 yield from _word_problems(f"{where}.{i}", text, None)
 
 
 def _word_problems(
-    where: str, text: str, form: tuple[re.Pattern[str], str] | None
+    where: str, text: str, form: tuple[re.Pattern[str], str] | None, *, optional: bool = False
 ) -> Iterator[Problem]:
     if not all(c.isprintable() for c in text):
         yield Problem(where, f"{text!r} holds a control character", "")
-    elif not text.strip():
+    elif not text.strip() and optional:
         yield Problem(where, "is empty; null means that it is not asked for", f"{where}=null")
+    elif not text.strip():
+        yield Problem(where, "is empty", f"{where}={form[1]}" if form is not None else "")
     elif text.startswith("-"):
         yield Problem(where, f"{text!r} would be read as an option", "")
     elif form is not None and not form[0].fullmatch(text):

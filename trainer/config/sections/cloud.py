@@ -5,9 +5,9 @@ No prices and no kinds of GPU are known here: the user's own tool knows them.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainer.config.sections.base import Section
 
@@ -60,6 +60,14 @@ class KubeRayLaunch(CloudLaunch):
     retries: Annotated[int, Field(ge=0)]  # whole new sets of machines after one was lost
     time_limit_h: Annotated[float, Field(gt=0)] | None
     keep_s: Annotated[int, Field(ge=0)]  # machines and logs, after the end
+
+    @field_validator("node_selector", mode="before")
+    @classmethod
+    def _labels(cls, value: Any) -> Any:
+        """`spot: true` is the label "true" there, as nothing but text is one."""
+        if not isinstance(value, dict):
+            return value
+        return {k: str(v).lower() if isinstance(v, bool) else v for k, v in value.items()}
 
 
 class RayUpLaunch(CloudLaunch):
