@@ -35,6 +35,7 @@ from launch.run.kept_states import goes_on
 from launch.run.lease import Lease
 from launch.run.liveness import own_mark, write_mark
 from launch.run.next_attempt import RESTART_FILE, superseded
+from launch.run.not_taken import note_if_not_taken
 from launch.run.run_folder import locked, own
 from launch.run.turned_back import tell_copies
 from launch.watch.watching import record_hang
@@ -271,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
         nodes, env = place_of(run.attempt(given.attempt))
         outcome = drive(run, given.attempt, nodes, env=env)
     except LonghaulError as e:
+        note_if_not_taken(run, given.attempt, e)
         say(str(e))
         return e.exit_code
     say(outcome.why)

@@ -16,6 +16,7 @@ from launch.run.budgets import (
     KILLED,
     LAUNCH_FAILED,
     NODE_LOST,
+    NOT_TAKEN,
     OUT_OF_MEMORY,
     Cause,
     RestartRules,
@@ -119,9 +120,11 @@ def _failed(
 ) -> Outcome:
     how = _HOW.get(error.kind, f"failed: {error.kind}: ")
     why = f"rank {error.rank} {how}{_first_line(error.message)}"
-    if error.kind == LAUNCH_FAILED:  # there was no rank
+    if error.kind in (LAUNCH_FAILED, NOT_TAKEN):  # there was no rank
         why = _first_line(error.message)
     cause = cause_of_error(error)
+    if error.kind == NOT_TAKEN:  # nothing of the run was tried, so no budget is spent
+        return Outcome("again", Exit.FAILED, why, cause)
     if error.exit_code in (Exit.REFUSED, Exit.STOP, Exit.NO_PROGRESS):
         return Outcome("give_up", Exit(error.exit_code), why, cause)
     if observed.stop is not None and observed.stop.cause == "user":

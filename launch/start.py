@@ -24,6 +24,7 @@ from launch.ending import say_ending, say_finished
 from launch.run.copies import adopt
 from launch.run.lineage import write_lineage
 from launch.run.liveness import own_mark, write_mark
+from launch.run.not_taken import note_if_not_taken
 from launch.run.room import warn_of_little_room
 from launch.run.run_folder import (
     attempts,
@@ -50,7 +51,7 @@ from launch.stand import (
 from trainer.config.schema import Config
 from trainer.config.sections.slurm import SlurmLaunch
 from trainer.epochs import in_steps
-from trainer.errors import Exit, Refused
+from trainer.errors import Exit, LonghaulError, Refused
 from trainer.plan import RunPlan, StorePlan, write_plan
 from trainer.records.json_file import read_json
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -80,7 +81,11 @@ def start(config: Config, *, backend: Backend | None = None) -> int:
     made = _made(standing, backend)
     if isinstance(made, int):
         return made
-    code = backend.submit(made.submission, made.run.root, attempt=made.files.number)
+    try:
+        code = backend.submit(made.submission, made.run.root, attempt=made.files.number)
+    except LonghaulError as e:
+        note_if_not_taken(made.run, made.files.number, e)
+        raise
     if backend.in_foreground:
         say_ending(made.run, made.files, code)
     return code

@@ -16,6 +16,7 @@ from launch.raying.jobs import JobsApi, job_command, open_environment
 from launch.raying.preflight import address_of, check
 from launch.run.ended import Ended, write_ended
 from launch.run.job_record import JobRecord, read_job, write_job
+from launch.run.not_taken import write_not_taken
 from launch.run.run_folder import typed_name
 from launch.ssh.words import selected
 from trainer.config.sections.ray import RayLaunch
@@ -99,8 +100,8 @@ def _hand_over(
     write_job(files, JobRecord("ray", name, api.url))
     try:
         api.submit(name, job_command(argv, launch, workdir=str(Path.cwd())), env=env)
-    except Refused:
-        write_ended(files.ended, Ended(time=time.time(), codes={}))
+    except Refused as e:
+        write_not_taken(files, e)
         raise
     files.agent.unlink(missing_ok=True)  # this process; the driver names itself
     typed = typed_name(RunFiles(run_folder))

@@ -16,6 +16,7 @@ from launch.run.ended import Ended, write_ended
 from launch.run.job_record import JobRecord, read_job, write_job
 from launch.run.lease import read_beat
 from launch.run.liveness import own_mark, read_mark
+from launch.run.not_taken import write_not_taken
 from launch.run.run_folder import typed_name
 from launch.slurm.array import link
 from launch.slurm.array import render as render_array
@@ -68,8 +69,10 @@ class SlurmBackend:
             answer = ask([argv[0], *after, *argv[1:]], env=env)
             taken = accepted(answer)
             if taken is None:
-                _withdraw(files, ids, cluster)
-                raise _not_taken(answer, "the job", run=run)
+                _withdraw(ids, cluster)
+                error = _not_taken(answer, "the job", run=run)
+                write_not_taken(files, error)
+                raise error
             job, cluster = taken
             ids.append(job)
             write_job(files, JobRecord(self.name, ids[0], cluster, tuple(ids[1:])))
@@ -110,9 +113,10 @@ class SlurmBackend:
         answer = ask(argv, env=_environment(section_of(plans[0])))
         taken = accepted(answer)
         if taken is None:
+            error = _not_taken(answer, f"the array of {len(files)} runs", run=runs[0])
             for each in files:
-                write_ended(each.ended, Ended(time=time.time(), codes={}))
-            raise _not_taken(answer, f"the array of {len(files)} runs", run=runs[0])
+                write_not_taken(each, error)
+            raise error
         job, cluster = taken
         for number, each in enumerate(files):
             write_job(each, JobRecord(self.name, f"{job}_{number}", cluster))
@@ -223,7 +227,6 @@ def _chain(files: AttemptFiles) -> int:
     return int(read_json(files.plan)["config"]["launch"]["chain"])
 
 
-def _withdraw(files: AttemptFiles, ids: Sequence[str], cluster: str) -> None:
+def _withdraw(ids: Sequence[str], cluster: str) -> None:
     for job in ids:
         ask(["scancel", *on(cluster), job])
-    write_ended(files.ended, Ended(time=time.time(), codes={}))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from launch.cloud.tool import Answer, tell
-from launch.run.ended import Ended, write_ended
 from launch.run.job_record import JobRecord, write_job
+from launch.run.not_taken import write_not_taken
 from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles
 
@@ -29,8 +28,9 @@ def hand_over(
     for argv in commands:
         answer: Answer = tell(argv)
         if answer.code != 0:
-            write_ended(files.ended, Ended(time=time.time(), codes={}))
-            raise Refused(f"{' '.join(argv[:3])} failed: {answer.why}")
+            error = Refused(f"{' '.join(argv[:3])} failed: {answer.why}")
+            write_not_taken(files, error)
+            raise error
         said += answer.out
     found = record(said)
     write_job(files, found)

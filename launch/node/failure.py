@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from launch.run.budgets import HUNG, KILLED, LAUNCH_FAILED, NODE_LOST, OUT_OF_MEMORY
+from launch.run.budgets import HUNG, KILLED, LAUNCH_FAILED, NODE_LOST, NOT_TAKEN, OUT_OF_MEMORY
 from launch.run.status import last_metrics
 from trainer.errors import Exit
 from trainer.records.attempt import ErrorRecord, read_error, write_first, write_record
@@ -105,7 +105,7 @@ def failure_text(files: AttemptFiles) -> str:
     error = read_failure(files)
     if error is None:
         return ""
-    if error.kind == LAUNCH_FAILED:
+    if error.kind in (LAUNCH_FAILED, NOT_TAKEN):
         return error.message
     if error.kind in _OF_FILES and error.exit_code == Exit.STOP:
         found = f"at step {error.step} " if error.step is not None else ""

@@ -21,11 +21,13 @@ Cause = Literal[
     "numerics",
     "config",
     "hardware",
+    "refused",
 ]
-UNLIMITED: tuple[Cause, ...] = ("preempt", "time_limit")
+UNLIMITED: tuple[Cause, ...] = ("preempt", "time_limit", "refused")
 HUNG = "Hung"  # kind of the error that the agent writes for a rank that stands still
 KILLED = "Killed"  # ... for a rank that a signal ended
 LAUNCH_FAILED = "LaunchFailed"  # ... where a scheduler started no ranks at all
+NOT_TAKEN = "NotTaken"  # ... by who handed it over, where the place did not take it
 NODE_LOST = "NodeLost"  # ... by a driver, where a node went away under its ranks
 OUT_OF_MEMORY = "OutOfMemory"  # ... where the kernel says that it was its out-of-memory killer
 _OOM_KINDS = (OUT_OF_MEMORY, "OutOfMemoryError", "MemoryError")
@@ -62,6 +64,8 @@ def cause_of_error(error: ErrorRecord) -> Cause:
     """From the first failing rank's own words, never from an exit code that may mean anything."""
     if error.kind == HUNG:
         return "hang"
+    if error.kind == NOT_TAKEN:
+        return "refused"
     if error.kind in (LAUNCH_FAILED, NODE_LOST):
         return "node"
     text = error.message.lower()

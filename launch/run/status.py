@@ -9,6 +9,7 @@ from typing import Any
 from launch.driving.waiting import waiting_for
 from launch.outcome import decide, newest_checkpoint, observe
 from launch.run.attempts import close_attempt, concluded, read_lines_of
+from launch.run.budgets import NOT_TAKEN
 from launch.run.job_record import Job, JobState
 from launch.run.run_folder import attempts, is_being_stopped, running
 from trainer.errors import Exit
@@ -94,6 +95,9 @@ def _state(run: RunFiles, job: Job | None) -> tuple[str, str]:
             return "stopping", job.why
         return "running", job.why + _slow(run)
     if job is not None and job.state is JobState.UNKNOWN and concluded(run, newest) is None:
+        error = observe(run, newest).error
+        if error is not None and error.kind == NOT_TAKEN:
+            return "unknown", f"{error.message}; {job.why}"
         return "unknown", job.why
     if job is not None and job.verdict and observe(run, newest).done is None:
         return job.verdict, job.why

@@ -33,6 +33,7 @@ from launch.run.job_record import JobRecord, read_job, write_job
 from launch.run.lease import read_beat
 from launch.run.next_attempt import bring_back, next_attempt, superseded
 from launch.run.node_record import read_nodes, silent_hosts
+from launch.run.not_taken import was_taken_after_all
 from launch.run.run_folder import attempts, locked
 from launch.run.turned_back import tell_copies
 from launch.slurm.client import state_of
@@ -128,6 +129,8 @@ def _onward(
 
 
 def _first(files: AttemptFiles, job: JobFacts) -> str:
+    if was_taken_after_all(files):
+        write_job(files, JobRecord("slurm", job.job))
     record = read_job(files) or JobRecord("slurm", job.job)
     if job.job not in record.jobs:  # submitted by hand, from the script in the folder
         write_job(files, replace(record, job=job.job, chain=()))

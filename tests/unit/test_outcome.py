@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.outcome import Observed, Outcome, decide, observe, where_it_goes_on
-from launch.run.budgets import RestartRules
+from launch.run.budgets import NOT_TAKEN, RestartRules
 from launch.run.ended import Ended, write_ended
-from trainer.errors import Exit
+from launch.run.lease import Lease
+from launch.run.liveness import own_mark, write_mark
+from launch.run.not_taken import note_if_not_taken
+from launch.run.run_folder import new_attempt
+from trainer.errors import Exit, Refused
 from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
 from trainer.records.json_file import write_json
 from trainer.records.run_files import RunFiles
@@ -184,6 +189,33 @@ def test_preemptions_cost_no_restart() -> None:
     lines = [{"checkpoint_step": 1, "exit_code": 75, "cause": "preempt"}] * 500
     outcome = decide(left(checkpoint_step=1, stop=stop(), ended=SAVED), earlier=lines, rules=AGAIN)
     assert (outcome.action, outcome.cause) == ("again", "preempt")
+
+
+def test_what_no_place_took_is_no_failure_of_the_run() -> None:
+    refused = replace(error(), kind=NOT_TAKEN, message="sbatch did not take the job: no more")
+    failures = [line(100), line(100)]
+    outcome = decide(left(error=refused, started=False), earlier=failures, rules=AGAIN)
+    assert outcome == Outcome("again", Exit.FAILED, refused.message, "refused")
+    spent = [line(100) | {"cause": "refused"}] * 5
+    assert decide(left(error=error()), earlier=spent, rules=AGAIN).action == "again"
+
+
+def test_only_an_attempt_that_never_began_is_told_that_it_was_not_taken(tmp_path: Path) -> None:
+    run = RunFiles(tmp_path)
+    first = new_attempt(run)
+    note_if_not_taken(run, 1, Refused("port 5 is taken"))
+    assert observe(run, 1).error is not None
+    assert decide(observe(run, 1)).why == "port 5 is taken"
+    for number in (2, 3):
+        new_attempt(run)
+        if number == 2:
+            Lease.take(run.attempt(2))  # it began: its ranks speak for themselves
+        note_if_not_taken(run, 2, Refused("port 5 is taken"))  # 3 is another's, and may wait
+        assert observe(run, number).error is None
+    write_mark(run.attempt(3).agent, own_mark())  # ... or it followed in this process
+    note_if_not_taken(run, 2, Refused("port 6 is taken"))
+    assert decide(observe(run, 3)).why == "port 6 is taken"
+    assert decide(observe(run, first.number)).why == "port 5 is taken"
 
 
 def test_a_user_who_asked_to_stop_is_not_answered_by_a_restart() -> None:

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
 from launch.backends.slurm import SlurmBackend
 from launch.base import JobState, Submission
+from launch.run.attempts import read_lines_of
 from launch.run.job_record import JobRecord, read_job, write_job
+from launch.run.run_folder import create, new_attempt
+from launch.run.status import close_old_attempts, status_of
 from launch.slurm.client import Answer, accepted
 from launch.slurm.preflight import setup_problems
 from launch.slurm.queue import look_up
+from launch.slurm.verdict import JobFacts, begin
 from tests.helpers.configs import config
 from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import Exit, LonghaulError, Refused
+from trainer.records.attempt import ErrorRecord, write_record
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 Says = Callable[[str, str], None]
@@ -99,6 +105,52 @@ def test_a_controller_that_answers_too_late_may_have_taken_the_job(
     says("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
     with pytest.raises(Refused, match=r"sbatch did not take the job: .*invalid partition"):
         submit(files)
+
+
+def test_why_a_job_was_not_taken_is_kept_with_its_attempt(
+    says: Says, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    run = create(root, config={"run": {"name": "one"}}, frozen_hash="abc")
+    said = "sbatch did not take the job: sbatch: error: you may submit no more jobs"
+    says("sbatch", "echo 'sbatch: error: you may submit no more jobs' >&2; exit 1")
+    for number in range(1, 6):  # of which none was a try of the run
+        files = new_attempt(run)
+        assert files.number == number
+        files.submission.mkdir()
+        files.plan.write_text(json.dumps({"config": {"launch": {"chain": 1}}}))
+        with pytest.raises(Refused, match="may submit no more"):
+            SlurmBackend().submit(Submission(("sbatch",), {}), run.root, attempt=number)
+        close_old_attempts(run)
+    assert main(["status", "--json", "--root", str(root)]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["why"]) == ("failed", said)
+    assert main(["status", "--root", str(root)]) == 0
+    assert f"one: {said}\n" in capsys.readouterr().out
+    assert main(["logs", str(run.root), "--why"]) == 0
+    assert capsys.readouterr().out == f"attempt 5: {said}\n"
+    assert {(line["cause"], line["why"]) for line in read_lines_of(run)} == {("refused", said)}
+    files = new_attempt(run)
+    write_record(files.error, ErrorRecord(1.0, 0, "n1", "ValueError", "row 3", int(Exit.FAILED)))
+    close_old_attempts(run)
+    assert read_lines_of(run)[-1]["action"] == "again"  # its first failure, not its sixth
+
+
+def test_a_job_that_was_taken_after_all_owes_nothing_to_what_was_said_before(
+    says: Says, tmp_path: Path
+) -> None:
+    run = create(tmp_path / "runs", config={"run": {"name": "one"}}, frozen_hash="abc")
+    files = new_attempt(run)
+    files.submission.mkdir()
+    files.plan.write_text(json.dumps({"config": {"launch": {"chain": 1}}}))
+    says("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
+    with pytest.raises(LonghaulError, match="nobody can say whether Slurm took the job"):
+        SlurmBackend().submit(Submission(("sbatch",), {}), run.root, attempt=1)
+    assert "nobody can say whether Slurm took the job" in status_of(run).why
+    assert begin(run, 1, JobFacts("77", nodes=1, restarts=0)) == "run 1"
+    assert read_job(files) == JobRecord("slurm", "77")
+    assert not files.error.exists()
+    assert not files.ended.exists()
 
 
 def test_a_queue_that_cannot_be_read_is_not_an_empty_one(says: Says) -> None:
