@@ -51,7 +51,14 @@ from trainer.records.lineage import write_loaded
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
 from trainer.storage.remote import joined
-from trainer.tasks.table import change_of, has_reference, head_of, task_of, trained_task
+from trainer.tasks.table import (
+    change_of,
+    has_reference,
+    head_of,
+    reads_prompts_whole,
+    task_of,
+    trained_task,
+)
 
 # What matrix products compute in, where it is not bf16: the peak that MFU is a fraction of.
 _COMPUTE = {"fp32": torch.float32, "fp16": torch.float16}
@@ -68,7 +75,8 @@ def build_job(
     config = plan.config
     sources = world.each(lambda: open_sources(plan))
     if config.data.packing or config.task.shares_rows:
-        world.each(lambda: check_packing(config.model, device=world.device))
+        whole = reads_prompts_whole(config.task)
+        world.each(lambda: check_packing(config.model, device=world.device, prefix_lm=whole))
     frozen = _frozen_folder(plan)
     if frozen is not None:
         world.lead(lambda: hold_on_to(frozen, run.frozen))

@@ -86,6 +86,23 @@ def adapter_misfits(config: Config, shape: Shape) -> list[Problem]:
     return [*said, *_virtual_misfits(config, shape)]
 
 
+def prefix_misfits(config: Config, shape: Shape) -> list[Problem]:
+    """Models that cannot read a prompt both ways and then go on."""
+    if not isinstance(config.task, Seq2SeqTask) or not config.task.prefix_lm:
+        return []
+    where, fix = "task.prefix_lm", "task.prefix_lm=false"
+    if shape.is_encoder_decoder:
+        what = f"{shape.family} reads its source both ways already, in a stack of its own"
+    elif shape.sliding_window is not None:
+        what = (
+            f"layers of {shape.family} see no further than {shape.sliding_window:,} tokens (a "
+            "sliding window), and a prompt is read whole"
+        )
+    else:
+        return []
+    return [Problem(where, what, fix)]
+
+
 def _virtual_misfits(config: Config, shape: Shape) -> list[Problem]:
     """Virtual tokens take positions of the model's."""
     adapter, row, limit = config.model.adapter, config.data.sequence_length, shape.max_row_tokens

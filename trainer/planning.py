@@ -38,6 +38,7 @@ from trainer.model_shape import (
     adapter_misfits,
     of_an_encoder,
     of_an_encoder_decoder,
+    prefix_misfits,
     target_tokens,
     two_stacks,
 )
@@ -285,6 +286,7 @@ def _checked_shape(
     return shape, [
         *_misfits(config, shape, tokens),
         *adapter_misfits(config, shape),
+        *prefix_misfits(config, shape),
     ]
 
 

@@ -193,6 +193,12 @@ CASES: dict[str, Case] = {
         DECODER,
         gpt_folder,
     ),
+    "prefix_lm": Case(
+        ("task=seq2seq", "task.prefix_lm=true", "task.target_tokens=24"),
+        _prompted,
+        DECODER,
+        gpt_folder,
+    ),
     "seq2seq_t5": Case(
         (
             "task=seq2seq",

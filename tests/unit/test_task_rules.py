@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.configs import config
 from trainer.errors import ConfigError
-from trainer.planning import make_plan
+from trainer.planning import make_plan, shape_of
 
 EXAMPLES = ("data=examples", "data.sources.examples.paths=[a.csv]", "data.tokenizer.path=tokenizer")
 ENCODER = ("model=encoder_debug", *EXAMPLES)
@@ -33,6 +33,25 @@ REFUSED = {
             "task.prompt",
             "it has to hold {source} once, where the text that is read goes",
             "task.prompt='{source}'",
+        ),
+    ),
+    "prompts read both ways without a mask": (
+        ("task=seq2seq", *EXAMPLES, "task.prefix_lm=true", "model.attention=flash_attention_2"),
+        (
+            "model.attention",
+            "flash_attention_2 takes no mask, which prompts that are read both ways need",
+            "model.attention=sdpa, or task.prefix_lm=false",
+        ),
+    ),
+    "virtual tokens before prompts read both ways": (
+        (
+            "task=seq2seq", *EXAMPLES, "task.prefix_lm=true", "data.packing=false",
+            "model/adapter=prompt",
+        ),
+        (
+            "model.adapter",
+            "virtual tokens stand before prompts, and task.prefix_lm reads those both ways alone",
+            "model/adapter=lora, or task.prefix_lm=false",
         ),
     ),
     "noise that orpo does not reckon with": (
@@ -79,6 +98,46 @@ def test_settings_that_a_task_cannot_have(name: str) -> None:
     with pytest.raises(ConfigError) as seen:
         config(*overrides)
     assert [(p.where, p.what, p.fix) for p in seen.value.problems] == [said]
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        (
+            {"model_type": "mistral", "sliding_window": 8},
+            "layers of mistral see no further than 8 tokens (a sliding window), and a prompt is "
+            "read whole",
+        ),
+        (
+            {"model_type": "bart", "encoder_layers": 1, "decoder_layers": 1, "d_model": 32}
+            | {
+                f"{w}_{n}": 4
+                for w in ("encoder", "decoder")
+                for n in ("attention_heads", "ffn_dim")
+            },
+            "bart reads its source both ways already, in a stack of its own",
+        ),
+        ({"model_type": "mistral", "sliding_window": None}, ""),
+        ({"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": False}, ""),
+    ],
+)
+def test_families_that_cannot_read_a_prompt_both_ways(
+    tmp_path: Path, family: dict[str, object], said: str
+) -> None:
+    shape = {
+        "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 512, "decoder_start_token_id": 2,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape | family))
+    folder = ("model=hf_folder", f"model.path={tmp_path}", "model.weights=fresh")
+    wanted = config("task=seq2seq", "task.prefix_lm=true", "data.packing=false", *folder, *EXAMPLES)
+    if not said:
+        shape_of(wanted, vocab_size_of_tokenizer=128)
+        return
+    with pytest.raises(ConfigError) as seen:
+        shape_of(wanted, vocab_size_of_tokenizer=128)
+    (problem,) = [p for p in seen.value.problems if p.where == "task.prefix_lm"]
+    assert (problem.what, problem.fix) == (said, "task.prefix_lm=false")
 
 
 def test_markers_that_the_embedding_has_no_room_for(tmp_path: Path) -> None:

@@ -144,7 +144,17 @@ def _gated(family: Family, config: dict[str, Any]) -> Shape:
         attention_bias=bool(config.get("attention_bias", False)),
         mlp_bias=bool(config.get("mlp_bias", False)),
         dropout=float(config.get("attention_dropout") or 0.0),
+        sliding_window=_window(family, config),
     )
+
+
+def _window(family: Family, config: dict[str, Any]) -> int | None:
+    """Where a folder does not say, as transformers takes it."""
+    if family == "mistral":
+        window = config.get("sliding_window", 4096)
+    else:
+        window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    return None if window is None else int(window)
 
 
 def _plain(family: Family, config: dict[str, Any]) -> Shape:

@@ -34,6 +34,7 @@ class Shape:
     attention_bias: bool = False  # llama, qwen3
     mlp_bias: bool = False  # llama
     dropout: float = 0.0
+    sliding_window: int | None = None  # mistral; qwen3 where its folder uses one
     adaptation: Adaptation | None = None  # None: all of it is trained
     # What stands on it, as HeadSpec.kind of trainer/models says; next_token for causal models.
     head: str = "next_token"

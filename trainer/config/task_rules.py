@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from trainer.config.names import nearest
 from trainer.config.schema import Config
+from trainer.config.sections.adapters import PromptAdapter
 from trainer.config.sections.data import PretrainedTokenizer
 from trainer.config.sections.example_data import ExamplesSection
 from trainer.config.sections.model import EncoderShape
@@ -45,12 +46,24 @@ def task_problems(config: Config) -> Iterator[Problem]:
     if isinstance(task, Seq2SeqTask) and task.prompt.count("{source}") != 1:
         what = "it has to hold {source} once, where the text that is read goes"
         yield Problem("task.prompt", what, "task.prompt='{source}'")
+    if isinstance(task, Seq2SeqTask) and task.prefix_lm:
+        yield from _prefix_problems(config)
     if isinstance(task, ClassifyTask) and task.label_smoothing and task.answers != "single":
         what = f"it spreads the probability of one class, and task.answers is {task.answers}"
         yield Problem("task.label_smoothing", what, "task.label_smoothing=0")
     if isinstance(task, PreferenceTask) and task.loss == "orpo" and task.label_smoothing:
         what = "pairs the wrong way round are reckoned with by dpo alone"
         yield Problem("task.label_smoothing", what, "task.label_smoothing=0, or task.loss=dpo")
+
+
+def _prefix_problems(config: Config) -> Iterator[Problem]:
+    """Prompts read both ways need a mask of their own."""
+    if config.model.attention == "flash_attention_2":
+        what = "flash_attention_2 takes no mask, which prompts that are read both ways need"
+        yield Problem("model.attention", what, "model.attention=sdpa, or task.prefix_lm=false")
+    if isinstance(config.model.adapter, PromptAdapter):
+        what = "virtual tokens stand before prompts, and task.prefix_lm reads those both ways alone"
+        yield Problem("model.adapter", what, "model/adapter=lora, or task.prefix_lm=false")
 
 
 def _epoch_problems(config: Config) -> Iterator[Problem]:

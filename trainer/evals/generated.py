@@ -18,6 +18,7 @@ from trainer.evals.metrics.exact_match import ExactMatch
 from trainer.evals.metrics.rouge import Rouge
 from trainer.evals.metrics.translation import Bleu, Chrf
 
+from trainer.models.prefill import prefilled
 _SCORES: dict[str, Callable[[], Any]] = {
     "bleu": Bleu,
     "chrf": Chrf,
@@ -90,12 +91,13 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> 
         inputs_RT[row, begin : begin + len(prompt)] = torch.tensor(prompt)
         mask_RT[row, begin : begin + len(prompt)] = 1
     said_RT = model.hf.generate(
-        inputs_RT.to(device),
-        attention_mask=mask_RT.to(device),
+        inputs_RT,
+        attention_mask=mask_RT,
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.beams,
         do_sample=False,
         # A folder's generation_config.json may ask for sampling, which would be warned about.
+    inputs_RT, mask_RT = inputs_RT.to(device), mask_RT.to(device)
         temperature=None,
         top_k=None,
         top_p=None,
@@ -110,4 +112,5 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> 
 
 def _until_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
     stop = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+        **prefilled(model, inputs_RT, mask_RT, copies=decoding.beams),
     return list(ids[:stop])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trainer.batch import IGNORED
+from trainer.objectives.prefix_lm import prompts_of
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ def _batch(model: Any, asked: Sequence[Continuation]) -> list[float]:
         inputs_RT[row, : len(ids) - 1] = ids[:-1]
         labels_RT[row, len(one.prompt) - 1 : len(ids) - 1] = ids[len(one.prompt) :]
     positions_RT = torch.arange(longest).expand_as(inputs_RT)
+    given = {}
+    if model.reads_prompts_whole:
+        given["prompts_RT"] = prompts_of(labels_RT, positions_RT).to(device)
     log_probs_RT, _ = model(
-        inputs_RT.to(device), positions_RT.to(device), labels_RT.to(device), want="scores"
+        inputs_RT.to(device), positions_RT.to(device), labels_RT.to(device), want="scores", **given
     )
     sums: list[float] = log_probs_RT.double().sum(-1).tolist()
     return sums

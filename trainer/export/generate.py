@@ -11,6 +11,7 @@ import torch
 
 from trainer.data.tokenizer import TextTokenizer, streamed
 from trainer.models.language_model import LanguageModel
+from trainer.models.prefill import prefilled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ def _token_ids(
                 pad_token_id=tokenizer.end_of_text_id,
                 use_cache=True,
                 streamer=out,
+                **prefilled(model, inputs, torch.ones_like(inputs)),
             )
         except BaseException as e:  # carried to the thread that reads
             failure.append(e)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.config.sections.tasks import Seq2SeqTask
 from trainer.plan import RunPlan
 
 
@@ -38,6 +39,20 @@ _KINDS = {
 }
 
 
+# What a user of transformers types instead of model.generate(ids) alone.
+READ_BOTH_WAYS = """\
+import torch
+from transformers import DynamicCache
+
+cache = DynamicCache(config=model.config)
+whole = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+with torch.no_grad():
+    model.base_model(input_ids=ids, attention_mask=whole, past_key_values=cache, use_cache=True)
+cache.crop(-1)  # generate begins with the prompt's last token
+said = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
+"""
+
+
 def model_card(
     plan: RunPlan, *, step: int, loss: float | None, dtype: str, check: CheckResult | None
 ) -> str:
@@ -49,6 +64,7 @@ def model_card(
         f"{what} trained with Longhaul. Load it with\n"
         f"`{loader}.from_pretrained(folder)`.\n\n"
         f"{_table(plan, step=step, loss=loss, dtype=dtype, check=check)}"
+        f"{_how_prompts_are_read(plan)}"
     )
 
 
@@ -70,6 +86,20 @@ def adapter_card(
         f"together with its base. Load it with\n"
         f"`PeftModel.from_pretrained({loader}.from_pretrained(base), folder)`.\n\n"
         f"{_table(plan, step=step, loss=loss, dtype=dtype, check=check)}"
+        f"{_how_prompts_are_read(plan)}"
+    )
+
+
+def _how_prompts_are_read(plan: RunPlan) -> str:
+    task = plan.config.task
+    if not isinstance(task, Seq2SeqTask) or not task.prefix_lm:
+        return ""
+    return (
+        "\n## Prompts are read both ways\n\n"
+        "It is a prefix-LM: tokens of a prompt saw one another both ways in training. `generate` "
+        "and other programs read prompts\ncausally, which this model did not learn; nothing in "
+        "config.json can tell them. With the token ids of one prompt:\n\n"
+        f"```python\n{READ_BOTH_WAYS}```\n"
     )
 
 

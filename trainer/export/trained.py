@@ -17,6 +17,7 @@ from trainer.engine.base import FragmentSource
 from trainer.engine.model_setup import settle
 from trainer.errors import Refused
 from trainer.models.build import build_model, keep_reference
+from trainer.models.language_model import LanguageModel
 from trainer.models.merged import adapted_values
 from trainer.models.starting import fill_later, keep_frozen_values
 from trainer.models.weights import SafetensorsFolder
@@ -28,7 +29,7 @@ from trainer.records.json_file import read_json, write_json
 from trainer.records.manifest import Manifest
 from trainer.records.run_files import RunFiles
 from trainer.storage.local import LocalStorage
-from trainer.tasks.table import head_of
+from trainer.tasks.table import head_of, reads_prompts_whole
 
 ORIGIN = "longhaul.json"  # in an exported folder: where it came from
 _PIECE_ELEMENTS = 4 << 20
@@ -101,6 +102,8 @@ def load_model(trained: Trained, *, dtype: torch.dtype, device: torch.device) ->
     settle(model, dtype=dtype, device=device)
     for name, parameter in model.named_parameters():
         _fill(name, parameter, trained.source)
+    if isinstance(model, LanguageModel):
+        model.reads_prompts_whole = reads_prompts_whole(trained.plan.config.task)
     model.eval()
     return model
 

@@ -23,15 +23,17 @@ from trainer.models.hf_config import family_of
 from trainer.models.language_model import LanguageModel
 
 _LENGTHS = (7, 3, 12)  # longer and shorter than the probe's sliding window of 4
+_PROMPT = 5  # tokens of a prompt, of documents that have one
 _SEED = 20
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def check_packing(section: Model, *, device: torch.device) -> None:
+def check_packing(section: Model, *, device: torch.device, prefix_lm: bool = False) -> None:
     """Refuse to pack rows for a model whose documents would see each other.
 
     Call it only when `data.packing` is on. Draws nothing from torch's global random state.
+    `prefix_lm`: each document begins with a prompt that is read both ways.
     Raises: ModelError.
     """
     family = family_of(section)
@@ -50,7 +52,10 @@ def check_packing(section: Model, *, device: torch.device) -> None:
         model.to(torch.bfloat16)
     name = section.path if isinstance(section, FolderModel) else section.family
     assert isinstance(model, EncoderModel | LanguageModel)
-    logits = encoder_logits(model) if isinstance(model, EncoderModel) else model.logits
+    if isinstance(model, EncoderModel):
+        logits = encoder_logits(model)
+    else:
+        logits = prompted_logits(model) if prefix_lm else model.logits
     refuse_leak(logits, name=name, device=device, tolerance=0.05 if flash else 1e-4)
 
 
@@ -65,6 +70,15 @@ def encoder_logits(model: EncoderModel) -> Logits:
         }
         found: torch.Tensor = model(fields, want="mlm_logits")
         return found
+
+    return logits
+
+
+def prompted_logits(model: LanguageModel) -> Logits:
+    """As the probe asks: the first positions of each document are its prompt."""
+
+    def logits(inputs_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+        return model.logits(inputs_RT, positions_RT, prompts_RT=positions_RT < _PROMPT)
 
     return logits
 

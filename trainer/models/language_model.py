@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.models.buffers import exact_buffers, restore_buffers
 from trainer.models.head import Head
+from trainer.models.masks import around_prompts, as_taken
 
 REFERENCE = "reference."  # what names of the reference's parameters begin with
 
@@ -29,6 +30,7 @@ class LanguageModel(nn.Module):
     def __init__(self, hf: Any, *, loss_chunk_tokens: int) -> None:
         super().__init__()
         self.prompt: nn.Module | None = None  # virtual tokens (prompts.py), where there are
+        self.reads_prompts_whole = False  # of a loaded model: how it was trained and is asked
         old = hf.lm_head
         bias = getattr(old, "bias", None)
         hf.lm_head = Head(old.weight, bias, chunk_tokens=loss_chunk_tokens)
@@ -48,6 +50,7 @@ class LanguageModel(nn.Module):
         want: Literal["log_probs", "with_reference", "scores", "logits"] = "log_probs",
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        prompts_RT: torch.Tensor | None = None,
     ) -> Any:
         """What the head says about the labels (already shifted).
 
@@ -57,9 +60,10 @@ class LanguageModel(nn.Module):
         (R, T, V); no labels.
 
         Documents packed in a row are kept apart by `positions_RT` alone, which restart at 0: no
-        mask and no cache, or Hugging Face would let rows leak (see attention.py).
+        mask and no cache, or Hugging Face would let rows leak (see attention.py). `prompts_RT`,
+        bool: positions of prompts, which are read both ways; then there is a mask of ours.
         """
-        hidden_RTD = self._hidden(inputs_RT, positions_RT)
+        hidden_RTD = self._hidden(inputs_RT, positions_RT, prompts_RT)
         if want == "logits":
             return self.hf.lm_head(hidden_RTD)
         if want == "scores":
@@ -74,18 +78,35 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             return log_probs_RT, self.reference(inputs_RT, positions_RT, labels_RT)
 
-    def _hidden(self, inputs_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+    def _hidden(
+        self,
+        inputs_RT: torch.Tensor,
+        positions_RT: torch.Tensor,
+        prompts_RT: torch.Tensor | None,
+    ) -> torch.Tensor:
         """(R, T, hidden size)."""
         if self.prompt is not None:
+            assert prompts_RT is None  # refused by the rules
             return self.prompt(self.hf, inputs_RT, positions_RT)  # type: ignore[no-any-return]
+        given: dict[str, Any] = {}
+        if prompts_RT is not None:
+            attention, dtype = self.hf.config._attn_implementation, next(self.parameters()).dtype
+            mask_R1TT = around_prompts(positions_RT, prompts_RT)
+            given["attention_mask"] = as_taken(mask_R1TT, attention, dtype)
         decoded = self.hf.base_model(
-            input_ids=inputs_RT, position_ids=positions_RT, use_cache=False
+            input_ids=inputs_RT, position_ids=positions_RT, use_cache=False, **given
         )
         return decoded.last_hidden_state  # type: ignore[no-any-return]
 
-    def logits(self, inputs_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+    def logits(
+        self,
+        inputs_RT: torch.Tensor,
+        positions_RT: torch.Tensor,
+        *,
+        prompts_RT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """All logits, (R, T, V): for generation and tests."""
-        logits: torch.Tensor = self(inputs_RT, positions_RT, want="logits")
+        logits: torch.Tensor = self(inputs_RT, positions_RT, want="logits", prompts_RT=prompts_RT)
         return logits
 
     @property

@@ -27,6 +27,17 @@ def causal(mask_R1SS: torch.Tensor) -> torch.Tensor:
     return mask_R1SS & torch.ones(mask_R1SS.shape[-2:], device=mask_R1SS.device).tril().bool()
 
 
+def around_prompts(positions_RT: torch.Tensor, prompts_RT: torch.Tensor) -> torch.Tensor:
+    """bool (R, 1, T, T): what does not lie ahead, and within a prompt what does.
+
+    `positions_RT` restart with each document; `prompts_RT`, bool: is it one of its prompt.
+    """
+    documents_RT = (positions_RT == 0).cumsum(-1)
+    same_R1TT = same_document(documents_RT, documents_RT)
+    both_R1TT = (prompts_RT.unsqueeze(-1) & prompts_RT.unsqueeze(-2)).unsqueeze(1)
+    return causal(same_R1TT) | (same_R1TT & both_R1TT)
+
+
 def as_taken(mask: torch.Tensor, attention: str, dtype: torch.dtype) -> torch.Tensor:
     """As the attention of that name takes a mask: torch's kernels a choice, eager an addend."""
     if attention != "eager":

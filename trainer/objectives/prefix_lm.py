@@ -20,6 +20,18 @@ def prefix_length(length: int, *, seed: int, step: int, row: int, document: int 
     return 1 + int(draws.below(max(length - 1, 1), 1)[0])
 
 
+def prompts_of(labels_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+    """bool (R, T): is the position one of its document's prompt? Of one that has no label all are.
+
+    A prompt ends where the first label stands: its last token predicts the first one said.
+    `labels_RT` are shifted; `positions_RT` restart with each document.
+    """
+    said_RT = (labels_RT != IGNORED).long()
+    before_RT = said_RT.cumsum(-1) - said_RT
+    first_RT = torch.arange(labels_RT.shape[-1], device=labels_RT.device) - positions_RT
+    return before_RT == before_RT.gather(-1, first_RT.clamp(min=0))
+
+
 def prefix_lm_labels(
     labels_RT: torch.Tensor, positions_RT: torch.Tensor, prefix_RT: torch.Tensor
 ) -> torch.Tensor:

@@ -47,7 +47,7 @@ CODE = (
     "data/back_translated.py",
 )
 # Of a task: what its loss is changed by, which no prepared byte depends on.
-OF_LOSS = ("label_smoothing", "z_loss")
+OF_LOSS = ("label_smoothing", "z_loss", "prefix_lm")
 _OF_ROWS = ("sequence_length", "packing", "held_out_fraction", "labels", "augment")
 
 

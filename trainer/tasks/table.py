@@ -83,8 +83,16 @@ def task_of(plan: RunPlan) -> Task:
 
 
 def _of_texts(section: ChatTask | Seq2SeqTask | SpanDenoisingTask, plan: RunPlan) -> Task:
-    made = Answers if plan.decoder_start_id is None else Targets
-    return made(label_smoothing=section.label_smoothing, z_loss=section.z_loss)
+    smoothing, z_loss = section.label_smoothing, section.z_loss
+    if plan.decoder_start_id is not None:
+        return Targets(label_smoothing=smoothing, z_loss=z_loss)
+    whole = reads_prompts_whole(section)
+    return Answers(label_smoothing=smoothing, z_loss=z_loss, prefix_lm=whole)
+
+
+def reads_prompts_whole(section: object) -> bool:
+    """Does a decoder of this task read its prompts both ways, wherever it is asked?"""
+    return isinstance(section, Seq2SeqTask) and section.prefix_lm
 
 
 def _of_pairs(section: PreferenceTask | RewardTask) -> Task:

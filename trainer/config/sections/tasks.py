@@ -106,6 +106,8 @@ class Seq2SeqTask(_OfTokens, Seq2SeqSettings):
     on_encoder_decoders: ClassVar[bool] = True
 
     kind: Literal["seq2seq"]
+    # decoders: a prompt's tokens see one another both ways, as an encoder's (a prefix-LM)
+    prefix_lm: bool = False
 
 
 class PreferenceTask(_Task, PreferenceSettings):
