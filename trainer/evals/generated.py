@@ -17,8 +17,8 @@ from trainer.evals.metrics.base import Running
 from trainer.evals.metrics.exact_match import ExactMatch
 from trainer.evals.metrics.rouge import Rouge
 from trainer.evals.metrics.translation import Bleu, Chrf
-
 from trainer.models.prefill import prefilled
+
 _SCORES: dict[str, Callable[[], Any]] = {
     "bleu": Bleu,
     "chrf": Chrf,
@@ -90,6 +90,7 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> 
         begin = 0 if two_stacks else longest - len(prompt)
         inputs_RT[row, begin : begin + len(prompt)] = torch.tensor(prompt)
         mask_RT[row, begin : begin + len(prompt)] = 1
+    inputs_RT, mask_RT = inputs_RT.to(device), mask_RT.to(device)
     said_RT = model.hf.generate(
         inputs_RT,
         attention_mask=mask_RT,
@@ -97,13 +98,13 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> 
         num_beams=decoding.beams,
         do_sample=False,
         # A folder's generation_config.json may ask for sampling, which would be warned about.
-    inputs_RT, mask_RT = inputs_RT.to(device), mask_RT.to(device)
         temperature=None,
         top_k=None,
         top_p=None,
         eos_token_id=sorted(decoding.ends),
         pad_token_id=decoding.padding_id,
         use_cache=True,
+        **prefilled(model, inputs_RT, mask_RT, copies=decoding.beams),
     )
     # What a decoder was given comes first: the prompt, or an encoder-decoder's start.
     given = 1 if two_stacks else longest
@@ -112,5 +113,4 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> 
 
 def _until_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
     stop = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-        **prefilled(model, inputs_RT, mask_RT, copies=decoding.beams),
     return list(ids[:stop])
