@@ -17,19 +17,21 @@ from tests.helpers.copies import copies
 from tests.helpers.object_model import Objects, loaded, run_with
 from tests.helpers.process_nodes import ProcessNodes
 from trainer.commands.turned_back import tell
-from trainer.errors import Exit
+from trainer.errors import Exit, RunFolderError
 from trainer.records.attempt import ErrorRecord, write_record
 from trainer.records.json_file import read_json, write_json
 from trainer.records.run_files import RunFiles
 from trainer.records.withdrawn import Withdrawal, add_withdrawal, end_withdrawals
 from trainer.storage.remote import open_store
 
+URL = "s3://b/run"  # of tests.helpers.object_model.uploader
 GAVE_UP = Outcome("give_up", Exit.NO_PROGRESS, "3 attempts in a row without a new checkpoint")
 
 
 def a_run_that_turned_back(folder: Path, url: str) -> RunFiles:
     """Steps 1 and 2 have copies under URL/run; the run gave up step 2 where nobody heard of it."""
     run = run_with(folder, 1, 2)
+    Path(url.removeprefix("file://")).mkdir()
     store = open_store(f"{url}/run")
     for name, content in copies(run, 1, 2).content.items():
         blocks = [np.frombuffer(content, dtype=np.uint8)]
@@ -84,15 +86,15 @@ def test_what_is_back_in_its_place_counts_elsewhere_too(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", 1, 2)
     store = copies(run, 1, 2)
     add_withdrawal(run.withdrawn, Withdrawal(attempt=1, time=time.time(), after=1))
-    tell(store, run)
+    tell(store, run, url=URL)
     assert (found := loaded(store, tmp_path / "a")) is not None
     assert found.step == 1
     end_withdrawals(run.withdrawn, attempt=1, after=1)
-    tell(store, run)
+    tell(store, run, url=URL)
     assert (found := loaded(store, tmp_path / "b")) is not None
     assert found.step == 2
     changes = len(store.changes)
-    tell(store, run)  # they know
+    tell(store, run, url=URL)  # they know
     assert len(store.changes) == changes
 
 
@@ -102,8 +104,10 @@ def test_copies_of_another_run_and_no_copies_are_left_alone(tmp_path: Path) -> N
     add_withdrawal(run.withdrawn, Withdrawal(attempt=1, time=time.time(), after=0))
     write_json(run.run_json, read_json(run.run_json) | {"run_id": "f" * 16})
     before = dict(store.content)
-    tell(store, run)
-    tell(nothing, run)
+    tell(store, run, url=URL)
+    tell(nothing, run, url="s3://b/never")
+    with pytest.raises(RunFolderError, match="step 1 was copied there: is it mounted"):
+        tell(nothing, run, url=URL)
     assert store.content == before
     assert not nothing.content
 

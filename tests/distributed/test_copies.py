@@ -15,6 +15,7 @@ from trainer.storage.remote import open_store
 
 def test_a_lost_machine_costs_the_steps_since_the_last_copy(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/elsewhere"
+    (tmp_path / "elsewhere").mkdir()
     # Two ranks: tests/cluster/test_s3.py.
     alone = ("engine=plain", "resources.ranks_per_node=1")
     told = lose_the_machine(tmp_path, url, options={}, env={}, ranks=alone)
@@ -46,6 +47,7 @@ def test_a_killed_upload_process_is_a_failed_upload_and_the_next_one_has_another
 ) -> None:
     run = run_with(tmp_path / "run", 1, 2)
     url = f"file://{tmp_path}/elsewhere"
+    (tmp_path / "elsewhere").mkdir()
     others = set(psutil.Process().children())
     ours = Uploads(Remote(url=url, drain_s=60.0), run, attempt=1, rank=0, world_size=1)
     try:

@@ -126,7 +126,12 @@ def uploader(
     may: Callable[[], None] = lambda: None,
 ) -> Uploader:
     settings = UploadSettings(
-        attempt=attempt, rank=rank, world_size=ranks, keep_last=keep_last, timeout_s=timeout_s
+        url="s3://b/run",
+        attempt=attempt,
+        rank=rank,
+        world_size=ranks,
+        keep_last=keep_last,
+        timeout_s=timeout_s,
     )
     return kind(store, LocalStorage(), run, settings, sleep=sleep, may=may)
 
@@ -172,7 +177,8 @@ def upload(
 ) -> bool:
     """All ranks upload a step; whether rank 0 says that it is there.
 
-    The others come first, or (`late`) while rank 0 waits for them. `before`: of the victim's
+    The others come first, or while rank 0 waits for them: where it has to mark the place before,
+    or `late`. `before`: of the victim's
     changes, or of everybody's.
     """
     others = list(range(1, ranks))
@@ -192,7 +198,7 @@ def upload(
             raise SaveFailed("nobody else comes")
         be_rank(others.pop(0), lambda seconds: None)
 
-    while others and not late:
+    while others and not late and "run.json" in content:
         wait(0.0)
     return be_rank(0, wait)
 

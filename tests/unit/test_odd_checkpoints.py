@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -213,3 +214,17 @@ def test_diff_names_the_step_whose_manifest_is_damaged(
 def test_diff_of_copies_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", "s3://bucket/a", "s3://bucket/b"]) == 2
     assert "longhaul runs fetch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["latest.json", ".latest.json.partial"])
+def test_a_folder_in_the_pointers_place_is_set_aside_and_retention_goes_on(
+    folder: Path, name: str
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    (folder / name / "mine").touch()
+    save(folder, 10)
+    assert complete_checkpoints(RunFiles(folder.parent)) == [8, 10]
+    assert json.loads((folder / "latest.json").read_text())["step"] == 10
+    assert (folder / "quarantine" / f"{name}.1/mine").exists()
+    assert load(folder) == 10

@@ -69,6 +69,7 @@ def shared(tmp_path: Path) -> Callable[..., str]:
 
     def make(*steps: int) -> str:
         url = f"file://{tmp_path}/copies/run"
+        (tmp_path / "copies").mkdir()
         run = run_with(tmp_path / "run", *steps)
         for step in steps:
             uploader(open_store(url), run, keep_last=9).upload(step)

@@ -13,6 +13,7 @@ from launch.run.next_attempt import bring_back, next_attempt
 from launch.run.run_folder import new_attempt
 from tests.helpers.copies import copies, resumed
 from tests.helpers.object_model import Objects, run_with
+from trainer.checkpoint.upload_failures import failure_of
 from trainer.checkpoint.uploader import Uploader, UploadSettings
 from trainer.checkpoint.uploads import Remote, Uploads
 from trainer.dist.world import Alone
@@ -81,6 +82,34 @@ def test_a_failed_upload_is_told_and_ends_nothing(tmp_path: Path) -> None:
     (report,) = ours.reports()
     assert not report.succeeded
     assert report.problem == "step 7 was not uploaded: no such bucket"
+
+
+def test_what_is_in_the_way_is_told_once_and_named_where_training_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    courier, full = Slow(), "s3://b/run is full (No space left on device)"
+    ours = uploads(tmp_path, courier)
+    ours.published(Alone(), 7)
+    courier.answers += [{"note": full}, {"note": full}]
+    with caplog.at_level("WARNING"):
+        (left,) = ours.drain(Alone(), lambda: None)
+    assert left.problem == (
+        f"step 7 was not uploaded: not done 0 s after the end of training: {full}"
+    )
+    assert caplog.text.count(f"copies of steps: {full}; tried again") == 1
+    courier.done(7)  # the notes were no answers
+    assert [report.succeeded for report in ours.reports()] == [True]
+
+
+def test_a_step_that_is_made_anew_is_sent_anew(tmp_path: Path) -> None:
+    courier, run = Slow(), run_with(tmp_path, 7)
+    ours = uploads(tmp_path, courier)
+    ours.published(Alone(), 7)
+    courier.answers.append({"error": "no such bucket", "kind": "OSError"})
+    ours.reports()
+    assert failure_of(run.attempt(1), 7)
+    ours.published(Alone(), 7)
+    assert not failure_of(run.attempt(1), 7)
 
 
 def test_going_back_is_told_to_the_copies_before_the_disk_changes(tmp_path: Path) -> None:
@@ -154,7 +183,7 @@ def test_rank_0_waits_no_longer_for_a_rank_that_gave_up(tmp_path: Path) -> None:
         assert len(slept) < 9
 
     settings = UploadSettings(
-        attempt=attempt.number, rank=0, world_size=2, keep_last=2, timeout_s=3600.0
+        url=remote.url, attempt=attempt.number, rank=0, world_size=2, keep_last=2, timeout_s=3600.0
     )
     mine = Uploader(Objects(), LocalStorage(), run, settings, sleep=sleep)
     write_json(attempt.plan, {})

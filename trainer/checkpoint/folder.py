@@ -129,13 +129,35 @@ class StepFolders:
         return final
 
     def point(self, step: int, digest: str) -> None:
+        """A folder in the pointer's place, which no file can replace, is set aside."""
         partial = self.root / _POINTER_PARTIAL
         if self.storage.exists(partial):
-            self.storage.remove_file(partial)
+            try:
+                self.storage.remove_file(partial)
+            except IsADirectoryError:
+                self._set_aside(partial)
         content = json.dumps({"step": step, "sha256": digest}) + "\n"
         write_whole(self.storage, partial, content.encode())
-        self.storage.rename(partial, self.root / _POINTER)
+        try:
+            self.storage.rename(partial, self.root / _POINTER)
+        except IsADirectoryError:
+            self._set_aside(self.root / _POINTER)
+            self.storage.rename(partial, self.root / _POINTER)
         self.storage.fsync_folder(self.root)
+
+    def _set_aside(self, path: Path) -> Path:
+        """Move something to quarantine under a name that is free there, `path.name.1` first."""
+        folder = self.root / _QUARANTINE
+        ensure_folder(self.storage, folder)
+        target = folder / self._free(path.name)
+        self.storage.rename(path, target)
+        self.storage.fsync_folder(folder)
+        return target
+
+    def _free(self, name: str) -> str:
+        taken = set(self.storage.list(self.root / _QUARANTINE))
+        number = next(n for n in range(1, len(taken) + 2) if f"{name}.{n}" not in taken)
+        return f"{name}.{number}"
 
     def quarantine(self, step: int, why: str) -> Path:
         """Move a step out of every reader's sight, with a note saying why.
@@ -145,10 +167,8 @@ class StepFolders:
         """
         folder = self.root / _QUARANTINE
         ensure_folder(self.storage, folder)
-        taken = set(self.storage.list(folder))
         name = self.step(step).name
-        number = next(n for n in range(1, len(taken) + 2) if f"{name}.{n}" not in taken)
-        target = folder / f"{name}.{number}"
+        target = folder / self._free(name)
         if self._is_folder(self.step(step)):
             self.storage.rename(self.step(step), target)
         else:

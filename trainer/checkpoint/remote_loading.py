@@ -17,13 +17,16 @@ from trainer.checkpoint.loading import Newer, load_step, quarantine, refuse_to_f
 from trainer.checkpoint.remote_steps import (
     CHECKPOINTS,
     StepsView,
+    all_folders,
     committed,
+    is_committed,
     put_withdrawals,
     withdrawals,
 )
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError, DamagedCheckpoint, RunFolderError
+from trainer.records.copies import copied_to, emptied
 from trainer.records.run_files import RunFiles
 from trainer.records.withdrawn import merged, read_withdrawals
 from trainer.storage.patient import Patient
@@ -56,14 +59,14 @@ def load_newest(
     """As CheckpointStore.load_latest says, with the copies under `url`. Collective.
 
     None if there is no step anywhere. Raises: CheckpointError if the disk has none and the copies
-    are out of reach: the run might begin anew though it was saved.
+    are out of reach, RunFolderError if they are not where they were put: the run might begin anew
+    though it was saved.
     """
     patient = Patient(store, delays_s=delays_s)
-    there = world.lead(lambda: _copies(patient, run))
+    there = world.lead(lambda: _copies(patient, run, url))
     copies = {int(step): str(name) for step, name in there["folders"].items()}
     newest_copy = max(copies, default=0)
-    if there["problem"] and world.place.rank == 0:
-        _log.warning("the remote copies are out of reach: %s", there["problem"])
+    _warn(world, there)
     passed_over: list[int] = []
     while True:
         own = world.lead(lambda: max(on_disk(disk)[0], default=-1))
@@ -72,7 +75,7 @@ def load_newest(
             return Found(*better, False, newest_copy)
         if max(own, copy) < 0:
             bad = world.lead(disk.quarantined)
-            _refuse_to_begin(disk, url, bad, passed_over, str(there["problem"]))
+            _refuse_to_begin(disk, url, bad, passed_over, there)
             world.lead(lambda: refuse_to_forget(disk))
             return None
         step = max(own, copy)
@@ -95,8 +98,14 @@ def load_newest(
         return Found(step, training, copy > own, newest_copy)
 
 
-def _copies(store: ObjectStore, run: RunFiles) -> dict[str, Any]:
+def _copies(store: ObjectStore, run: RunFiles, url: str) -> dict[str, Any]:
+    nothing = {"folders": {}, "problem": "", "emptied": ""}
     try:
+        known = copied_to(run.copies, url)
+        if not any(is_committed(store, folder) for folder in all_folders(store)):
+            # Nor is anything put there: an upload looks first whether this is the place.
+            lost = "" if known is None else emptied(run.copies, url, known)
+            return nothing | {"emptied": lost}
         there = withdrawals(store)
         listed = merged(there, read_withdrawals(run.withdrawn))
         if listed != there:  # now, not with the next save: this machine may be gone by then
@@ -104,17 +113,27 @@ def _copies(store: ObjectStore, run: RunFiles) -> dict[str, Any]:
                 put_withdrawals(store, listed)
         folders = {folder.step: folder.name for folder in committed(store, listed)}
     except OSError as e:
-        return {"folders": {}, "problem": e.strerror or str(e)}
+        return nothing | {"problem": e.strerror or str(e)}
     except ValueError as e:
-        raise CheckpointError(f"{run.withdrawn}: {e}") from e
-    return {"folders": folders, "problem": ""}
+        raise CheckpointError(f"{run.root}: {e}") from e
+    return nothing | {"folders": folders}
+
+
+def _warn(world: World, there: dict[str, Any]) -> None:
+    """The disk may have what the copies cannot give; a person should know all the same."""
+    if there["problem"] and world.place.rank == 0:
+        _log.warning("the remote copies are out of reach: %s", there["problem"])
+    if there["emptied"] and world.place.rank == 0:
+        _log.warning("%s", there["emptied"])
 
 
 def _refuse_to_begin(
-    disk: StepFolders, url: str, bad: list[str], passed_over: list[int], problem: str
+    disk: StepFolders, url: str, bad: list[str], passed_over: list[int], there: dict[str, Any]
 ) -> None:
     """Raises: CheckpointError, RunFolderError, unless the run has never saved anything."""
-    if problem:
+    if there["emptied"]:
+        raise RunFolderError(f"{disk.root} has no checkpoint, and {there['emptied']}")
+    if problem := there["problem"]:
         raise CheckpointError(
             f"{disk.root} has no checkpoint, and whether {url} has one cannot be told: {problem}; "
             "start again when it is there, or without it: checkpoint.remote.url=null"

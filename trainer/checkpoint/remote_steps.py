@@ -34,6 +34,10 @@ WITHDRAWN = Path(withdrawn.NAME)
 _FOLDER = re.compile(r"step-(\d{8,16})\.([0-9a-f]{16})")
 _STEP = re.compile(r"step-(\d{8,16})")
 _SMALL_BYTES = 64 << 20
+_NO_OBJECT = (
+    errno.EISDIR,
+    errno.EFBIG,
+)  # a folder in its place, or far too large: not out of reach
 
 
 @dataclass(frozen=True, order=True)
@@ -62,6 +66,14 @@ def all_folders(store: ObjectStore) -> list[StepObjects]:
     return sorted(StepObjects(int(m[1]), m[0]) for m in matches if m)
 
 
+def is_empty(store: ObjectStore) -> bool:
+    """Whether the place shows nothing of a run: a new one, or not the one that was used.
+
+    Raises: OSError.
+    """
+    return store.size(RUN_JSON) is None and not store.names(CHECKPOINTS)
+
+
 def is_committed(store: ObjectStore, folder: StepObjects) -> bool:
     return store.size(folder.manifest) is not None
 
@@ -79,7 +91,12 @@ def read_object(store: ObjectStore, path: Path, *, limit_bytes: int = _SMALL_BYT
 
 def stored_manifest(store: ObjectStore, folder: StepObjects) -> Manifest:
     """Raises: DamagedCheckpoint, CheckpointMismatch, OSError."""
-    content = read_object(store, folder.manifest, limit_bytes=LIMIT_BYTES)
+    try:
+        content = read_object(store, folder.manifest, limit_bytes=LIMIT_BYTES)
+    except OSError as e:
+        if e.errno not in _NO_OBJECT:
+            raise
+        raise DamagedCheckpoint(f"{folder.name}/{MANIFEST_NAME}: {e.strerror}") from e
     manifest = decode(content)
     if folder != folder_of(manifest.step, digest_of(content)):
         raise DamagedCheckpoint(f"{folder.name}/{MANIFEST_NAME}: of another step")
@@ -92,7 +109,7 @@ def withdrawals(store: ObjectStore) -> tuple[Withdrawal, ...]:
         return ()
     try:
         return withdrawn.decode(read_object(store, WITHDRAWN))
-    except ValueError as e:
+    except (ValueError, IsADirectoryError) as e:
         raise CheckpointError(f"{WITHDRAWN} of the remote copies cannot be read: {e}") from e
 
 

@@ -1,4 +1,4 @@
-"""A rank that cannot upload its file says so in the run folder, and rank 0 waits for it no longer.
+"""A rank that cannot upload its file says so in the run folder, and the others wait no longer.
 
 Rank 0's upload process waits beside training, in no collective; the folder is what they share.
 """
@@ -11,11 +11,18 @@ from trainer.records.run_files import AttemptFiles
 
 
 def note_failure(attempt: AttemptFiles, step: int, *, rank: int) -> None:
-    """Where that fails too, rank 0 waits until its time is up."""
+    """Where that fails too, the others wait until their time is up."""
     with contextlib.suppress(OSError):
         folder = attempt.upload_failures
         folder.mkdir(mode=0o700, exist_ok=True)
         (folder / f"step-{step:08d}.rank-{rank:05d}").touch(mode=0o600)
+
+
+def forget_failures(attempt: AttemptFiles, step: int) -> None:
+    """Before a step is sent again: the run went back to before it, and made it anew."""
+    with contextlib.suppress(OSError):
+        for note in attempt.upload_failures.glob(f"step-{step:08d}.rank-*"):
+            note.unlink(missing_ok=True)
 
 
 def failure_of(attempt: AttemptFiles, step: int) -> str:

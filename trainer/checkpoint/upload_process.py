@@ -4,7 +4,8 @@ One order after the other over a socket, each answered. It ends with its rank: t
 or the closed socket ends it. Stop signals are not for it; the rank waits for it or does not.
 
     in    {"open": {...}} once, then {"do": "upload", "step": 100} or {"do": "withdraw"}
-    out   {"value": {...}} or {"error", "kind"}
+    out   {"note": "..."} as often as a request fails and is tried again;
+          then {"value": {...}} or {"error", "kind"}
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from trainer.checkpoint.fence import Fence
 from trainer.checkpoint.uploader import Uploader, UploadSettings
 from trainer.checkpoint.wire import receive, said_of, send
 from trainer.checkpoint.writer_process import SIGNALS
+from trainer.errors import SaveFailed
 from trainer.records.redact import hide_secrets
 from trainer.records.run_files import RunFiles
 from trainer.storage.local import LocalStorage
 from trainer.storage.patient import Patient
-from trainer.storage.remote import open_store
+from trainer.storage.remote import PlaceMissing, is_full, open_store, trouble
 
 _NICE = 10
 _PR_SET_PDEATHSIG = 1
@@ -60,26 +62,34 @@ def serve(link: socket.socket) -> None:
 
         def act(order: dict[str, Any] = order) -> dict[str, Any]:
             if not uploader:
-                uploader.append(_made(opening["open"]))
-            return _done(uploader[0], order)
+                uploader.append(_made(opening["open"], link))
+            return _done(uploader[0], order, url=opening["open"]["url"])
 
         send(link, said_of(act))
 
 
-def _made(given: dict[str, Any]) -> Uploader:
+def _made(given: dict[str, Any], link: socket.socket) -> Uploader:
+    def tell(error: OSError) -> None:
+        send(link, {"note": trouble(given["url"], error)})
+
     run = RunFiles(Path(given["run"]))
     settings = UploadSettings(**given["settings"])
     fence = Fence(run.checkpoints, settings.attempt)
-    store = Patient(open_store(given["url"], given["options"]))
+    store = Patient(open_store(given["url"], given["options"]), tell=tell)
     return Uploader(store, LocalStorage(), run, settings, may=fence.check)
 
 
-def _done(uploader: Uploader, order: dict[str, Any]) -> dict[str, Any]:
+def _done(uploader: Uploader, order: dict[str, Any], *, url: str) -> dict[str, Any]:
     if order["do"] == "withdraw":
         uploader.tell_withdrawn()
         return {}
     started = time.monotonic()
-    found = uploader.upload(int(order["step"]))
+    try:
+        found = uploader.upload(int(order["step"]))
+    except OSError as e:
+        if is_full(e) or isinstance(e, PlaceMissing):
+            raise SaveFailed(trouble(url, e)) from e
+        raise
     return asdict(found) | {"seconds": time.monotonic() - started}
 
 

@@ -1,8 +1,12 @@
 """Copies committed steps into an object store, this rank's share of them. Runs beside training.
 
-    every rank   its files, from the disk, each chunk checked on the way
-    rank 0       run.json, plan, withdrawals; its files; waits until the others' are there; the
-                 manifest, last; then retention: a manifest first, then the files under it
+    rank 0       run.json, plan, withdrawals: what marks the place
+    every rank   once it sees that mark: its files, from the disk, each chunk checked on the way
+    rank 0       waits until the others' are there; the manifest, last; then retention: a manifest
+                 first, then the files under it
+
+Nothing is sent to a place that has lost the mark, or never shows it to this rank: another disk may
+be meant than the one that is mounted here.
 
 Rank 0 learns of the others' files by listing the step's folder (1,000 objects a request), in its
 own process and at its own pace: no rank and no step of training waits for that. What a crash leaves
@@ -12,8 +16,9 @@ is a folder without a manifest, which nobody reads; the same step goes on from w
 from __future__ import annotations
 
 import json
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +34,7 @@ from trainer.checkpoint.remote_steps import (
     all_folders,
     folder_of,
     is_committed,
+    is_empty,
     is_withdrawn,
     read_object,
     stored_manifest,
@@ -36,6 +42,7 @@ from trainer.checkpoint.remote_steps import (
 )
 from trainer.checkpoint.upload_failures import failure_of
 from trainer.errors import CheckpointError, RunFolderError, SaveFailed
+from trainer.records.copies import copied_to, emptied, note_copies
 from trainer.records.manifest import LIMIT_BYTES, MANIFEST_NAME, Manifest
 from trainer.records.run_files import RunFiles
 from trainer.records.withdrawn import Withdrawal, encode, merged, read_withdrawals
@@ -44,12 +51,17 @@ from trainer.storage.remote import ObjectStore
 
 _BLOCK_BYTES = 16 << 20
 _LONGEST_POLL_S = 5.0
+_MARK_S = 300.0  # for rank 0 to mark the place, as long as its tries take and more
 
 
 @dataclass(frozen=True, kw_only=True)
 class UploadSettings:
-    """`attempt`: of this rank. `timeout_s`: for one step, all of it."""
+    """`url`: of the place, for people and records. `attempt`: of this rank.
 
+    `timeout_s`: for one step, all of it.
+    """
+
+    url: str
     attempt: int
     rank: int
     world_size: int
@@ -103,6 +115,8 @@ class Uploader:
         lead = self._settings.rank == 0
         if lead:
             self.introduce()
+        else:
+            self._await_mark(step)
         text = self._text(folders.step(step) / MANIFEST_NAME)
         sent = self._send_mine(folders.step(step), manifest, target)
         problem = ""
@@ -110,22 +124,21 @@ class Uploader:
             self._await_all(manifest, target, deadline)
             if not is_committed(self._store, target):
                 self._commit(manifest, text, target)
-            problem = self._tidied(target)
+            problem = "; ".join(filter(None, (self._noted(step), self._tidied(target))))
         return Uploaded(step, sent, total, problem)
 
     def introduce(self) -> None:
-        """What a machine with nothing needs beside the checkpoints. Rank 0, once an attempt."""
+        """What a machine with nothing needs beside the checkpoints, once an attempt. Rank 0.
+
+        Raises, and sends nothing: RunFolderError if the place has other copies than it had.
+        """
+        if self._store.size(RUN_JSON) is None:
+            self._refuse_emptied()
+            self._put(RUN_JSON, self._run.run_json.read_bytes())
+        else:
+            self._refuse_others()
         if self._introduced:
             return
-        mine = self._run.run_json.read_bytes()
-        there = self._store.size(RUN_JSON)
-        if there is not None and run_id_of(self._store) != json.loads(mine).get("run_id"):
-            raise RunFolderError(
-                "the copies at checkpoint.remote.url are of another run with this name; "
-                "nothing was sent: use another run.name or another URL"
-            )
-        if there is None:
-            self._put(RUN_JSON, mine)
         plan = self._run.attempt(self._settings.attempt).plan
         self._put(plan.relative_to(self._run.root), plan.read_bytes())
         self.tell_withdrawn()
@@ -134,9 +147,55 @@ class Uploader:
     def tell_withdrawn(self) -> None:
         """The list of steps that the run has turned its back on goes with the copies."""
         mine = read_withdrawals(self._run.withdrawn)
+        if mine and self._store.size(RUN_JSON) is None:
+            self._refuse_emptied()
         there = withdrawals(self._store)
         if (both := merged(mine, there)) != there:
             self._put(WITHDRAWN, encode(both))
+
+    # --- whether this is the place -------------------------------------------------------------
+
+    def _refuse_others(self) -> None:
+        """Raises: RunFolderError if the copies here are another run's."""
+        mine = json.loads(self._run.run_json.read_bytes()).get("run_id")
+        if run_id_of(self._store) != mine:
+            raise RunFolderError(
+                "the copies at checkpoint.remote.url are of another run with this name; "
+                "nothing was sent: use another run.name or another URL"
+            )
+
+    def _refuse_emptied(self) -> None:
+        """Raises: RunFolderError if copies were put here, and nothing of them is to be seen."""
+        record = self._run.copies
+        known = copied_to(record, self._settings.url)
+        if known is not None and is_empty(self._store):
+            raise RunFolderError(f"nothing was sent: {emptied(record, self._settings.url, known)}")
+
+    def _await_mark(self, step: int) -> None:
+        """Raises: SaveFailed if this rank does not see the place that rank 0 sees."""
+        until = time.monotonic() + (0.0 if self._introduced else _MARK_S)
+        wait_s = 0.1
+        while self._store.size(RUN_JSON) is None:
+            if why := failure_of(self._run.attempt(self._settings.attempt), step):
+                raise SaveFailed(why)
+            if time.monotonic() > until:
+                url, host = self._settings.url, socket.gethostname()
+                raise SaveFailed(
+                    f"{url}/{RUN_JSON}, which rank 0 put there, is not seen on {host}; nothing was "
+                    "sent from here: is it mounted, and is it the same account?"
+                )
+            self._sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_POLL_S)
+        if not self._introduced:
+            self._refuse_others()
+        self._introduced = True
+
+    def _noted(self, step: int) -> str:
+        try:
+            note_copies(self._run.copies, self._settings.url, step)
+        except (OSError, ValueError) as e:
+            return f"step {step} is uploaded, but {self._run.copies} could not be written: {e}"
+        return ""
 
     # --- the parts of an upload ----------------------------------------------------------------
 
@@ -200,25 +259,36 @@ class Uploader:
         """Retention, once `newest` is committed. It and the newest others stay."""
         listed = withdrawals(self._store)
         alive: list[StepObjects] = []
+        gone: list[StepObjects] = []
         for folder in all_folders(self._store):
             if folder == newest:
                 continue
             if not is_committed(self._store, folder):
                 if folder.step < newest.step:  # given up: ranks go through steps in one order
-                    self._remove(folder)
+                    gone.append(folder)
             elif self._is_dead(folder, listed):
-                self._remove(folder)
+                gone.append(folder)
             else:
                 alive.append(folder)
         older = sorted(f for f in alive if f.step <= newest.step)
-        for folder in older[: max(0, len(older) - (self._settings.keep_last - 1))]:
-            self._remove(folder)
+        self._remove_all(gone + older[: max(0, len(older) - (self._settings.keep_last - 1))])
 
     def _is_dead(self, folder: StepObjects, listed: tuple[Withdrawal, ...]) -> bool:
         try:
             return is_withdrawn(stored_manifest(self._store, folder), listed)
         except CheckpointError:
             return False  # damaged: retention takes it in its turn
+
+    def _remove_all(self, folders: Sequence[StepObjects]) -> None:
+        """What cannot be removed is in nobody else's way. Raises: OSError, the first one."""
+        failed: list[OSError] = []
+        for folder in folders:
+            try:
+                self._remove(folder)
+            except OSError as e:
+                failed.append(e)
+        if failed:
+            raise failed[0]
 
     def _remove(self, folder: StepObjects) -> None:
         """The manifest first: half a step is none."""

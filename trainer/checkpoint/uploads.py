@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from trainer.checkpoint.link import child_environment
-from trainer.checkpoint.upload_failures import note_failure
+from trainer.checkpoint.upload_failures import forget_failures, note_failure
 from trainer.checkpoint.uploader import UploadSettings
 from trainer.checkpoint.wire import receive, send, value_of
 from trainer.checkpoint.writer_process import SIGNALS
@@ -54,7 +54,7 @@ class Courier(Protocol):
 
     def give(self, order: dict[str, Any]) -> None: ...
     def said(self) -> dict[str, Any] | None:
-        """The answer to the oldest order; None while there is none."""
+        """The answer to the oldest order, or a "note" while it is under way; None: neither."""
 
     def close(self) -> None: ...
 
@@ -77,6 +77,7 @@ class Uploads:
         self._attempt = attempt
         self._rank = rank
         settings = UploadSettings(
+            url=remote.url,
             attempt=attempt,
             rank=rank,
             world_size=world_size,
@@ -94,6 +95,7 @@ class Uploads:
         self._waiting: int | None = None  # the newest step, if it was not given
         self._under_way: list[int] = []  # orders given: a step, or 0 for a withdrawal
         self._skipped = 0
+        self._note = ""  # what is in the way of the order under way
         self._heard: list[UploadReport] = []
 
     def published(self, world: World, step: int, *, must: bool = False) -> None:
@@ -101,7 +103,7 @@ class Uploads:
         self._committed += 1
         if not must and self._committed % self._remote.every:
             return
-        if world.lead(lambda: not self._is_busy()):
+        if world.lead(lambda: self._is_free_for(step)):
             self._give(step)
             return
         self._skipped += self._waiting is not None
@@ -122,14 +124,17 @@ class Uploads:
             lambda: self._idle_by(time.monotonic() + _BEAT_S) or time.monotonic() > until
         ):
             beat()
-        if self._waiting is not None and world.lead(lambda: not self._is_busy()):
-            self._give(self._waiting)
+        waiting = self._waiting
+        if waiting is not None and world.lead(lambda: self._is_free_for(waiting)):
+            self._give(waiting)
         while self._is_busy() and time.monotonic() < until:
             beat()
             self._idle_by(time.monotonic() + _BEAT_S)
         if lead and (self._is_busy() or self._waiting is not None):
             step = self._waiting or self._under_way[-1]
-            self._tell(step, f"not done {self._remote.drain_s:.0f} s after the end of training")
+            why = f": {self._note}" if self._note else ""
+            late = f"not done {self._remote.drain_s:.0f} s after the end of training"
+            self._tell(step, late + why)
         return self.reports()
 
     def withdraw(self, after: int) -> None:
@@ -148,6 +153,12 @@ class Uploads:
         self._under_way.append(step)
         self._courier.give({"do": "upload", "step": step})
 
+    def _is_free_for(self, step: int) -> bool:
+        if self._is_busy():
+            return False
+        forget_failures(self._run.attempt(self._attempt), step)
+        return True
+
     def _is_busy(self) -> bool:
         self._listen()
         return bool(self._under_way)
@@ -159,6 +170,9 @@ class Uploads:
 
     def _listen(self) -> None:
         while self._under_way and (said := self._courier.said()) is not None:
+            if "note" in said:
+                self._noted(str(said["note"]))
+                continue
             step = self._under_way.pop(0)
             try:
                 value = value_of(said)
@@ -168,7 +182,14 @@ class Uploads:
             if step:
                 self._ended(step, value)
 
+    def _noted(self, note: str) -> None:
+        """Once, until an upload has ended well: each request of each step would say it again."""
+        if note != self._note:
+            _log.warning("copies of steps: %s; tried again for a minute and a half", note)
+        self._note = note
+
     def _ended(self, step: int, value: Mapping[str, Any]) -> None:
+        self._note = ""
         problem = str(value["problem"])
         report = UploadReport(
             step=step,
@@ -187,7 +208,7 @@ class Uploads:
         what = f"step {step} was not uploaded" if step else "the steps given up were not withdrawn"
         problem = f"{what}: {why}"
         _log.warning("%s", problem)
-        if step and self._rank:
+        if step:
             note_failure(self._run.attempt(self._attempt), step, rank=self._rank)
         self._heard.append(
             UploadReport(
@@ -250,7 +271,7 @@ class ProcessCourier:
             answer = None
         if answer is None:
             return self._lost()
-        self._open_orders -= 1
+        self._open_orders -= "note" not in answer
         return answer
 
     def close(self) -> None:

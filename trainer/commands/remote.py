@@ -1,7 +1,8 @@
 """`python -m trainer.commands.remote URL [--options JSON] --result FILE`: what copies of a run say.
 
-The result: {"run", "attempt", "plan", "withdrawn", "problem"}: run.json and the newest attempt's
-plan as they are there, or null; `problem` where the place cannot be reached.
+The result: {"run", "attempt", "plan", "withdrawn", "step", "problem"}: run.json and the newest
+attempt's plan as they are there, or null; the newest step that is there whole, 0 for none;
+`problem` where the place cannot be reached.
 Exit codes: 0 the result is written, 2 the URL cannot be used here (a package is missing, say).
 """
 
@@ -14,7 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.remote_steps import ATTEMPTS, RUN_JSON, WITHDRAWN, read_object
+from trainer.checkpoint.remote_steps import (
+    ATTEMPTS,
+    RUN_JSON,
+    WITHDRAWN,
+    all_folders,
+    is_committed,
+    read_object,
+)
 from trainer.errors import LonghaulError
 from trainer.records.json_file import write_json
 from trainer.storage.patient import Patient
@@ -37,10 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def look(url: str, options: dict[str, Any]) -> dict[str, Any]:
+def look(
+    url: str, options: dict[str, Any], *, delays_s: tuple[float, ...] = _DELAYS_S
+) -> dict[str, Any]:
     """Raises: Refused if the URL cannot be used here."""
-    nothing = {"run": None, "attempt": 0, "plan": None, "withdrawn": None, "problem": ""}
-    store = Patient(open_store(url, options), delays_s=_DELAYS_S)
+    nothing = dict.fromkeys(("run", "plan", "withdrawn")) | {"attempt": 0, "step": 0, "problem": ""}
+    store = Patient(open_store(url, options), delays_s=delays_s)
     try:
         return nothing | _found(store)
     except OSError as e:
@@ -50,9 +60,11 @@ def look(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _found(store: ObjectStore) -> dict[str, Any]:
+    whole = [folder.step for folder in all_folders(store) if is_committed(store, folder)]
+    found: dict[str, Any] = {"step": max(whole, default=0)}
     if store.size(RUN_JSON) is None:
-        return {}
-    found: dict[str, Any] = {"run": json.loads(read_object(store, RUN_JSON))}
+        return found
+    found["run"] = json.loads(read_object(store, RUN_JSON))
     numbers = [int(name) for name in store.names(ATTEMPTS) if name.isdecimal()]
     if numbers:
         plan = ATTEMPTS / f"{max(numbers):04d}" / "plan.json"

@@ -15,7 +15,8 @@ from typing import Any
 
 from trainer.checkpoint.remote_steps import RUN_JSON, put_withdrawals, withdrawals
 from trainer.checkpoint.uploader import run_id_of
-from trainer.errors import Exit, LonghaulError
+from trainer.errors import Exit, LonghaulError, RunFolderError
+from trainer.records.copies import copied_to, emptied
 from trainer.records.json_file import read_json
 from trainer.records.run_files import RunFiles
 from trainer.records.withdrawn import merged, read_withdrawals
@@ -34,18 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config: dict[str, Any] = read_json(run.attempt(given.attempt).plan)["config"]
         section = config["checkpoint"]["remote"]
-        store = open_store(joined(section["url"], config["run"]["name"]), section["options"])
-        tell(Patient(store, delays_s=_DELAYS_S), run)
+        url = joined(section["url"], config["run"]["name"])
+        store = open_store(url, section["options"])
+        tell(Patient(store, delays_s=_DELAYS_S), run, url=url)
     except (LonghaulError, OSError, ValueError) as e:
         print(e, file=sys.stderr)
         return int(Exit.FAILED)
     return int(Exit.DONE)
 
 
-def tell(store: ObjectStore, run: RunFiles) -> None:
+def tell(store: ObjectStore, run: RunFiles, *, url: str) -> None:
     """Raises: OSError, ValueError, CheckpointError, RunFolderError."""
     mine = read_withdrawals(run.withdrawn)
-    if not mine or store.size(RUN_JSON) is None:
+    if not mine:
+        return
+    if store.size(RUN_JSON) is None:
+        if (known := copied_to(run.copies, url)) is not None:
+            raise RunFolderError(emptied(run.copies, url, known))
         return
     if run_id_of(store) != read_json(run.run_json).get("run_id"):
         return  # another run's copies, which nothing of ours may change

@@ -7,6 +7,7 @@ imported.json           the plan that an imported checkpoint was made for, if on
 attempts.jsonl          one line an attempt: when, how, why it ended
 lineage.jsonl           what each attempt went on from, and what was changed
 withdrawn.json          checkpoints that copies elsewhere may still hold, and that count no more
+copies.json             where copies were put, and the newest of them
 attempts/0001/          plan.json  submission/  started.json  stop.json  done.json
                         error.json  ended.json  agent.json  rank-00003.log  stacks/
 metrics.jsonl           one line a logged step
@@ -144,6 +145,11 @@ class RunFiles:
     def withdrawn(self) -> Path:
         """Steps the run has turned its back on; see trainer/records/withdrawn.py."""
         return self.root / "withdrawn.json"
+
+    @property
+    def copies(self) -> Path:
+        """Places that hold copies of the run's steps; see trainer/records/copies.py."""
+        return self.root / "copies.json"
 
     @property
     def attempts(self) -> Path:

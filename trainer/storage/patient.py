@@ -15,8 +15,10 @@ DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
 
 
 class Patient:
-    """`delays_s`: between tries. A missing object is an answer and asked for once.
+    """`delays_s`: between tries. A missing object is an answer and asked for once, as is
+    a folder in an object's place.
 
+    `tell`: hears of the first failure of each thing that will be tried again.
     Only OSError is tried again: what the data themselves are wrong about stays wrong.
     """
 
@@ -26,8 +28,10 @@ class Patient:
         *,
         delays_s: tuple[float, ...] = DELAYS_S,
         sleep: Callable[[float], None] = time.sleep,
+        tell: Callable[[OSError], None] = lambda error: None,
     ) -> None:
         self._store = store
+        self._tell = tell
         self._delays_s = delays_s
         self._sleep = sleep
         self.retries = 0
@@ -52,12 +56,14 @@ class Patient:
         self._try(lambda: self._store.remove(listed))
 
     def _try(self, act: Callable[[], T]) -> T:
-        for delay_s in self._delays_s:
+        for number, delay_s in enumerate(self._delays_s):
             try:
                 return act()
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
                 raise
-            except OSError:
+            except OSError as e:
+                if number == 0:
+                    self._tell(e)
                 self.retries += 1
                 self._sleep(delay_s)
         return act()

@@ -4,9 +4,10 @@
 
 What credentials there are comes from the environment, files of the user or the machine's role, as
 each store's library finds them; none is ever a setting here. A `file:` URL is written and made
-durable by this module itself; with the others a put is what the library's is: whole for S3, GCS and
-Azure. A store that shows half an object (sftp, for one) is safe as well, for readers check sizes
-and seals.
+durable by this module itself, in a folder that must be there: what is made on the way to it may lie
+under a disk that is not mounted. With the others a put is what the library's is: whole for S3, GCS
+and Azure. A store that shows half an object (sftp, for one) is safe as well, for readers check
+sizes and seals.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ _PUT_AT_ONCE_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000 parts of one object
 _TEXT = 300  # characters of a library's error that are told
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 Blocks = Callable[[], Iterable[Bytes]]  # called again for every new try
+
+
+class PlaceMissing(OSError):
+    """The folder that a `file:` URL names is not there. No answer about what it holds."""
 
 
 class ObjectStore(Protocol):
@@ -83,6 +90,18 @@ def open_store(url: str, options: Mapping[str, Any] | None = None) -> ObjectStor
 
 def joined(url: str, *names: str) -> str:
     return "/".join((url.rstrip("/"), *names))
+
+
+def is_full(error: OSError) -> bool:
+    return error.errno in _FULL
+
+
+def trouble(url: str, error: OSError) -> str:
+    """What is wrong with a place, in a few words that name it."""
+    said = error.strerror or str(error)
+    if isinstance(error, PlaceMissing):
+        return said
+    return f"{url} is full ({said})" if is_full(error) else f"{url}: {said}"
 
 
 class RemoteStore:
@@ -157,7 +176,17 @@ class RemoteStore:
 
 
 class _Mounted(RemoteStore):
-    """A `file:` URL: durable before its name is there."""
+    """A `file:` URL: durable before its name is there.
+
+    Its own folder is made with the first object, none above it.
+    """
+
+    def _key(self, path: Path) -> str:
+        above = Path(self._root).parent
+        if not above.is_dir():
+            said = f"the folder {above} is not there: mount it, or make it (mkdir -p)"
+            raise PlaceMissing(errno.EREMOTEIO, said, str(path))
+        return super()._key(path)
 
     def put(self, path: Path, blocks: Blocks, *, size: int) -> None:
         target = Path(self._key(path))
@@ -196,8 +225,8 @@ def _told(path: Path) -> Iterator[None]:
     """Every vendor's error as an OSError that does not pass for a damaged file."""
     try:
         yield
-    except LonghaulError:
-        raise  # of the blocks that are put, not of the store
+    except (LonghaulError, PlaceMissing):
+        raise  # of the blocks that are put, not of the store; or said well enough
     except FileNotFoundError as e:
         raise FileNotFoundError(errno.ENOENT, "no such object", str(path)) from e
     except Exception as e:
