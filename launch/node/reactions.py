@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from launch.node.failure import record_death
+from launch.node.failure import read_failure, record_death
 from launch.node.processes import send
 from launch.node.ranks import Ranks
 from launch.run.next_attempt import RESTART_FILE
@@ -91,11 +91,22 @@ def on_exit(ranks: Ranks, rank: int) -> None:
     if code in (Exit.DONE, Exit.SAVED) or _stopped_before_it_began(ranks, code):
         ranks.sooner(LEAVE_S)
         return
-    if ranks.first_failed is None:
+    if ranks.first_failed is None or _was_killed_before(ranks, code):
         ranks.first_failed = rank
         killed = ranks.oom.has_killed(child.pid)
         record_death(ranks.files, rank, code, out_of_memory=killed, own=ranks.children)
     ranks.sooner(PEER_GRACE_S)
+
+
+def _was_killed_before(ranks: Ranks, code: int) -> bool:
+    """Whether the first that was seen to end only says that this one is gone.
+
+    An agent that got no processor for a while sees all deaths at once, in any order. An abort is
+    how vendors end a rank whose peer is gone: it names nobody.
+    """
+    known = read_failure(ranks.files)
+    echoes = known is not None and known.is_echo and known.rank == ranks.first_failed
+    return code < 0 and code != -signal.SIGABRT and echoes
 
 
 def _stopped_before_it_began(ranks: Ranks, code: int) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.driving.fit import fitted
 from launch.node.failure import read_failure, record_death
-from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_text
+from launch.node.ranks import Child, Ranks
+from launch.node.ranks_spec import RANKS_FILE, RanksSpec, read_spec, spec_of_attempt, spec_text
+from launch.node.reactions import on_exit
 from launch.outcome import decide, observe
 from launch.run.budgets import KILLED, NODE_LOST, cause_of_error
 from launch.run.ended import Ended, ended_of, together, write_ended
@@ -31,6 +33,17 @@ def attempt(folder: Path, number: int = 1, *, nodes: int = 2) -> AttemptFiles:
 
 def error(rank: int, kind: str, *, is_echo: bool = False) -> ErrorRecord:
     return ErrorRecord(1.0, rank, "node", kind, "said", 76, is_echo=is_echo)
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A rank's process that has ended."""
+
+    pid: int
+    code: int
+
+    def wait(self) -> int:
+        return self.code
 
 
 def known(files: AttemptFiles) -> tuple[int, str]:
@@ -65,6 +78,31 @@ def test_the_first_that_died_on_a_node_speaks_for_it(tmp_path: Path) -> None:
     write_record(files.error, error(3, "RuntimeError"))
     record_death(files, 2, -9, own=(2, 3))
     assert known(files) == (2, KILLED)
+
+
+def test_deaths_that_are_seen_at_once_name_the_rank_that_was_killed(tmp_path: Path) -> None:
+    """An agent that got no processor meanwhile: the echo may be the first that it sees."""
+    for first, second, culprit in ((76, -9, 1), (76, -6, 0), (-9, 76, 0)):
+        files = attempt(tmp_path / f"{first}{second}")
+        echo = 0 if first == 76 else 1
+        write_record(files.error, error(echo, "RuntimeError", is_echo=True))
+        children: dict[int, Child] = {0: Gone(7, first), 1: Gone(8, second)}
+        ranks = Ranks(files, spec_of_attempt(files), "tag", tmp_path, children=children)
+        on_exit(ranks, 0)
+        on_exit(ranks, 1)
+        assert known(files)[0] == ranks.first_failed == culprit
+        assert known(files)[1] == (KILLED if -9 in (first, second) else "RuntimeError")
+
+
+def test_a_rank_with_a_cause_of_its_own_speaks_for_one_killed_after_it(tmp_path: Path) -> None:
+    files = attempt(tmp_path)
+    write_record(files.error, error(0, "DataError"))
+    children: dict[int, Child] = {0: Gone(7, 78), 1: Gone(8, -9)}
+    ranks = Ranks(files, spec_of_attempt(files), "tag", tmp_path, children=children)
+    on_exit(ranks, 0)
+    on_exit(ranks, 1)
+    assert known(files) == (0, "DataError")
+    assert ranks.first_failed == 0
 
 
 def test_a_lost_node_is_its_own_cause() -> None:
