@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 from collections.abc import Iterator
+from itertools import combinations, product
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +232,80 @@ def test_what_cannot_be_asked_is_refused(
     words = [str(run.root), str(questions), "--template", _TEMPLATE, "--answer", "target", *argv]
     capsys.readouterr()
     assert ask.main(words) in (Exit.REFUSED, Exit.STOP)
+    assert message in capsys.readouterr().err
+
+
+# --- answers that are programs --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a right answer says is tested by a program around it."""
+    asked = ["unshare", "-m", "-p", "-f", "-n", "true"]
+    if os.geteuid() != 0:
+        asked[1:1] = ["-U", "-r"]
+    tried = subprocess.run(asked, check=False, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"this kernel permits no namespaces: {tried.stderr.strip()}")
+    draw = random.Random(13)
+    rows = [_answer_in_three(draw, number) for number in range(200, 204)]
+    for row in rows:
+        row["tests"] = [f"assert said == {row['target']!r}", "assert len(said) > 3"]
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_programs_are_drawn_run_and_counted(
+    run: RunFiles, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pass@k against all ways to draw k of the programs, verdicts against the texts themselves."""
+    argv = [str(run.root), str(problems), "--template", _TEMPLATE, "--answer", "target"]
+    argv += ["--tests", "tests", "--program", "said = '''{answer}'''.strip()\\n{tests}", "--json"]
+    argv += ["--samples", "5", "--k", "3,1", "--temperature", "0.8", "--top-p", "1"]
+    argv += ["--max-new-tokens", "6"]
+    result = json.loads(asked(capsys, *argv, "--write", str(tmp_path / "all.jsonl")))
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [(row["problem"], row["sample"]) for row in rows] == list(product(range(4), range(5)))
+    targets = [json.loads(line)["target"] for line in problems.read_text().splitlines()]
+    for row in rows:
+        assert row["passed"] == (row["answer"].strip() == targets[row["problem"]])
+        assert row["passed"] or row["said"]
+    passed = [[row["passed"] for row in rows if row["problem"] == p] for p in range(4)]
+    for k in (1, 3):
+        ways = [sum(map(any, combinations(one, k))) / comb(5, k) for one in passed]
+        assert result[f"pass@{k}"] == pytest.approx(sum(ways) / 4)
+    assert 0 < result["pass@1"] < 1, rows  # else nothing was told apart
+    assert result["solved"] == sum(map(any, passed))
+    assert sum(result["programs"].values()) == 20
+    # Those of the first problems alone are the same, whatever is drawn beside them.
+    fewer = [*argv, "--limit", "2", "--samples", "3", "--write", str(tmp_path / "fewer.jsonl")]
+    asked(capsys, *fewer)
+    again = [json.loads(line) for line in (tmp_path / "fewer.jsonl").read_text().splitlines()]
+    assert again == [row for row in rows if row["problem"] < 2 and row["sample"] < 3]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tests", "proof"], "problems.jsonl row 1 has no field 'proof'"),
+        (["--tests", "tests", "--k", "2"], "--k 2 needs as many programs a problem: --samples 2"),
+        (["--tests", "tests", "--samples", "2", "--temperature", "0"], "the same program 2 times"),
+        (["--tests", "tests", "--choices", "a,b"], "--choices and --scores have no use beside it"),
+        (["--tests", "tests", "--memory-mb", "8"], "even an empty one does not pass"),
+        (["--tests", "tests", "--answer", "target"], "its own target does not pass its tests"),
+        (["--samples", "2"], "--answer FIELD names the field of the right answer"),
+        (["--samples", "2", "--answer", "target"], "say which --tests they pass"),
+        (["--tests", "tests", "--top-p", "0"], "--top-p above 0 and at most 1"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(
+    argv: list[str], message: str, problems: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it before a model is looked for: there is no run of this name."""
+    capsys.readouterr()
+    code = ask.main(["no-run", str(problems), "--template", _TEMPLATE, *argv])
+    assert code in (Exit.REFUSED, Exit.STOP)
     assert message in capsys.readouterr().err
 
 

@@ -206,7 +206,7 @@ def test_without_namespaces_programs_are_refused_unless_that_is_allowed() -> Non
         user=65534,
     )
     assert refusal.startswith("programs that a model wrote are run apart from network and files")
-    assert "say allow_network=true" in refusal
+    assert "run_program(allow_network=True)" in refusal
     assert (passed, late) == ("True", "timeout: it takes more than 0.3 s")
     assert not asleep()
 

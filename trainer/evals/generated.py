@@ -13,6 +13,7 @@ import torch
 
 from trainer.errors import Refused
 from trainer.evals.asked import Asked
+from trainer.evals.drawn import Draw, Drawing
 from trainer.evals.metrics.base import Running
 from trainer.evals.metrics.exact_match import ExactMatch
 from trainer.evals.metrics.rouge import Rouge
@@ -29,10 +30,11 @@ _SCORES: dict[str, Callable[[], Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How answers are made. `beams` 1: the likeliest token each time; never drawn at random."""
+    """How answers are made. `beams` 1: the likeliest token each time; `draw`: by chance instead."""
 
     max_new_tokens: int
     beams: int = 1
+    draw: Draw | None = None
     batch_size: int = 8
     ends: Collection[int]  # ids that end an answer
     padding_id: int
@@ -74,10 +76,15 @@ def answers(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     for begin in range(0, len(order), decoding.batch_size):
         chosen = order[begin : begin + decoding.batch_size]
-        yield from zip(chosen, _batch(model, [prompts[i] for i in chosen], decoding), strict=True)
+        draw = decoding.draw
+        drawing = [Drawing(draw, [draw.seeds[i] for i in chosen])] if draw is not None else []
+        said = _batch(model, [prompts[i] for i in chosen], decoding, drawing=drawing)
+        yield from zip(chosen, said, strict=True)
 
 
-def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
+def _batch(
+    model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, *, drawing: list[Drawing]
+) -> list[list[int]]:
     """A decoder goes on at the right end, so padding stands on the left, out of its sight; an
     encoder-decoder's source has it on the right, where it had it in training.
     """
@@ -96,7 +103,8 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> 
         attention_mask=mask_RT,
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.beams,
-        do_sample=False,
+        do_sample=False,  # drawn tokens are the only ones that `drawing` leaves
+        logits_processor=drawing,
         # A folder's generation_config.json may ask for sampling, which would be warned about.
         temperature=None,
         top_k=None,

@@ -32,7 +32,7 @@ class Posed:
 class Form:
     """`template` names fields of a row in braces. `choices`: the answers there are; or
     `choices_field`, which holds a row's own. `answer`: the field of the right one: its text, or its
-    number among the choices, counted from 0.
+    number among the choices, counted from 0; "" where there is none to compare with.
     """
 
     template: str
@@ -81,7 +81,7 @@ class Form:
         return tuple(map(str, found))
 
     def _right(self, fields: Mapping[str, Any], choices: tuple[str, ...], where: str) -> str:
-        given = _field(fields, self.answer, where)
+        given = _field(fields, self.answer, where) if self.answer else ""
         if not choices:
             return str(given)
         if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(choices):

@@ -72,7 +72,8 @@ def run_program(
         raise Refused(
             "programs that a model wrote are run apart from network and files only, and this "
             f"machine does not permit it ({why}): evaluate where user namespaces are allowed, or "
-            "say allow_network=true to run them with limits of time, memory and processes alone"
+            "in Python call run_program(allow_network=True), which runs them with limits of time, "
+            "memory and processes alone"
         )
     if kind != "ended":
         return Outcome(False, ended)
