@@ -24,7 +24,7 @@ PROMISED_S = 1.0
 _STAND_IN = """#!/bin/bash
 echo "$(date +%s.%N) begin" >> {log}; sleep {delay}
 case "$0 $*" in
-  *sinfo*) echo 'main*|infinite|64|(null)';;
+  *sinfo*) echo 'main*|infinite|64|(null)|64';;
   *test-only*) echo 'sbatch: Job 2 to start at 2026-01-01T00:00:00' >&2;;
   *sbatch*) echo 12;;
 esac

@@ -19,7 +19,7 @@ from trainer.config.sections.slurm import SlurmLaunch
 from trainer.errors import ConfigError, Problem, Refused
 from trainer.plan import RunPlan
 
-_COLUMNS = "%P|%l|%D|%G"  # partition (* the default), time limit, nodes, GPUs and the like
+_COLUMNS = "%P|%l|%D|%G|%c"  # partition (* the default), time limit, nodes, GPUs and the like, CPUs
 _SLOW_DISK = 20e6  # bytes a second and rank that the slowest save is allowed
 _EARLY_S = 60  # Slurm's signal may come so much before its time
 # What Slurm complains about -> the setting to change.
@@ -49,6 +49,7 @@ class Shape:
     nodes: int
     gres: str
     is_default: bool = False
+    cpus: int | None = None  # of one node; None: nobody says
 
 
 def refuse_without_slurm() -> None:
@@ -105,7 +106,8 @@ def _refusal(why: str) -> str:
 
 
 def _partition_problems(plan: RunPlan, launch: SlurmLaunch) -> Iterator[Problem]:
-    answer = ask(["sinfo", "--all", "--noheader", f"--format={_COLUMNS}"])
+    # --exact: else nodes of several sizes are one line, with the CPUs of the smallest
+    answer = ask(["sinfo", "--all", "--exact", "--noheader", f"--format={_COLUMNS}"])
     if answer.code != 0:
         raise Refused(f"Slurm does not answer: sinfo: {answer.why}")
     shapes = shapes_of(answer.out)
@@ -127,6 +129,7 @@ def _partition_problems(plan: RunPlan, launch: SlurmLaunch) -> Iterator[Problem]
         what = f"{plan.config.resources.nodes} nodes{spare}, but {where} has {most}; it would wait"
         yield Problem("resources.nodes", f"{what} for ever", f"resources.nodes={most}")
     yield from _gpu_problems(plan, launch, asked, where)
+    yield from _cpu_problems(plan, launch, asked, where)
     longest = [s.limit_s for s in asked]
     if launch.time_limit_h is not None and None not in longest:
         limit_s = max(s for s in longest if s is not None)
@@ -164,6 +167,19 @@ def _gpu_problems(
         yield Problem("resources.ranks_per_node", what, f"resources.ranks_per_node={most}")
 
 
+def _cpu_problems(
+    plan: RunPlan, launch: SlurmLaunch, shapes: list[Shape], where: str
+) -> Iterator[Problem]:
+    ranks, known = plan.config.resources.ranks_per_node, [shape.cpus for shape in shapes]
+    sizes = [cpus for cpus in known if cpus is not None]
+    if len(sizes) < len(known) or launch.cpus_per_rank * ranks <= max(sizes):
+        return
+    most = max(sizes)
+    each = f"{launch.cpus_per_rank} CPUs for each of {ranks} ranks" if ranks > 1 else ""
+    what = f"{each or f'{launch.cpus_per_rank} CPUs'}, but a node of {where} has {most}"
+    yield Problem("launch.cpus_per_rank", what, f"launch.cpus_per_rank={most // ranks}")
+
+
 def _time_problems(plan: RunPlan, launch: SlurmLaunch) -> Iterator[Problem]:
     """A save that the end of the job cuts off is none."""
     save_s = plan.checkpoint_bytes / plan.world_size / _SLOW_DISK
@@ -188,12 +204,13 @@ def _time_problems(plan: RunPlan, launch: SlurmLaunch) -> Iterator[Problem]:
 def shapes_of(text: str) -> list[Shape]:
     found = []
     for line in text.splitlines():
-        parts = [part.strip() for part in line.split("|", 3)]
-        if len(parts) == 4 and parts[2].isdigit():
-            name, limit, nodes, gres = parts
+        parts = [part.strip() for part in line.split("|", 4)]
+        if len(parts) == 5 and parts[2].isdigit():
+            name, limit, nodes, gres, cpus = parts
             is_default = name.endswith("*")
             name = name.removesuffix("*")
-            found.append(Shape(name, seconds_of(limit), int(nodes), gres, is_default))
+            size = int(cpus) if cpus.isdigit() else None  # 8+: nodes of several sizes
+            found.append(Shape(name, seconds_of(limit), int(nodes), gres, is_default, size))
     return found
 
 

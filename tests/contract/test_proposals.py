@@ -39,6 +39,16 @@ HINTS = [
     "data.held_out_fraction=2",
     "batch.global_batch_size=1 resources.ranks_per_node=3",
     "resources.ranks_per_node=100000",
+    "resources.threads_per_rank=1000000",
+    "resources.nodes=1..3",
+    "launch=ssh launch.hosts=[a,b,c] batch.micro_batch_size=1 resources.nodes=1..2",
+    "launch=ray batch.micro_batch_size=1 resources.nodes=2-1",
+    "launch=slurm launch.time_limit_h=0",
+    "launch=slurm launch.time_limit_h=-3",
+    "launch=slurm launch.time_limit_h=1e-9",
+    "launch=slurm launch.chain=100000",
+    "launch=slurm launch.chain=0",
+    "launch=kuberay launch.image=a/b:1 launch.time_limit_h=0",
 ]
 
 

@@ -205,9 +205,10 @@ def test_time_limits_are_read(limit: str, seconds: float | None) -> None:
 
 
 def test_what_a_partition_has_is_read() -> None:
-    text = "gpu*|2-00:00:00|16|gpu:h100:8(S:0-1),nic:2\ncpu|infinite|4|(null)\nnoise\n"
+    text = "gpu*|2-00:00:00|16|gpu:h100:8(S:0-1),nic:2|128\ncpu|infinite|4|(null)|8+\nnoise\n"
     gpu, cpu = shapes_of(text)
     assert (gpu.is_default, cpu.is_default) == (True, False)
+    assert (gpu.cpus, cpu.cpus) == (128, None)
     assert (gpu.partition, gpu.limit_s, gpu.nodes) == ("gpu", 172800.0, 16)
     assert gpus_of(gpu.gres) == {"h100": 8}
     assert gpus_of("gpu:a100:4(S:0-1),nvme:3500") == {"a100": 4}

@@ -22,7 +22,8 @@ from launch.slurm.queue import look_up
 from launch.slurm.verdict import JobFacts, begin
 from tests.helpers.configs import config
 from trainer.config.sections.slurm import SlurmLaunch
-from trainer.errors import Exit, LonghaulError, Refused
+from trainer.errors import ConfigError, Exit, LonghaulError, Refused
+from trainer.planning import make_plan
 from trainer.records.attempt import ErrorRecord, write_record
 from trainer.records.run_files import AttemptFiles, RunFiles
 
@@ -172,6 +173,40 @@ def test_a_script_to_begin_with_that_is_not_there_is_said_before(tmp_path: Path)
     assert f"there is no file {script}" in problem.what
     script.write_text("")
     assert not list(setup_problems(launch))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "said"),
+    [
+        ("4|(null)|64", 1_000_000, "1000000 CPUs for each of 2 ranks, but a node of partition a"),
+        ("4|(null)|64", 33, "launch.cpus_per_rank=32"),
+        ("4|(null)|64", 32, ""),
+        ("4|(null)|64\na*|infinite|1|(null)|66", 33, ""),
+        ("4|(null)|64+", 1_000_000, ""),  # how large the others are nobody says
+        ("4|(null)|64", 0, ""),
+    ],
+)
+def test_more_cpus_than_a_node_has_are_refused_with_how_many_it_has(
+    says: Says, nodes: str, cpus: int, said: str
+) -> None:
+    says("sinfo", f"echo 'a*|infinite|{nodes}'")
+    words = ("launch.gpus=none", "resources.ranks_per_node=2", f"launch.cpus_per_rank={cpus}")
+    wanted = make_plan(
+        config("launch=slurm", *words),
+        attempt=1,
+        run_id="r",
+        stores=(),
+        device="cpu",
+        cores=4,
+        vocab_size_of_tokenizer=None,
+    )
+    found = []
+    try:
+        SlurmBackend().preflight(wanted)
+    except ConfigError as e:
+        found = [str(one) for one in e.problems]
+    assert len(found) == bool(said)
+    assert said in "".join(found)
 
 
 def test_a_job_on_another_cluster_is_asked_for_there(

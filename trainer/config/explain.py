@@ -6,6 +6,7 @@ of unions ("model.shape.hidden_size"), which no user has typed: they are taken o
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,8 @@ from trainer.config.sections.run import NAME_PATTERN
 from trainer.errors import ConfigError, Problem
 
 # Kinds whose files are not called as they are: a choice that has this kind.
+_RANGE = re.compile(r"0*([1-9]\d{0,5}) *(?:\.\.+|-|:) *0*([1-9]\d{0,5})")
+_FEWER_NODES = ("ssh", "ray")  # places that go on with some of a run's machines
 _CHOICES = {"deepspeed": "zero2", "shape": "llama_debug", "folder": "hf_folder"}
 
 
@@ -222,6 +225,12 @@ def _wrong_value(
     where: str, path: list[str], detail: ErrorDetails, values: dict[str, Any]
 ) -> Problem:
     given = detail["input"]
+    if path == ["resources", "nodes"] and (ends := _RANGE.fullmatch(str(given))):
+        launch = values.get("launch")
+        if isinstance(launch, dict) and launch.get("kind") in _FEWER_NODES:
+            least, most = sorted(map(int, ends.groups()))
+            what = f"is one number, not {given!r}: the most; resources.min_nodes is the fewest"
+            return Problem(where, what, f"{where}={most} resources.min_nodes={least}")
     reason = _reason(detail) or f"must be {type_in_words(path, values)}"
     if not _reason(detail) and detail["type"] == "string_pattern_mismatch":
         shown = or_list(examples(path, values)) or str(detail["ctx"]["pattern"])

@@ -58,7 +58,7 @@ class KubeRayLaunch(CloudLaunch):
     service_account: str | None
     queue: str | None  # of Kueue
     retries: Annotated[int, Field(ge=0)]  # whole new sets of machines after one was lost
-    time_limit_h: Annotated[float, Field(gt=0)] | None
+    time_limit_h: Annotated[float, Field(gt=0)] | None = Field(examples=[12])
     keep_s: Annotated[int, Field(ge=0)]  # machines and logs, after the end
 
     @field_validator("node_selector", mode="before")

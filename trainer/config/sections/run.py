@@ -24,9 +24,8 @@ class ResourcesSection(Section):
     min_nodes: Annotated[int, Field(ge=0, examples=[0])]
     ranks_per_node: Annotated[int, Field(ge=1, le=1_000_000, examples=[1])]
     device: Literal["auto", "cpu", "cuda"]  # auto: cuda where the node has it
-    threads_per_rank: Annotated[
-        int, Field(ge=0, examples=[0])
-    ]  # 0: cores of the node / ranks_per_node
+    # 0: cores of the node / ranks_per_node; Linux knows no more CPUs than 8192
+    threads_per_rank: Annotated[int, Field(ge=0, le=8192, examples=[0])]
     rendezvous_port: Annotated[int, Field(ge=0, lt=65536)]  # 0: a free one
     collective_timeout_s: Annotated[float, Field(gt=0, examples=[1800])]
 
@@ -40,6 +39,7 @@ class StepsSection(Section):
     save_every: Annotated[int, Field(ge=0)] | Literal["auto"]  # auto: as often as pays best
     eval_every: Annotated[int, Field(ge=0)]
     log_every: Annotated[int, Field(ge=1)]
+    pause_at: Annotated[int, Field(ge=0)] = 0  # stops there, evaluated and saved
 
 
 class BatchSection(Section):

@@ -28,7 +28,7 @@ class SlurmLaunch(Section):
     qos: str | None
     constraint: str | None
     reservation: str | None
-    time_limit_h: Annotated[float, Field(gt=0)] | None
+    time_limit_h: Annotated[float, Field(gt=0)] | None = Field(examples=[12])
     gpus: Literal["gpus_per_node", "gres", "none"]  # how this site wants GPUs asked for
     gpu_type: str | None
     cpus_per_rank: Annotated[int, Field(ge=0)]  # 0: not asked for
@@ -45,7 +45,7 @@ class SlurmLaunch(Section):
     container: ContainerSection
     signal_lead_s: Annotated[int, Field(ge=60, le=65535)]
     requeue: bool
-    chain: Annotated[int, Field(ge=1)]
+    chain: Annotated[int, Field(ge=1, le=1000)]  # one sbatch each, and Slurm keeps 10,000 in all
     array_limit: Annotated[int, Field(ge=0)]  # of the runs of one command; 0: all at once
     extra: tuple[str, ...]  # further options of sbatch: --switches=1
     test_only: bool
