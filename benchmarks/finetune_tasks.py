@@ -74,7 +74,7 @@ TASKS = {
         ),
         FinetuneTask(
             "qa",
-            1_000,
+            2_500,
             500,
             "f1",
             ("task=extract_qa", "task.no_answer=false", "task.stride=32"),

@@ -16,6 +16,7 @@ VERBS = {
     "plan": ("plan", "the numbers of a run: batch, memory, checkpoint size; starts nothing"),
     "sweep": ("sweep", "many runs: a search space, who proposes, what is behind, a budget"),
     "status": ("status", "how runs and sweeps stand"),
+    "watch": ("watch", "runs while they run, in the terminal: curves, and where every rank is"),
     "logs": ("logs", "what a rank printed; --why: the first failure"),
     "report": ("report", "what a run was, on one page: curves, lost time, attempts, settings"),
     "compare": ("compare", "runs beside each other, and what differs in their plans"),

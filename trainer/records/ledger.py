@@ -20,6 +20,7 @@ Standard library only. A torn last line (agent killed in mid-write) is left out 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from typing import Any
 from trainer.records.json_file import append_line, end_torn_line, read_lines
 
 SPENT_EVERY_S = 60.0  # so much is lost with an agent that is killed
+_END_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,39 @@ class Ledger:
 
 def read_ledger(path: Path) -> list[Event]:
     """Oldest first; lines that are no events are left out."""
+    return [event for line in read_lines(path) if (event := _event(line)) is not None]
+
+
+def read_newest(path: Path, event: str) -> Event | None:
+    """The last one of that name, if it stands in the end of the file, which alone is read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _END_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            found = _event(json.loads(line))
+        except ValueError:
+            continue  # cut off at the start, or torn at the end
+        if found is not None and found.event == event:
+            return found
+    return None
+
+
+def _event(line: Any) -> Event | None:
     heads = ("event", "attempt", "time", "clock", "boot")
-    return [
-        Event(
-            str(line["event"]),
-            int(line["attempt"]),
-            float(line["time"]),
-            float(line["clock"]),
-            str(line["boot"]),
-            {key: value for key, value in line.items() if key not in heads},
-        )
-        for line in read_lines(path)
-        if isinstance(line, dict) and all(head in line for head in heads)
-    ]
+    if not isinstance(line, dict) or any(head not in line for head in heads):
+        return None
+    return Event(
+        str(line["event"]),
+        int(line["attempt"]),
+        float(line["time"]),
+        float(line["clock"]),
+        str(line["boot"]),
+        {key: value for key, value in line.items() if key not in heads},
+    )
 
 
 def slow_ranks(events: Sequence[Event]) -> dict[int, float]:

@@ -1,0 +1,1 @@
+"""Runs while they run, in a terminal: longhaul watch."""
