@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.helpers.encoders import ENCODERS, examples, hugging_face, sharp_encoder, tiny_encoder
 from tests.helpers.tokenizer_folders import bert_folder, gpt_folder
@@ -102,12 +103,19 @@ def test_loss_is_that_of_hugging_face(family: str) -> None:
     if family in ("bert", "roberta"):
         given["token_type_ids"] = found.segments_ET
     labels = found.apart["labels_RT"]
-    theirs = hugging_face(model)(**given, labels=labels).loss.item()
+    said = hugging_face(model)(**given, labels=labels)
+    theirs = said.loss.item()
     terms = int((labels != IGNORED).sum())
+    logits = said.logits.double().flatten(0, 1)
+    smooth = F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=0.2)
+    log_z = torch.logsumexp(logits, -1)[labels.flatten() != IGNORED]
+    changed = (smooth + 0.01 * log_z.square().sum()).item() / terms
     for fields in (found.apart, found.packed):
         batch = ExampleBatch(fields, (0,), terms, 31)
         assert MaskedLm().loss_sum(model, batch).item() / terms == pytest.approx(theirs, abs=5e-6)
-        values = MaskedLm().values(MaskedLm().score(model, batch))
+        other = MaskedLm(label_smoothing=0.2, z_loss=0.01)
+        assert other.loss_sum(model, batch).item() / terms == pytest.approx(changed, abs=5e-6)
+        values = other.values(other.score(model, batch))
         assert values["loss"] == pytest.approx(theirs, abs=5e-6)
 
 

@@ -15,6 +15,7 @@ from trainer.config.explain import validate
 from trainer.records.example_lookup import example_keys
 from trainer.tasks.base import Task
 from trainer.tasks.classify import Classify
+from trainer.tasks.extract_qa import ExtractQa
 from trainer.tasks.relations import Relations
 from trainer.tasks.tag import Tag
 
@@ -63,6 +64,37 @@ def test_a_task_smooths_what_it_trains_on_alone(name: str) -> None:
     task: Task = TASKS[name](0.2)
     assert task.loss_sum(model, batch).item() == pytest.approx(expected(0.2), rel=1e-6)
     assert task.score(model, batch)["loss"] == pytest.approx(expected(0.0), rel=1e-6)
+    assert expected(0.2) != pytest.approx(expected(0.0), rel=1e-3)
+
+
+def test_places_of_an_answer_are_smoothed_over_their_own_window() -> None:
+    """Two windows packed into a row, one of five places and one of three, and padding."""
+    torch.manual_seed(4)
+    starts, ends = torch.randn(1, 9), torch.randn(1, 9)
+    fields = {
+        "documents_RT": torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2, 0]]),
+        "first_E": torch.tensor([0, 5, -1]),
+        "spans_EC": torch.tensor([[1, 3], [0, 0], [0, 0]]),
+        "weights_E": torch.tensor([1.0, 1.0, 0.0]),
+    }
+    batch = ExampleBatch(fields, (0,), 2, 8)
+    model = Says((starts, ends))  # type: ignore[arg-type]
+
+    def expected(smoothing: float) -> float:
+        total = 0.0
+        for logits, places in ((starts, (1, 0)), (ends, (3, 0))):
+            for window, place in zip((slice(0, 5), slice(5, 8)), places, strict=True):
+                alone, right = logits[:, window].double(), torch.tensor([place])
+                total += F.cross_entropy(alone, right, label_smoothing=smoothing).item() / 2
+        return total
+
+    def task(smoothing: float) -> ExtractQa:
+        given = {"answer_tokens": 4, "no_answer": True, "threshold": 0.0}
+        return ExtractQa(**given, label_smoothing=smoothing)  # type: ignore[arg-type]
+
+    assert task(0.2).loss_sum(model, batch).item() == pytest.approx(expected(0.2), rel=1e-6)
+    assert task(0.0).loss_sum(model, batch).item() == pytest.approx(expected(0.0), rel=1e-6)
+    assert task(0.2).score(model, batch)["loss"] == pytest.approx(expected(0.0), rel=1e-6)
     assert expected(0.2) != pytest.approx(expected(0.0), rel=1e-3)
 
 

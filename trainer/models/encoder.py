@@ -54,13 +54,16 @@ class EncoderModel(nn.Module):
         self._exact_buffers = exact_buffers(self, hf)
         restore_buffers(self, self._exact_buffers)
 
-    def forward(self, fields: Fields, *, want: Want) -> Any:
+    def forward(
+        self, fields: Fields, *, want: Want, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> Any:
         """What the head says of a batch's fields.
 
         hidden: (R, T, D). sequence: logits (E, C) at `first_E`; rows of -1 mean nothing.
         tokens: logits (R, T, C). spans: logits of starts and ends, two (R, T).
         mlm: fp32 (R, T), the log-probability of `labels_RT`, 0 where IGNORED; only labelled tokens
-        go through the vocabulary. mlm_scores: that without gradient, and bool (R, T), whether the
+        go through the vocabulary, and `label_smoothing` and `z_loss` change it as Head says.
+        mlm_scores: that without gradient, and bool (R, T), whether the
         label was the first choice. mlm_logits: (R, T, V).
         nsp: a pair, mlm's and logits (E, 2). nsp_scores: mlm_scores' two and those logits.
 
@@ -82,7 +85,10 @@ class EncoderModel(nn.Module):
         if want in ("mlm_scores", "nsp_scores"):
             scores = self._masked(hidden_RTD, fields["labels_RT"], with_correct=True)
             return scores if want == "mlm_scores" else (*scores, self._pooled(hidden_RTD, fields))
-        log_probs_RT = self._masked(hidden_RTD, fields["labels_RT"])
+        labels_RT = fields["labels_RT"]
+        log_probs_RT = self._masked(
+            hidden_RTD, labels_RT, label_smoothing=label_smoothing, z_loss=z_loss
+        )
         if want == "nsp":
             return log_probs_RT, self._pooled(hidden_RTD, fields)
         return log_probs_RT
@@ -130,7 +136,13 @@ class EncoderModel(nn.Module):
         return self.family.pooled(self.hf, pooled_ED.unsqueeze(1))
 
     def _masked(
-        self, hidden_RTD: torch.Tensor, labels_RT: torch.Tensor, *, with_correct: bool = False
+        self,
+        hidden_RTD: torch.Tensor,
+        labels_RT: torch.Tensor,
+        *,
+        with_correct: bool = False,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> Any:
         labels_N = labels_RT.flatten()
         # Asks the device how many there are: a wait of microseconds against a projection of all
@@ -139,7 +151,13 @@ class EncoderModel(nn.Module):
         if not len(chosen_K):  # one, ignored: all ranks run the head, or ZeRO-3 would hang
             chosen_K = chosen_K.new_zeros(1)
         before_KD = self.family.before_vocabulary(self.hf, hidden_RTD.flatten(0, 1)[chosen_K])
-        said = self._projection(before_KD, labels_N[chosen_K], with_correct=with_correct)
+        said = self._projection(
+            before_KD,
+            labels_N[chosen_K],
+            with_correct=with_correct,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
         if not with_correct:
             return _spread(said, chosen_K, labels_RT)
         log_probs_K, correct_K = said

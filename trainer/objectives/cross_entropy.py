@@ -84,15 +84,17 @@ def span_loss_sum(
     *,
     weights_E: torch.Tensor,
     allowed_ET: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Extractive answers, (starts, ends) each: the mean of the two cross-entropies over positions.
 
     No answer is, by convention, the place of the first token. `allowed_ET`: the example's own
-    positions where several share a row; logits elsewhere count for nothing.
+    positions where several share a row; logits elsewhere count for nothing. `label_smoothing` is
+    spread evenly over those positions.
     Source: Devlin et al. 2019 (BERT), sec. 4.2 and 4.3.
     """
     losses = [
-        _place_losses(logits_ET, places_E, weights_E, allowed_ET)
+        _place_losses(logits_ET, places_E, weights_E, allowed_ET, smoothing=label_smoothing)
         for logits_ET, places_E in zip(logits_2ET, places_2E, strict=True)
     ]
     return _weighted_sum((losses[0] + losses[1]) / 2, weights_E)
@@ -103,13 +105,22 @@ def _place_losses(
     places_E: torch.Tensor,
     weights_E: torch.Tensor,
     allowed_ET: torch.Tensor | None,
+    *,
+    smoothing: float,
 ) -> torch.Tensor:
     logits_ET = logits_ET.float()
     if allowed_ET is not None:
         # Not -inf: an example that is padding has no position at all, and NaN would spread.
         logits_ET = logits_ET.masked_fill(~allowed_ET, torch.finfo(torch.float32).min)
     safe_E = places_E.masked_fill(weights_E == 0, 0)
-    return F.cross_entropy(logits_ET, safe_E, reduction="none")
+    loss_E = F.cross_entropy(logits_ET, safe_E, reduction="none")
+    if not smoothing:
+        return loss_E
+    # PyTorch's own smoothing would count the places that are not the example's.
+    own_ET = torch.ones_like(logits_ET, dtype=torch.bool) if allowed_ET is None else allowed_ET
+    nats_ET = -torch.log_softmax(logits_ET, -1).masked_fill(~own_ET, 0.0)
+    even_E = nats_ET.sum(-1) / own_ET.sum(-1).clamp(min=1)
+    return torch.lerp(loss_E, even_E, smoothing)
 
 
 def _weighted_sum(loss_E: torch.Tensor, weights_E: torch.Tensor) -> torch.Tensor:

@@ -33,14 +33,24 @@ Scores = NDArray[np.float32]
 class ExtractQa:
     """`model` is a trainer.models EncoderModel with a span head, perhaps inside an engine's."""
 
-    def __init__(self, *, answer_tokens: int, no_answer: bool, threshold: float) -> None:
+    def __init__(
+        self,
+        *,
+        answer_tokens: int,
+        no_answer: bool,
+        threshold: float,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """`label_smoothing`: over a window's places; of the loss that is trained on alone."""
+        self._label_smoothing = label_smoothing
         self._answer_tokens = answer_tokens
         self._no_answer = no_answer
         self._threshold = threshold
         self._squad = Squad("2.0" if no_answer else "1.1")
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
-        return _loss_sum(model(batch.fields, want="spans"), batch.fields)
+        logits_2RT = model(batch.fields, want="spans")
+        return _loss_sum(logits_2RT, batch.fields, label_smoothing=self._label_smoothing)
 
     @torch.no_grad()
     def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:
@@ -149,7 +159,10 @@ def best_span(
 
 
 def _loss_sum(
-    logits_2RT: tuple[torch.Tensor, torch.Tensor], fields: Mapping[str, torch.Tensor]
+    logits_2RT: tuple[torch.Tensor, torch.Tensor],
+    fields: Mapping[str, torch.Tensor],
+    *,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     first_E, documents_RT = fields["first_E"].clamp(min=0), fields["documents_RT"]
     width = documents_RT.shape[1]
@@ -161,4 +174,5 @@ def _loss_sum(
         (spans_E2[:, 0], spans_E2[:, 1]),
         weights_E=fields["weights_E"],
         allowed_ET=own_ET,
+        label_smoothing=label_smoothing,
     )

@@ -15,10 +15,16 @@ from trainer.tasks.base import means
 
 
 class MaskedLm:
-    """`model` is a trainer.models EncoderModel with a masked-LM head, perhaps in an engine's."""
+    """`model` is a trainer.models EncoderModel with a masked-LM head, perhaps in an engine's.
+
+    `label_smoothing` and `z_loss` are of the loss that is trained on; scores are without.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+        self._of_loss = {"label_smoothing": label_smoothing, "z_loss": z_loss}
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
-        log_probs_RT = model(batch.fields, want="mlm")
+        log_probs_RT = model(batch.fields, want="mlm", **self._of_loss)
         return next_token_loss_sum(log_probs_RT, batch.fields["labels_RT"])
 
     @torch.no_grad()

@@ -70,13 +70,14 @@ def task_of(plan: RunPlan) -> Task:
             answer_tokens=section.answer_tokens,
             no_answer=section.no_answer,
             threshold=section.no_answer_threshold,
+            label_smoothing=section.label_smoothing,
         )
     if isinstance(section, ChatTask | Seq2SeqTask | SpanDenoisingTask):
         return _of_texts(section, plan)
     if isinstance(section, PreferenceTask | RewardTask):
         return _of_pairs(section)
     if isinstance(section, MaskedLmTask):
-        return MaskedLm()
+        return MaskedLm(label_smoothing=section.label_smoothing, z_loss=section.z_loss)
     if isinstance(section, MaskedPairsTask):
         return MaskedPairs()
     return CausalLm(label_smoothing=section.label_smoothing, z_loss=section.z_loss)

@@ -32,7 +32,8 @@ class _Task(Section):
 
 
 class _Smoothed(_Task):
-    # of each label's probability, spread evenly over all classes or tokens; in training only
+    # of each label's probability, spread evenly over all classes, tokens, or places of an answer;
+    # in training only
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
@@ -76,7 +77,7 @@ class TagTask(_Smoothed, TagSettings):
     kind: Literal["tag"]
 
 
-class ExtractQaTask(_Task, QaSettings):
+class ExtractQaTask(_Smoothed, QaSettings):
     """The answer to a question is a stretch of its context."""
 
     data: ClassVar[DataKind] = "examples"
@@ -157,7 +158,7 @@ class MaskingTask(_Task):
     unit: Literal["token", "word", "span"]
 
 
-class MaskedLmTask(MaskingTask):
+class MaskedLmTask(MaskingTask, _OfTokens):
     """Text of which some tokens are hidden: how encoders are pretrained."""
 
     head: ClassVar[str] = "mlm"
