@@ -64,6 +64,11 @@ def accepted(answer: Answer) -> tuple[str, str] | None:
     return (found[1], found[2] or "") if found else None
 
 
+def lines_of(text: str) -> list[str]:
+    """What squeue printed, without the line by which it names a cluster that was asked for."""
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("CLUSTER:")]
+
+
 def on(cluster: str) -> list[str]:
     """The option that names a cluster other than the one of this machine."""
     return [f"--clusters={cluster}"] if cluster else []
@@ -80,5 +85,5 @@ def state_of(job: str, *, patience_s: float = _PATIENCE_S) -> str:
     while True:
         answer = ask(["squeue", "--noheader", f"--jobs={job}", "--format=%T"])
         if answer.code == 0 or "Invalid job id" in answer.err or time.monotonic() >= deadline:
-            return answer.out.strip().partition("\n")[0]
+            return next((line.strip() for line in lines_of(answer.out)), "")
         time.sleep(2.0)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.run.job_record import Job, JobState
-from launch.slurm.client import Answer, ask, on
+from launch.slurm.client import Answer, ask, lines_of, on
 from launch.slurm.reasons import note_of, why_busy, why_pending
 
 _SQUEUE = "%i|%T|%r|%S|%L|%N"  # id, state, reason, start, time left, nodes
@@ -61,15 +61,10 @@ def _look_up(ids: Sequence[str], cluster: str) -> dict[str, Job]:
         return dict.fromkeys(ids, Job(JobState.UNKNOWN, f"squeue: {answer.why}"))
     rows = {row.job: row for row in rows_of_squeue(answer.out)}
     found = {each: job_of(rows[each]) for each in ids if each in rows}
-    if not rows and (said := _words(answer.out)):
+    if not rows and (said := lines_of(answer.out)):
         unread = Job(JobState.UNKNOWN, f"squeue said what cannot be read: {said[0][:100]!r}")
         return dict.fromkeys(ids, unread)
     return found | _forgotten([each for each in ids if each not in rows], cluster)
-
-
-def _words(text: str) -> list[str]:
-    """Lines but for the one that names the cluster."""
-    return [line for line in text.splitlines() if line.strip() and not line.startswith("CLUSTER:")]
 
 
 def is_answer(answer: Answer) -> bool:

@@ -46,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = _sbatch(run, ["--parsable", f"--dependency=afterany:{job}"], nodes)
         new = accepted(answer)
         if new is None:
-            say(f"no new job could be submitted: {answer.why}")
+            said = answer.why if answer.code else f"{answer.out.strip()[:100]!r} is no number"
+            say(f"no new job could be submitted: sbatch: {said}")
             return Exit.FAILED
+        number, cluster = new
         record = read_job(newest) or JobRecord("slurm", job)
-        write_job(newest, replace(record, job=new[0], chain=()))
-    say(f"job {new[0]} goes on after this one")
+        cluster = cluster or record.cluster
+        write_job(newest, replace(record, job=number, cluster=cluster, chain=()))
+    say(f"job {number} goes on after this one")
     return Exit.DONE
 
 

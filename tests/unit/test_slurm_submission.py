@@ -16,9 +16,10 @@ from launch.run.attempts import read_lines_of
 from launch.run.job_record import JobRecord, read_job, write_job
 from launch.run.run_folder import create, new_attempt
 from launch.run.status import close_old_attempts, status_of
-from launch.slurm.client import Answer, accepted
+from launch.slurm.client import Answer, accepted, state_of
 from launch.slurm.preflight import setup_problems
 from launch.slurm.queue import look_up
+from launch.slurm.resubmit import main as resubmit
 from launch.slurm.verdict import JobFacts, begin
 from tests.helpers.configs import config
 from trainer.config.sections.slurm import SlurmLaunch
@@ -173,6 +174,54 @@ def test_a_script_to_begin_with_that_is_not_there_is_said_before(tmp_path: Path)
     assert f"there is no file {script}" in problem.what
     script.write_text("")
     assert not list(setup_problems(launch))
+
+
+@pytest.mark.parametrize(
+    ("printed", "job", "cluster"),
+    [
+        ("echo 78", "78", "alpha"),
+        ("echo 'use wisely, 12 of you'; echo '78;beta'; echo bye", "78", "beta"),
+        ("echo Submitted batch job 78", "", ""),
+        ("true", "", ""),
+        ("echo 'sbatch: error: Socket timed out' >&2; exit 1", "", ""),
+    ],
+)
+def test_the_job_that_goes_on_after_another_is_read_as_the_first_was(
+    says: Says,
+    files: AttemptFiles,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    printed: str,
+    job: str,
+    cluster: str,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_NAME", "the options of this job are none of the new one's")
+    (files.submission / "job.sbatch").write_text("#!/bin/bash\n")
+    before = JobRecord("slurm", "77", "alpha", ("79",))
+    write_job(files, before)
+    says("sbatch", f"env | grep -c SLURM_JOB_ >> {tmp_path}/leaked; {printed}")
+    run = files.root.parent.parent
+    code = resubmit([str(run), "n1,n2"])
+    (call,) = calls(tmp_path, "sbatch")
+    assert "--dependency=afterany:77 --exclude=n1,n2 " in call
+    assert (tmp_path / "leaked").read_text() == "0\n"
+    said = capsys.readouterr()
+    if job:
+        assert code == Exit.DONE
+        assert read_job(files) == JobRecord("slurm", job, cluster)
+    else:
+        assert code == Exit.FAILED
+        assert read_job(files) == before
+        assert "no new job could be submitted: sbatch: " in said.out + said.err
+
+
+def test_a_line_that_names_the_cluster_is_no_state(says: Says) -> None:
+    says("squeue", "echo CLUSTER: alpha; echo RUNNING")
+    assert state_of("77") == "RUNNING"
+    says("squeue", "echo CLUSTER: alpha")
+    assert state_of("77") == ""
 
 
 @pytest.mark.parametrize(
