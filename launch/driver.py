@@ -158,8 +158,8 @@ class Driver:
             lease.beat()
             if superseded(self.run, files) is not None:
                 team.over()
-            if self.nodes.leaving() & {agent.node.name for agent in team.running}:
-                self._ask(files, "drain", "a node is about to go away")
+            if going := self.nodes.leaving() & {agent.node.name for agent in team.running}:
+                self._ask(files, "drain", f"{', '.join(sorted(going))} is about to go away")
             elif len(team.agents) < _most(spec) and spec.restart.enabled:
                 looked = self._maybe_grow(files, team, looked, begun_with)
 

@@ -92,16 +92,19 @@ def _stopped(observed: Observed, stop: Stop) -> Outcome:
     if stop.cause in ("user", "time_limit"):
         cause = stop.cause
     action: Action = "give_up" if cause == "user" else "again"
+    said: str = stop.cause
+    if stop.detail and stop.cause in ("drain", "resize"):
+        said = f"{stop.cause}: {stop.detail}"  # which node it was
     if not _left_in_order(observed):
         kept = f"the last checkpoint is step {observed.checkpoint_step}"
         if observed.checkpoint_step == 0:
             kept = "there is no checkpoint"
-        why = f"told to stop ({stop.cause}), but it did not end in time to save; {kept}"
+        why = f"told to stop ({said}), but it did not end in time to save; {kept}"
         return Outcome(action, Exit.FAILED, why, cause)
     if not observed.started:
-        why = f"stopped ({stop.cause}) before training began"
+        why = f"stopped ({said}) before training began"
         return Outcome(action, Exit.SAVED, why, cause)
-    why = f"stopped ({stop.cause}) and saved at step {observed.checkpoint_step}"
+    why = f"stopped ({said}) and saved at step {observed.checkpoint_step}"
     return Outcome(action, Exit.SAVED, why, cause)
 
 

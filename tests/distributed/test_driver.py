@@ -239,6 +239,8 @@ def test_a_node_that_will_leave_is_left_in_time(tmp_path: Path) -> None:
     assert one.nodes_of(2) == 1
     codes = read_json(one.run.attempt(1).ended)["codes"]
     assert set(codes.values()) == {Exit.SAVED}
+    (first, _) = read_lines(one.run.attempts_log)
+    assert first["why"] == "stopped (drain: n1 is about to go away) and saved at step 5"
 
 
 def test_a_rank_that_hangs_is_named_though_a_rank_of_another_node_waits_for_it(
