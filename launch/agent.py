@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.machine import LOOPBACK, check_devices, rendezvous_socket
+from launch.node.conclusion import conclude
 from launch.node.console import Console
 from launch.node.driven import LOOK_S, DriverLink, Meeting
-from launch.node.failure import failure_text
 from launch.node.guard import Guard, start_guard
 from launch.node.inbox import SignalInbox
 from launch.node.processes import FAMILY
@@ -36,13 +36,12 @@ from launch.node.ranks import Ranks, common_environment, reap_strays, start_rank
 from launch.node.ranks_spec import WORKER, RanksSpec, spec_of_attempt
 from launch.node.reactions import on_driver_gone, on_exit, on_hang, on_order, on_signal, say
 from launch.node.warm import READY_S, WarmStart
-from launch.outcome import Outcome, decide, observe
-from launch.run.attempts import close_attempt, read_lines_of
-from launch.run.ended import Ended, ended_of, read_ended, write_ended
+from launch.outcome import Outcome
+from launch.run.ended import ended_of, read_ended
 from launch.run.kept_states import give_back_if_over, goes_on
 from launch.run.lease import Lease
 from launch.run.liveness import own_mark, write_mark
-from launch.run.next_attempt import bring_back, next_attempt, superseded
+from launch.run.next_attempt import superseded
 from launch.run.run_folder import locked, own
 from launch.run.turned_back import tell_copies
 from launch.watch.watching import POLL_S, Watch
@@ -182,7 +181,9 @@ def _one_attempt(node: Node, files: AttemptFiles) -> tuple[Outcome, AttemptFiles
         if console is not None:
             console.finish()
         reap_strays([node.guard.pid, *node.starter.pids])
-        outcome, following = _conclude(node, ranks)
+        outcome, following = conclude(
+            node.run, ranks, node_rank=node.rank, driven=node.driver is not None, once=node.once
+        )
         how |= {"exit_code": int(outcome.exit_code), "why": outcome.why}
     return outcome, following
 
@@ -317,47 +318,6 @@ def _leave_if_superseded(node: Node, ranks: Ranks) -> None:
         return
     write_first(ranks.files.error, error_record(error, rank=0, step=None))
     ranks.end(patience_s=0.0)
-
-
-def _conclude(node: Node, ranks: Ranks) -> tuple[Outcome, AttemptFiles | None]:
-    ended = Ended(
-        time=time.time(),
-        codes={str(rank): code for rank, code in sorted(ranks.codes.items())},
-        killed_by_user=ranks.interrupts >= 2,
-        first_failed_rank=ranks.first_failed,
-        told_to_stop=ranks.told_here,
-    )
-    run, files, rules = node.run, ranks.files, ranks.spec.restart
-    if node.driver is not None:
-        write_ended(ended_of(files, node.rank), ended)
-        return _own_part(ended), None
-    following = None
-    with locked(run):  # nobody may think in between that the run is free
-        write_ended(files.ended, ended)
-        seen = observe(run, files.number)
-        outcome = decide(seen, earlier=read_lines_of(run), rules=rules)
-        close_attempt(run, files.number, outcome)
-        failed = outcome.action == "again" and outcome.exit_code == Exit.FAILED
-        here = rules.enabled and not node.once and ranks.spec.nodes == 1
-        if outcome.exit_code == Exit.NO_PROGRESS and (done := bring_back(run, files.number)):
-            say(done)
-        if failed and here and seen.stop is None and superseded(run, files) is None:
-            following = next_attempt(run, files, outcome)
-    if following is None and outcome.exit_code not in (Exit.DONE, Exit.SAVED, Exit.INTERRUPTED):
-        say(failure_text(files) or outcome.why)
-    return outcome, following
-
-
-def _own_part(ended: Ended) -> Outcome:
-    """For the driver's eyes: what becomes of the run is not decided here."""
-    codes = set(ended.codes.values())
-    if not codes:  # not "done": what this node keeps in memory may still be wanted
-        return Outcome("again", Exit.FAILED, "no rank was started on this node")
-    if codes <= {Exit.DONE}:
-        return Outcome("done", Exit.DONE, "the ranks of this node are done")
-    if codes <= {Exit.DONE, Exit.SAVED}:
-        return Outcome("again", Exit.SAVED, "the ranks of this node have saved")
-    return Outcome("again", Exit.FAILED, f"the ranks of this node ended with {ended.codes}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from launch.outcome import where_it_goes_on
 from launch.run.attempts import read_lines_of
 from launch.run.kept_states import goes_on
 from launch.run.run_folder import attempts, typed_name
-from launch.run.status import last_metrics
+from launch.run.status import last_metrics, newest_plan
 from trainer.errors import DataError, Exit
 from trainer.records.attempt import read_done
 from trainer.records.json_file import read_json
@@ -89,7 +88,7 @@ def _sample(run: RunFiles, files: AttemptFiles) -> list[str]:
 
 
 def _next(run: RunFiles) -> list[str]:
-    name, plan = typed_name(run), _newest_plan(run)
+    name, plan = typed_name(run), newest_plan(run)
     config = plan.get("config", {})
     speaks = f"  longhaul generate {name} --prompt {typed_prompt(config)}"
     return [
@@ -116,12 +115,3 @@ def _has_held_out(plan: Mapping[str, Any]) -> bool:
         return any(store.get("held_out_tokens", 0) for store in plan.get("stores", ()))
     needed = data.get("sequence_length", 0) + 1 if data.get("packing") else 2
     return any(store.get("held_out_tokens", 0) >= needed for store in plan.get("stores", ()))
-
-
-def _newest_plan(run: RunFiles) -> dict[str, Any]:
-    """As plain values; empty if none can be read: a hint is not worth an error."""
-    for files in reversed(attempts(run)):
-        with suppress(OSError, ValueError):
-            plan: dict[str, Any] = read_json(files.plan)
-            return plan
-    return {}
