@@ -49,7 +49,7 @@ from trainer.errors import Exit, LonghaulError
 from trainer.records.attempt import error_record, write_first
 from trainer.records.json_file import read_json
 from trainer.records.owner import refuse_if_superseded
-from trainer.records.room import full_disk_told
+from trainer.records.room import place_told
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 TERM_PATIENCE_S = 2.0  # from SIGTERM to SIGKILL
@@ -85,11 +85,11 @@ def carry(
     at which the other nodes reach this one.
     Raises: Refused before anything is started (port taken, more ranks than devices);
     RunFolderError if the attempt has no plan, was started before, or another one owns the run, and
-    where its disk has no room for a record.
+    where its disk has no room for a record, or its folder is gone.
     """
     following: AttemptFiles | None = run.attempt(attempt)
     tag = f"{os.getpid()}.{time.time_ns()}"
-    with full_disk_told(run.root), ExitStack() as stack:
+    with place_told(run.root), ExitStack() as stack:
         inbox = stack.enter_context(SignalInbox())
         scratch = Path(tempfile.mkdtemp(prefix="longhaul-"))
         guard = start_guard(tag, scratch=scratch)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from launch.__main__ import main
 from launch.run.room import warn_of_little_room
 from launch.stand import Standing, plan_of
+from tests.helpers.agent_process import Attempt, still_alive
 from tests.helpers.configs import config
 from tests.helpers.reports import step_report
 from tests.helpers.slice_engine import SliceEngine
@@ -130,6 +133,28 @@ def test_a_disk_without_room_for_a_line_of_metrics_stops_the_run_with_what_to_do
     again.on_step(report)
     lines = read_metrics(run.metrics, "step")
     assert lines[-1]["attempt"] == 2
+
+
+def test_a_run_folder_that_was_moved_away_stops_the_run_with_what_to_do(tmp_path: Path) -> None:
+    run = RunFiles(tmp_path / "mine")
+    metrics = JsonLines(run.metrics, attempt=1, attempt_facts={})
+    run.root.rename(tmp_path / "moved")
+    told = rf"^{run.root} was moved or removed while it trained; .* longhaul resume FOLDER goes on"
+    with pytest.raises(RunFolderError, match=told) as error:
+        metrics.on_step(step_report(1))
+    assert error.value.exit_code == Exit.STOP
+
+
+def test_an_agent_whose_run_folder_was_moved_away_says_so(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, ["wait"], ["wait"]).start().until_up()
+    pids = [attempt.pid(rank) for rank in attempt.ranks]
+    attempt.run.root.rename(tmp_path / "moved")
+    with suppress(ProcessLookupError):  # the agent may have found out before
+        os.kill(pids[0], signal.SIGKILL)
+    code, _, said = attempt.end()
+    assert code == Exit.STOP
+    assert re.fullmatch(rf"{attempt.run.root} was moved or removed while it trained; .*\n", said)
+    assert not still_alive(attempt.run)
 
 
 def test_it_is_said_right_after_the_save_that_took_the_room(

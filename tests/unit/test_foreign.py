@@ -7,7 +7,10 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +18,9 @@ from tests.helpers import hostile_archives as hostile
 from trainer.errors import Refused
 from trainer.foreign import child
 from trainer.foreign.archive import read_archive
+from trainer.foreign.importing import read_source
 from trainer.foreign.inert import Forbidden
-from trainer.foreign.sandbox import Sandbox, TensorPlace
+from trainer.foreign.sandbox import Range, Sandbox, TensorPlace, Thing
 from trainer.foreign.source import Flat, Piece, Source, blocks, fitted, number
 from trainer.foreign.torch_folder import read_dcp, read_torch_files
 from trainer.foreign.zero_folder import read_deepspeed
@@ -273,3 +277,98 @@ def test_folders_that_are_not_what_they_seem(tmp_path: Path) -> None:
         index.write_text(json.dumps({"weight_map": {"w": name}}))
         with pytest.raises(Refused, match="which is no file beside it"):
             read_torch_files(tmp_path, sandbox)
+
+
+# --- tables that say something else --------------------------------------------------------------
+
+
+@dataclass
+class _Answers(Sandbox):
+    """What the reading process would answer, by file."""
+
+    trees: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, path: Path, ranges: Sequence[Range] = (("archive", 0, None),)) -> list[Any]:
+        return [self.trees[path.name] for _ in ranges]
+
+
+_MODEL, _OPTIMIZER = "mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+_SHARD = "__0_0.distcp"
+_JUNK = (None, 5, 1.5, True, "x", (), (1,), ((1, 2),), {}, {"x": 1}, Thing("y", (), None), 10**30)
+
+
+def _numbers(*shape: int) -> TensorPlace:
+    return TensorPlace(Path("/dev/null"), 0, "float32", shape)
+
+
+def _good_tables() -> dict[str, dict[str, Any]]:
+    """Folder -> file -> what stands in it; each is imported as it is."""
+    model = {"param_shapes": ({"up": (2, 3)},), "global_steps": 5}
+    moments = {"state": {0: {"exp_avg": _numbers(6), "step": 5}}}
+    two = {
+        "zero_stage": 2,
+        "partition_count": 1,
+        "single_partition_of_fp32_groups": (_numbers(6),),
+        "base_optimizer_state": moments,
+        "param_slice_mappings": ({"up": Thing("a", (), {"start": 0, "numel": 6})},),
+    }
+    three = {
+        "zero_stage": 3,
+        "partition_count": 1,
+        "fp32_flat_groups": (_numbers(6),),
+        "optimizer_state_dict": moments,
+    }
+    chunk = Thing("c", (), {"offsets": (0, 0), "sizes": (2, 3)})
+    described = Thing("t.TensorStorageMetadata", (), {"size": (2, 3), "chunks": (chunk,)})
+    index = Thing("i", (), {"fqn": "up", "offset": (0, 0)})
+    place = Thing("s", (), {"relative_path": _SHARD, "offset": 0, "length": 10})
+    table = {"state_dict_metadata": {"up": described}, "storage_data": ((index, place),)}
+    return {
+        "zero2": {_MODEL: model, _OPTIMIZER: {"optimizer_state_dict": two}},
+        "zero3": {_MODEL: model, _OPTIMIZER: {"optimizer_state_dict": three}},
+        "dcp": {".metadata": Thing("Metadata", (), table), _SHARD: _numbers(2, 3)},
+        "torch": {"pytorch_model.bin": {"model": {"up": _numbers(2, 3)}}},
+    }
+
+
+def _changed(tree: Any) -> Iterator[Any]:
+    """`tree` with each thing of it in turn replaced by something else."""
+    yield from _JUNK
+    if isinstance(tree, dict):
+        for key, inside in tree.items():
+            yield from ({**tree, key: other} for other in _changed(inside))
+    elif isinstance(tree, tuple):
+        for at, inside in enumerate(tree):
+            yield from ((*tree[:at], other, *tree[at + 1 :]) for other in _changed(inside))
+    elif isinstance(tree, Thing):
+        yield from (Thing(tree.name, tree.arguments, other) for other in _changed(tree.state))
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3", "dcp", "torch"])
+def test_a_table_that_is_laid_out_otherwise_is_refused_in_one_sentence(
+    kind: str, tmp_path: Path
+) -> None:
+    trees = _good_tables()[kind]
+    for name in trees:
+        (tmp_path / name).touch()
+    wanted = [Fragment("up", MASTER, (2, 3), 0, 6)]
+
+    def imported(said: Mapping[str, Any]) -> None:
+        fitted(read_source(tmp_path, _Answers(trees=said)).without_moments(), wanted)
+
+    imported(trees)
+    said = []
+    for name, tree in trees.items():
+        for other in _changed(tree):
+            try:
+                imported({**trees, name: other})
+            except Refused as e:
+                said.append(str(e))
+    assert len(said) >= 30
+    assert not [text for text in said if "\n" in text]
+
+
+def test_a_pipe_named_latest_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "latest")
+    with pytest.raises(Refused, match="latest cannot be read: it is no file"):
+        read_source(tmp_path, Sandbox())

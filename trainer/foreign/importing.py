@@ -140,6 +140,17 @@ def read_source(path: Path, sandbox: Sandbox) -> Source:
     """Raises: Refused if it is nothing that can be imported."""
     if not path.exists():
         raise Refused(f"{path}: there is nothing")
+    try:
+        return _read(path, sandbox)
+    # What a table says is anybody's: where a mapping is a number, the readers trip over it.
+    except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError) as e:
+        raise Refused(
+            f"{path} is not imported: a table in it is not laid out as its writer lays it out "
+            f"({type(e).__name__}: {str(e)[:120]})"
+        ) from e
+
+
+def _read(path: Path, sandbox: Sandbox) -> Source:
     if path.is_dir() and (path / METADATA).exists():
         return read_dcp(path, sandbox)
     if path.is_dir() and is_deepspeed(path):

@@ -11,6 +11,7 @@ rank's part padded; a rank's parts lie end to end in groups of limited size.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import Refused
-from trainer.foreign.sandbox import Sandbox, Thing
+from trainer.foreign.sandbox import Sandbox, Thing, open_plainly
 from trainer.foreign.source import Flat, Source, cut, end_to_end, flat_of, number
 from trainer.records.fragment import MASTER
 
@@ -70,8 +71,11 @@ def _tagged(folder: Path) -> Path:
     """The folder that `latest` names, unless this is one already."""
     if any(_MODEL.fullmatch(p.name) for p in folder.iterdir()):
         return folder
-    with (folder / _LATEST).open("rb") as file:
-        tag = file.read(256).decode("ascii", errors="replace").strip()
+    descriptor = open_plainly(folder / _LATEST)
+    try:
+        tag = os.pread(descriptor, 256, 0).decode("ascii", errors="replace").strip()
+    finally:
+        os.close(descriptor)
     if not _TAG.fullmatch(tag):
         raise Refused(f"{folder / _LATEST} names {tag!r}, which is no folder beside it")
     if not (folder / tag).is_dir() or (folder / tag).is_symlink():

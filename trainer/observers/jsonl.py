@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.records.json_file import append_line, end_torn_line
-from trainer.records.room import full_disk_told
+from trainer.records.room import place_told
 from trainer.reports import EvalReport, GuardReport, SaveReport, StepReport, UploadReport
 
 
@@ -64,7 +64,7 @@ class JsonLines:
 
     def _write(self, kind: str, line: Mapping[str, Any]) -> None:
         head = {"kind": kind, "attempt": self._attempt, "time": round(time.time(), 3)}
-        with full_disk_told(self._path.parent):  # without the truth a run stops
+        with place_told(self._path.parent):  # without the truth a run stops
             append_line(self._path, head | {key: _plain(value) for key, value in line.items()})
 
 

@@ -21,17 +21,25 @@ def free_bytes(place: Path) -> int:
 
 
 @contextmanager
-def full_disk_told(run: Path) -> Iterator[None]:
-    """While the run's own records are written. Raises: RunFolderError where they have no room."""
+def place_told(run: Path) -> Iterator[None]:
+    """While the run's own records are written.
+
+    Raises: RunFolderError where they have no room, or where the folder is not there any more.
+    """
     try:
         yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunFolderError(
-            f"the disk of {run} is full, also for the run's own records ({e.strerror}); free space "
-            f"there, then longhaul resume {run}"
-        ) from e
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFolderError(
+                f"the disk of {run} is full, also for the run's own records ({e.strerror}); free "
+                f"space there, then longhaul resume {run}"
+            ) from e
+        if e.errno == errno.ENOENT and not run.exists():
+            raise RunFolderError(
+                f"{run} was moved or removed while it trained; where it lies now, longhaul resume "
+                "FOLDER goes on from its last checkpoint"
+            ) from e
+        raise
 
 
 def shortage(place: Path, needed: int) -> str:
