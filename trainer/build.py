@@ -103,6 +103,7 @@ def build_job(
         checkpoints=checkpoints,
         stop=stop,
         total_steps=config.steps.total,
+        pause_at=config.steps.pause_at,
         save=_save_times(plan, world, run=run, step=state.step, saved=saved.get("save")),
         evals=evals,
         observers=(),

@@ -98,6 +98,10 @@ class Job:
     guard: Guard
     incidents: Incidents
     best: Best = field(default_factory=partial(Best, None))  # of its evaluations
+    pause_at: int = 0  # evaluate, save and stop after this step; 0: never
+
+    def pauses_at(self, step: int) -> bool:
+        return 0 < step == self.pause_at
 
 
 @dataclass

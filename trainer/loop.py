@@ -21,7 +21,7 @@ from trainer.meter import Clock
 from trainer.remedy import Made, go_back, note, take_best
 from trainer.reports import StepReport
 
-Outcome = Literal["finished", "stopped"]
+Outcome = Literal["finished", "stopped", "paused"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Told:
 
 
 def fit(job: Job, state: TrainState) -> Outcome:
-    """Train from `state` to the end, or until told to stop. Collective."""
+    """Train from `state` to the end, until told to stop, or to where it is to pause. Collective."""
     job.checkpoints.prepare(job.world, job.engine)
     _catch_up(job, state)
     going = steps(job, state)
@@ -55,15 +55,18 @@ def fit(job: Job, state: TrainState) -> Outcome:
                 return "stopped"  # nothing happened since that checkpoint
             continue
         last = state.step == job.total_steps
+        pauses = job.pauses_at(state.step) and not last
         _keep(job, state, told)
-        saved = last or told.stop or job.save.due(state.step)
+        saved = last or pauses or told.stop or job.save.due(state.step)
         if saved:
-            _save(job, state, must=last or told.stop)
-        if told.stop and not last:
+            _save(job, state, must=last or pauses or told.stop)
+        if told.stop and not (last or pauses):
             return "stopped"
         _evaluate(job, state.step)
         if job.best.over or (job.best.step == state.step and not saved):
             _save(job, state, must=job.best.over)
+        if pauses and not job.best.over:
+            return "paused"
     take_best(job, state)
     faultpoint("end.begin")
     return "finished"
@@ -173,7 +176,7 @@ def _counts(batches: Sequence[Batch]) -> tuple[int, int]:
 
 def _keep(job: Job, state: TrainState, told: Told) -> None:
     """The state of this step in memory, if that is due: it costs a copy, and nobody waits."""
-    if told.stop or state.step == job.total_steps:
+    if told.stop or state.step == job.total_steps or job.pauses_at(state.step):
         return  # it is saved at once
     training, step = partial(training_of, job, state), state.step
     job.checkpoints.keep(job.world, job.engine, step=step, told=told.kept, training=training)
@@ -203,8 +206,9 @@ def _save(job: Job, state: TrainState, *, must: bool) -> None:
 
 def _evaluate(job: Job, step: int) -> None:
     """All evaluations that are due, and what follows for the run's end. Collective."""
+    ends = step == job.total_steps or job.pauses_at(step)
     for evaluation in job.evals:
-        if step == job.total_steps or evaluation.due(step):
+        if ends or evaluation.due(step):
             _run(job, evaluation, step)
 
 

@@ -112,8 +112,8 @@ class Rank:
             started = records.Started(time.time(), state.step, plan.world_size, gethostname())
             records.write_record(self._files.started, started)
         outcome = fit(job, state)
-        if outcome == "stopped":
-            self._stop.record(self._files.stop)
+        if outcome != "finished":
+            self._stop.record(self._files.stop, paused=outcome == "paused")
         elif world.place.rank == 0:
             records.write_record(self._files.done, done_of(job, state))
         wind_up(job, state.step)

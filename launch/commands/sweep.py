@@ -25,7 +25,8 @@ examples
 """
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], *, starter: str = "") -> int:
+    """`starter`: the module that starts a trial, if it is not ours."""
     parser = settings_parser(
         "sweep",
         description="Search settings: key=1,2 or key=interval(0,1). Every trial is a run of its "
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     begun = _begun(given)
     if given.dry_run:
         return _dry_run(begun, as_json=given.json)
-    return _carry(begun, config_dirs=given.config_dir)
+    return _carry(begun, config_dirs=given.config_dir, starter=starter)
 
 
 def _begun(given: argparse.Namespace) -> Beginning:
@@ -76,10 +77,11 @@ def _dry_run(begun: Beginning, *, as_json: bool) -> int:
     return Exit.DONE
 
 
-def _carry(begun: Beginning, *, config_dirs: list[str]) -> int:
+def _carry(begun: Beginning, *, config_dirs: list[str], starter: str) -> int:
     from launch.node.inbox import SignalInbox
     from launch.sweep.folder import carried, write_sweep
     from launch.sweep.journal import Journal
+    from launch.sweep.one import STARTER
     from launch.sweep.place import Runs
     from launch.sweep.samplers import sampler_of
     from launch.sweep.sweeper import Sweeper
@@ -93,7 +95,7 @@ def _carry(begun: Beginning, *, config_dirs: list[str]) -> int:
             space=begun.space,
             sampler=sampler,
             journal=Journal(begun.files.trials),
-            place=Runs(begun.files, begun.settings_of, inbox),
+            place=Runs(begun.files, begun.settings_of, inbox, starter or STARTER),
             budget=begun.budget,
             total=begun.total,
             last_step=begun.last_step,

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -42,10 +42,22 @@ class RunRecord:
     versions: dict[str, str]
 
 
-def create(root: Path, *, config: dict[str, Any], frozen_hash: str, run_id: str = "") -> RunFiles:
+def _with_nothing(run: RunFiles) -> None:
+    """A run begins with its record alone."""
+
+
+def create(
+    root: Path,
+    *,
+    config: dict[str, Any],
+    frozen_hash: str,
+    run_id: str = "",
+    fill: Callable[[RunFiles], None] = _with_nothing,
+) -> RunFiles:
     """A new run folder, readable by its owner alone; complete from its first moment.
 
-    `run_id`: of a run that was made elsewhere and is to be carried here.
+    `run_id`: of a run that was made elsewhere and is to be carried here. `fill` puts in what else
+    it begins with.
 
     Raises: RunFolderError if something that is no empty folder has its name.
     """
@@ -64,6 +76,7 @@ def create(root: Path, *, config: dict[str, Any], frozen_hash: str, run_id: str 
     staging.mkdir(mode=0o700)
     try:
         write_json(RunFiles(staging).run_json, {"format": FORMAT, **asdict(record)})
+        fill(RunFiles(staging))
         staging.rename(run.root)
     except OSError as e:
         shutil.rmtree(staging, ignore_errors=True)

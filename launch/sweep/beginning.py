@@ -16,10 +16,11 @@ from launch.stand import plan_of, stand
 from launch.start import look_at_the_place
 from launch.sweep.budget import Budget
 from launch.sweep.folder import SweepFiles, find_sweep, refuse_another
-from launch.sweep.grammar import space_of, taken_apart
+from launch.sweep.grammar import as_settings, space_of, taken_apart
 from launch.sweep.journal import Trial
 from launch.sweep.samplers import MOST
 from launch.sweep.space import Space
+from trainer.changes import class_of
 from trainer.config.rules import world_size
 from trainer.config.schema import Config
 from trainer.config.sections.cloud import CloudLaunch
@@ -62,7 +63,8 @@ class Beginning:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes it this sweep and no other."""
-        section = self.section.model_dump(mode="json", exclude=set(LIMITS))
+        limits = {"trials"} if self.section.pruner.kind == "pbt" else set()  # a population's size
+        section = self.section.model_dump(mode="json", exclude=set(LIMITS) - limits)
         settings = {k: v for k, v in self.base.items() if k not in _SETTINGS_OF_A_RUN}
         space = {"dimensions": [repr(one) for one in self.space.dimensions]}
         return {"sweep": section, "space": space, "settings": settings}
@@ -90,6 +92,8 @@ def begin(overrides: Sequence[str], *, config_dirs: Sequence[str] = ()) -> Begin
     corner = max(corners, key=world_size)
     _refuse_places(section, corner)
     _refuse_metrics(section, corners)
+    if section.pruner.kind == "pbt":
+        _refuse_population(section, space, total)
     if not section.poll_s:
         poll_s = 1.0 if corner.launch.kind == "local" else 15.0
         section = section.model_copy(update={"poll_s": poll_s})
@@ -177,6 +181,21 @@ def _refuse_places(section: SweepSection, config: Config) -> None:
         look_at_the_place(standing, plan)
 
 
+def _refuse_population(section: SweepSection, space: Space, total: int) -> None:
+    """Raises: ConfigError for settings that cannot change on the way, or too few trials."""
+    keys = {key for one in space.corners() for key in as_settings(space.overrides(one))}
+    frozen = sorted(key for key in keys if class_of(key)[0] != "branch")
+    if frozen:
+        meaning = class_of(frozen[0])[1]
+        what = f"pbt changes settings while trials run, and not {frozen[0]} ({meaning})"
+        raise ConfigError(
+            [Problem("sweep.space", what, "settings of optimizer, schedule or batch")]
+        )
+    if total < section.pruner.factor:
+        what = f"of {total} trials the worst 1/{section.pruner.factor} are none"
+        raise ConfigError([Problem("sweep.trials", what, f"sweep.trials={section.pruner.factor}")])
+
+
 def _refuse_metrics(section: SweepSection, configs: Sequence[Config]) -> None:
     """Raises: ConfigError for what no trial will report, as far as settings tell."""
     for metric in section.metrics:
@@ -194,7 +213,8 @@ def _refuse_metrics(section: SweepSection, configs: Sequence[Config]) -> None:
     if rules.kind != "none" and any(config.steps.epochs is not None for config in configs):
         what = "rungs are steps, and how many an epoch has is known once its data is prepared"
         raise ConfigError([Problem("steps.epochs", what, "steps.epochs=null steps.total=300")])
-    if rules.kind != "none" and section.metrics[0].startswith("eval_") and every >= total:
+    looks_on = rules.kind in ("asha", "median")  # the others evaluate wherever they pause
+    if looks_on and section.metrics[0].startswith("eval_") and every >= total:
         what = f"{rules.kind} needs evaluations on the way, and the first is at the last step"
         raise ConfigError(
             [Problem("steps.eval_every", what, f"steps.eval_every={rules.first_step}")]

@@ -68,6 +68,8 @@ def recipe(trial: Trial, *, fixed: Sequence[str], section: SweepSection, folders
     said = ", ".join(f"{m} {v:.6g}" for m, v in zip(section.metrics, trial.values, strict=True))
     document = ({"defaults": [*defaults, "_self_"]} if defaults else {}) | values
     about = f"Take it as the best of a sweep: trial {trial.number}, {said}."
+    if trial.parent:  # its settings are those of its last steps
+        about += f" It went on from trial {trial.parent}, with other settings from there on."
     text = yaml_text(document, about=about) if document else f"# {about}\n"
     return f"# @package _global_\n{text}"
 

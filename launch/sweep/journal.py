@@ -1,10 +1,12 @@
 """trials.jsonl: what happened to the trials of a sweep, one event a line, appended only.
 
     asked      total: so many trials in all; more of them are a bracket of their own
-    proposed   trial, point, overrides, bracket
+    proposed   trial, point, overrides, bracket; of one that goes on from another's checkpoint also
+               parent and level
     started    trial: once more, if it was before
     rung       trial, step, value
     promoted   trial: it goes on from that rung
+    met        trial 0, step; parts: lines that hold together, for those who met there
     told       trial, to: pause | prune | halt, with `why`; it saves and stops
     waits      trial, state: paused (at a rung) | waiting (to be started), rank_seconds; whether it
                counts as a failure
@@ -16,7 +18,7 @@ The sweep is what these lines say: whoever starts it again reads them, and knows
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +42,8 @@ GOOD: tuple[State, ...] = ("finished", "pruned", "paused")
 
 @dataclass(frozen=True)
 class Trial:
-    """`level`: rungs passed. `told_to`: what it was asked to stop for, while it has not stopped."""
+    """`level`: rungs passed, by its parent too. `told_to`: what it was asked to stop for, while it
+    has not stopped."""
 
     number: int
     point: Mapping[str, int | float]
@@ -55,6 +58,7 @@ class Trial:
     why: str = ""
     rank_seconds: float = 0.0
     at: tuple[int, float] | None = None  # where a pruned one was behind: step, value
+    parent: int = 0  # whose checkpoint it went on from
 
     @property
     def has_ended(self) -> bool:
@@ -71,7 +75,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         end_torn_line(path)
         self._path = path
-        self.lines: list[dict[str, Any]] = list(read_lines(path))
+        self.lines: list[dict[str, Any]] = list(lines_in(read_lines(path)))
         self.trials: dict[int, Trial] = trials_of(self.lines)
 
     @property
@@ -93,15 +97,31 @@ class Journal:
         self.trials[trial] = after(self.trials.get(trial), line)
         return self.trials[trial]
 
+    def meet(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
+        """All of it or nothing: a sweeper that is killed here leaves nobody half judged."""
+        line = {"event": "met", "trial": 0, "step": step, "parts": [dict(one) for one in parts]}
+        for part in lines_in([self._append(line)]):
+            number = int(part["trial"])
+            self.trials[number] = after(self.trials.get(number), part)
+
     def _append(self, line: dict[str, Any]) -> dict[str, Any]:
         line["time"] = round(time.time(), 3)
         append_line(self._path, line)
-        self.lines.append(line)
+        self.lines += lines_in([line])
         return line
 
 
+def lines_in(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """With the parts of those who met in their places."""
+    for line in lines:
+        if line["event"] == "met":
+            yield from ({**part, "time": line["time"]} for part in line["parts"])
+        else:
+            yield dict(line)
+
+
 def read_trials(path: Path) -> dict[int, Trial]:
-    return trials_of(read_lines(path))
+    return trials_of(lines_in(read_lines(path)))
 
 
 def trials_of(lines: Iterable[Mapping[str, Any]]) -> dict[int, Trial]:
@@ -117,7 +137,8 @@ def after(trial: Trial | None, line: Mapping[str, Any]) -> Trial:
     """Pure. `trial` None: it is proposed by this line."""
     if trial is None or line["event"] == "proposed":
         overrides, bracket = tuple(line["overrides"]), int(line["bracket"])
-        return Trial(int(line["trial"]), dict(line["point"]), overrides, bracket)
+        made = Trial(int(line["trial"]), dict(line["point"]), overrides, bracket)
+        return replace(made, parent=int(line.get("parent", 0)), level=int(line.get("level", 0)))
     match line["event"]:
         case "started":
             return replace(trial, state="active", told_to="", why="")

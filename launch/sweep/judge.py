@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from launch.sweep.brackets import Bracket
 from launch.sweep.journal import GOOD, Trial
+from launch.sweep.meeting import Meeting
 from launch.sweep.rungs import best_of, goes_on
 
 _SAME = 3  # trials with one error and no good one, before it is nobody's chance
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """A bracket that is whole at a rung: who goes on and who does not."""
-
-    step: int
-    best: tuple[int, ...]
-    others: tuple[int, ...]
-
-    @property
-    def why(self) -> str:
-        count = len(self.best) + len(self.others)
-        return f"behind at step {self.step}, where {len(self.best)} of {count} went on"
 
 
 def next_rung(trial: Trial, steps: Sequence[int]) -> int | None:
@@ -52,22 +39,17 @@ def passed(
 
 
 def meetings(
-    trials: Mapping[int, Trial],
-    totals: Sequence[int],
-    steps: Sequence[int],
-    *,
-    total: int,
-    factor: int,
+    trials: Mapping[int, Trial], brackets: Sequence[Bracket], *, total: int, factor: int
 ) -> list[Meeting]:
     """Brackets of which all are proposed, and wait at a rung or have ended."""
     found = []
-    for bracket, wanted in enumerate(totals):
-        members = [one for one in trials.values() if one.bracket == bracket]
-        is_whole = len(trials) >= min(wanted, total)
+    for bracket in brackets:
+        members = [one for n, one in trials.items() if bracket.first <= n <= bracket.last]
+        is_whole = len(trials) >= min(bracket.last, total)
         paused = [one for one in members if one.state == "paused"]
         if not paused or not is_whole or any(m.state in ("active", "waiting") for m in members):
             continue
-        step = next_rung(paused[0], steps)
+        step = next_rung(paused[0], bracket.steps)
         assert step is not None
         costs = {one.number: one.rungs[step] for one in paused}
         best = best_of(costs, factor=factor)

@@ -7,19 +7,22 @@ exit code is that of the start, but for what the place refused and not the setti
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from launch.run.liveness import own_mark, write_mark
 from launch.start import start
 from launch.sweep.folder import starter_of
+from trainer.config.schema import Config
 from trainer.errors import ConfigError, LonghaulError, Refused
 from trainer.planning import judged
 from trainer.records.json_file import read_json
 
+STARTER = "launch.sweep.one"  # this module
 NOT_TAKEN = 3  # by the place: its scheduler does not answer, or takes no more jobs for now
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], *, start: Callable[[Config], int] = start) -> int:
     settings = Path(argv[0])
     write_mark(starter_of(settings), own_mark())
     try:

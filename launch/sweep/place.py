@@ -19,26 +19,39 @@ from typing import Any, Literal, Protocol
 from launch.node.inbox import SignalInbox
 from launch.outcome import decide, observe
 from launch.run.attempts import concluded
+from launch.run.forking import fork
 from launch.run.liveness import is_alive, read_mark
 from launch.run.run_folder import attempts
 from launch.run.standing import Standing, standings
 from launch.run.status import status_of
 from launch.run.stopping import ask_to_stop
+from launch.stand import frozen_hash
 from launch.sweep.cost import cost_so_far, rank_seconds, waits_in_a_queue
 from launch.sweep.folder import SweepFiles
 from launch.sweep.journal import Trial
 from launch.sweep.metrics import lines_of, names_in, points_of
-from launch.sweep.one import NOT_TAKEN
+from launch.sweep.one import NOT_TAKEN, STARTER
 from launch.sweep.rungs import Points
 from trainer.config.schema import Config
 from trainer.errors import Exit
+from trainer.records.attempt import PAUSE, read_stop
 from trainer.records.json_file import write_json
 from trainer.records.run_files import RunFiles
 
-# again: something outside of it ended it; preempted: the same, and nobody's fault; later: the place
-# did not take it; refused: only other settings help; failed: it was started again often enough.
+# paused: it left where it was to; again: something outside of it ended it; preempted: the same, and
+# nobody's fault; later: the place did not take it; refused: only other settings help; failed: it
+# was started again often enough.
 How = Literal[
-    "active", "finished", "stopped", "preempted", "again", "later", "diverged", "refused", "failed"
+    "active",
+    "finished",
+    "paused",
+    "stopped",
+    "preempted",
+    "again",
+    "later",
+    "diverged",
+    "refused",
+    "failed",
 ]
 _LOOK_S = 1.0  # between two looks for the file that stops a sweep
 
@@ -55,8 +68,14 @@ class Seen:
 
 
 class Place(Protocol):
-    def start(self, trial: Trial) -> None:
-        """Raises: LonghaulError if its settings cannot be."""
+    def start(self, trial: Trial, *, pause_at: int = 0) -> None:
+        """`pause_at`: the step at which it is to save and leave by itself; 0: at its end.
+
+        Raises: LonghaulError if its settings cannot be.
+        """
+
+    def fork(self, trial: Trial) -> None:
+        """Its run, with what its parent has saved last; again: nothing. Raises: LonghaulError."""
 
     def stop(self, trial: Trial) -> None:
         """Ask it to save and stop; it does so in its own time. What waits in a queue leaves it.
@@ -79,27 +98,39 @@ class Place(Protocol):
 
 @dataclass
 class Runs:
-    """The real one. `settings_of`: the checked settings of a trial."""
+    """The real one. `settings_of`: the checked settings of a trial. `starter`: the module that
+    starts one."""
 
     files: SweepFiles
     settings_of: Callable[[Trial], Config]
     inbox: SignalInbox
+    starter: str = STARTER
     _children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _read: dict[tuple[Path, bool], tuple[int, list[dict[str, Any]]]] = field(default_factory=dict)
     _is_told: bool = False  # that somebody wants the sweep to end
 
-    def start(self, trial: Trial) -> None:
+    def start(self, trial: Trial, *, pause_at: int = 0) -> None:
         settings = self.files.settings(trial.number)
         settings.parent.mkdir(mode=0o700, exist_ok=True)
-        write_json(settings, self.settings_of(trial).model_dump(mode="json"))
+        values = self.settings_of(trial).model_dump(mode="json")
+        if pause_at:
+            values["steps"]["pause_at"] = pause_at
+        write_json(settings, values)
         with self.files.log(trial.number).open("ab") as log:
             self._children[trial.number] = subprocess.Popen(
-                [sys.executable, "-m", "launch.sweep.one", str(settings)],
+                [sys.executable, "-m", self.starter, str(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the sweep, which tells them
             )
+
+    def fork(self, trial: Trial) -> None:
+        if self.files.run(trial.number).run_json.exists():
+            return  # by a sweeper that was killed before it said so
+        config = self.settings_of(trial)
+        values, parent = config.model_dump(mode="json"), self.files.run(trial.parent)
+        fork(parent, config=values, frozen_hash=frozen_hash(config))
 
     def stop(self, trial: Trial) -> None:
         stop_trial(self.files, trial.number, standings([self.files.run(trial.number)])[0])
@@ -181,7 +212,7 @@ def _how(run: RunFiles, attempt: int, state: str) -> How:
         return "finished"
     outcome = concluded(run, attempt) or decide(observe(run, attempt))
     if outcome.cause == "user":
-        return "stopped"
+        return "paused" if _was_to_pause(run, attempt) else "stopped"
     if outcome.cause in ("preempt", "time_limit"):
         return "preempted"
     if outcome.cause == "numerics":
@@ -189,6 +220,13 @@ def _how(run: RunFiles, attempt: int, state: str) -> How:
     if outcome.cause in ("config", "data", "oom") and state == "gave up":
         return "refused"
     return "failed" if state == "gave up" else "again"
+
+
+def _was_to_pause(run: RunFiles, attempt: int) -> bool:
+    with suppress(OSError, ValueError, TypeError):
+        stop = read_stop(run.attempt(attempt).stop)
+        return stop is not None and stop.detail == PAUSE
+    return False
 
 
 def _last_words(log: Path) -> str:

@@ -8,16 +8,21 @@ killed at any moment, the next sweeper goes on where this one was.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from launch.sweep.brackets import MEETING, Bracket, brackets_of, steps_of
 from launch.sweep.budget import Budget
-from launch.sweep.journal import ENDED, Journal, Trial
+from launch.sweep.journal import ENDED, Journal, Trial, after
 from launch.sweep.judge import meetings, next_rung, passed, same_error
+from launch.sweep.meeting import Child, Meeting, ended_line, lines_of, one_line
 from launch.sweep.place import Place, Seen
+from launch.sweep.population import succession
+from launch.sweep.proposing import Proposer
 from launch.sweep.reported import Reported
-from launch.sweep.rungs import at_step, is_behind, rungs
+from launch.sweep.rungs import at_step, is_behind
 from launch.sweep.samplers import Sampler
 from launch.sweep.space import Space
 from trainer.config.sections.sweep import SweepSection
@@ -41,9 +46,12 @@ class Sweeper:
     last_step: int
     _spent: dict[int, float] = field(default_factory=dict)  # rank-seconds of active trials
     _asked: set[int] = field(default_factory=set)  # to stop, by this process
-    _untold: set[int] = field(default_factory=set)  # ended, and not known to the sampler yet
     _refused: int = 0  # starts in a row that the place did not take
     _held: int = 0  # looks until the next start
+
+    def __post_init__(self) -> None:
+        made = Proposer(self.section, self.space, self.sampler, self.journal, self.total)
+        self._proposer = made
 
     def run(self) -> Ending:
         """Until all trials have ended, or something ends the sweep: then all have saved."""
@@ -103,11 +111,19 @@ class Sweeper:
 
     def _note_rungs(self, trial: Trial) -> Trial:
         points = self._reported.costs(trial)
-        for step in self._rungs():
+        for step in self._steps_of(trial):
             value = at_step(points, step)
             if value is not None and step not in trial.rungs:
                 trial = self.journal.write("rung", trial.number, step=step, value=value)
         return trial
+
+    def _note_pause(self, trial: Trial) -> Trial:
+        """It has left at its rung. A metric that is not reported at every step has its last value
+        from before."""
+        rung, points = self._next_rung(trial), self._reported.costs(trial)
+        if rung is None or rung in trial.rungs or not points:
+            return trial
+        return self.journal.write("rung", trial.number, step=rung, value=points[-1][1])
 
     def _watch(self, trial: Trial, seen: Seen) -> None:
         if trial.told_to:
@@ -122,23 +138,22 @@ class Sweeper:
         self._spent.pop(trial.number, None)
         self._asked.discard(trial.number)
         self._refused = self._refused + 1 if seen.how == "later" else 0
-        halving = self.section.pruner.kind == "halving"
         cost, how = seen.rank_seconds, seen.how
-        if halving and next_rung(trial, self._rungs()) in trial.rungs and how != "diverged":
+        if how == "paused":
+            trial = self._note_pause(trial)
+        if self._meets and self._next_rung(trial) in trial.rungs and how != "diverged":
             self._wait(trial, "paused", cost)
         elif how == "finished":
             self._finish(trial, cost)
         elif how == "diverged":
             self._end(trial, "diverged", seen.why, cost)
-        elif trial.told_to == "prune":
-            self._end(trial, "pruned", trial.why, cost)
-        elif trial.told_to == "fail":
-            self._end(trial, "failed", trial.why, cost)
+        elif trial.told_to in ("prune", "fail"):
+            self._end(trial, {"prune": "pruned", "fail": "failed"}[trial.told_to], trial.why, cost)
         elif trial.told_to in ("halt", "pause") or how == "preempted":
             self._wait(trial, "waiting", cost)
         elif how == "later":
             self._not_taken(trial, seen)
-        elif how == "stopped":
+        elif how in ("stopped", "paused"):
             self._end(trial, "stopped", seen.why, cost)
         elif how == "again" and trial.failures < self.section.retries:
             self._wait(trial, "waiting", cost, why=seen.why, counts=True)
@@ -166,7 +181,7 @@ class Sweeper:
 
     def _judge(self) -> None:
         kind = self.section.pruner.kind
-        if kind == "halving":
+        if self._meets:
             self._pause_at_rungs()
             self._promote()
         self._save_for_the_first()
@@ -183,7 +198,7 @@ class Sweeper:
 
     def _save_for_the_first(self) -> None:
         """Where the budget will not bring all active trials to their end, the last ones wait."""
-        if self.budget.limit is None or self.section.pruner.kind == "halving":
+        if self.budget.limit is None or self._meets:
             return
         active = [one for one in self._of("active") if not one.told_to]
         ahead = {one.number: self._left_of(one) for one in active}
@@ -205,7 +220,7 @@ class Sweeper:
 
     def _lost_at_a_rung(self, trial: Trial) -> str:
         factor = self.section.pruner.factor
-        levels, why = passed(trial, self.journal.trials, self._rungs(), factor=factor)
+        levels, why = passed(trial, self.journal.trials, self._steps_of(trial), factor=factor)
         for _ in range(levels):
             self.journal.write("promoted", trial.number)
         return why
@@ -226,21 +241,41 @@ class Sweeper:
         return "" if step is None else f"worse than the median of the others at step {step}"
 
     def _pause_at_rungs(self) -> None:
+        """Trials leave at their rung by themselves; one that was killed just there goes past it."""
         for trial in self._of("active"):
-            if not trial.told_to and next_rung(trial, self._rungs()) in trial.rungs:
+            rung = self._next_rung(trial)
+            if trial.told_to or rung is None or rung not in trial.rungs:
+                continue
+            if self._reported.costs(trial)[-1][0] > rung:
                 self._tell(trial, "pause")
 
     def _promote(self) -> None:
         """Once a whole bracket is at its rung, or has ended: the best of it go on."""
-        trials = self.journal.trials
-        factor, steps = self.section.pruner.factor, self._rungs()
-        totals = self.journal.totals
-        for one in meetings(trials, totals, steps, total=self.total, factor=factor):
-            for number in one.best:
-                self.journal.write("promoted", number)
-                self._wait(trials[number], "waiting", trials[number].rank_seconds)
+        sign = 1 if self.section.goals[0] == "min" else -1
+        for one in self._meetings():
+            parts = lines_of(one, self.journal.trials, self.space, sign=sign)
+            parts += [line for child in one.children if (line := self._forked(child, parts))]
+            self.journal.meet(one.step, parts)
             for number in one.others:
-                self._end(trials[number], "pruned", one.why, trials[number].rank_seconds)
+                self._proposer.note_ended(number)
+
+    def _forked(self, child: Child, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """Before anybody goes on, so that all start where they met. How it ended, if it cannot."""
+        (line,) = (x for x in parts if x["event"] == "proposed" and x["trial"] == child.number)
+        try:
+            self.place.fork(after(None, line))
+        except LonghaulError as e:
+            return ended_line(child.number, "failed", why=one_line(str(e)))
+        return None
+
+    def _meetings(self) -> list[Meeting]:
+        rules, trials, total = self.section.pruner, self.journal.trials, self.total
+        if rules.kind != "pbt":
+            return meetings(trials, self._brackets, total=total, factor=rules.factor)
+        (all_of_them,) = self._brackets
+        seed, steps = self.section.seed, all_of_them.steps
+        found = succession(trials, self.space, steps, total=total, factor=rules.factor, seed=seed)
+        return [found] if found else []
 
     # --- fill -------------------------------------------------------------------------------
 
@@ -251,12 +286,12 @@ class Sweeper:
             return True
         while len(self._of("active")) < self.section.concurrency:
             waiting = self._of("waiting")
-            if not waiting and not self._may_propose():
+            if not waiting and not self._proposer.may_propose:
                 return True
             before = waiting[0].rank_seconds if waiting else 0.0
             if not self.budget.allows_another(self.spent, self._active_spent(), before=before):
                 return False
-            trial = waiting[0] if waiting else self._propose()
+            trial = waiting[0] if waiting else self._proposer.propose()
             self._start(trial)
             if self._over():
                 return True
@@ -265,56 +300,19 @@ class Sweeper:
     def _start(self, trial: Trial) -> None:
         trial = self.journal.write("started", trial.number)
         self._spent[trial.number] = trial.rank_seconds
+        pause_at = (self._next_rung(trial) or 0) if self._meets else 0
         try:
-            self.place.start(trial)
+            self.place.start(trial, pause_at=pause_at)
         except LonghaulError as e:
             self._spent.pop(trial.number, None)
-            self._end(trial, "failed", _one_line(str(e)), trial.rank_seconds)
-
-    def _propose(self) -> Trial:
-        number = self._proposed + 1
-        self._tell_sampler(number)
-        point = self.sampler.ask(number)
-        return self.journal.write(
-            "proposed",
-            number,
-            point=dict(point),
-            overrides=list(self.space.overrides(point)),
-            bracket=self.journal.bracket_of(number),
-        )
-
-    def _may_propose(self) -> bool:
-        if self._proposed >= self.total:
-            return False
-        if not self.section.generation:
-            return True
-        first = self._first_of_generation(self._proposed + 1)
-        return all(t.has_ended for t in self.journal.trials.values() if t.number < first)
-
-    def _tell_sampler(self, number: int) -> None:
-        """All that ended before trial `number` is proposed, by number: which came first is chance.
-        Those of its own generation are for the next.
-        """
-        known = {n for n in self._untold if n < self._first_of_generation(number)}
-        for one in sorted(known):
-            self.sampler.tell(self.journal.trials[one].told)
-        self._untold -= known
-
-    def _first_of_generation(self, number: int) -> int:
-        size = self.section.generation or 1
-        return (number - 1) // size * size + 1
+            self._end(trial, "failed", one_line(str(e)), trial.rank_seconds)
 
     def _replay(self) -> None:
-        """Bring the sampler to where it was: the same asked and told in the same order."""
         self.journal.ask_for(self.total)
+        self._proposer.replay()
         for line in self.journal.lines:
-            if line["event"] == "proposed":
-                self._tell_sampler(int(line["trial"]))
-                self.sampler.ask(int(line["trial"]))
-            elif line["event"] == "ended":
-                self._untold.add(int(line["trial"]))
-                if line["state"] == "finished":
-                    self.budget.expect(float(line["rank_seconds"]))
+            if line["event"] == "ended" and line["state"] == "finished":
+                self.budget.expect(float(line["rank_seconds"]))
 
     # --- over -------------------------------------------------------------------------------
 
@@ -337,7 +335,7 @@ class Sweeper:
 
     def _has_more(self) -> bool:
         open_ones = [t for t in self.journal.trials.values() if t.state in ("waiting", "paused")]
-        return bool(open_ones) or self._proposed < self.total
+        return bool(open_ones) or self._proposer.proposed < self.total
 
     def _halt(self) -> None:
         for trial in self._of("active"):
@@ -370,7 +368,7 @@ class Sweeper:
         facts = {"state": state, "why": why, "rank_seconds": round(cost, 3)}
         at = list(points[-1]) if points else None
         self.journal.write("ended", trial.number, values=values or [], at=at, **facts)
-        self._untold.add(trial.number)
+        self._proposer.note_ended(trial.number)
         if state == "finished":
             self.budget.expect(cost)
 
@@ -378,11 +376,20 @@ class Sweeper:
     def _reported(self) -> Reported:
         return Reported(self.section, self.place)
 
-    def _rungs(self) -> tuple[int, ...]:
-        rules = self.section.pruner
-        if rules.kind not in ("asha", "halving"):
-            return ()
-        return rungs(first_step=rules.first_step, factor=rules.factor, total=self.last_step)
+    @property
+    def _brackets(self) -> tuple[Bracket, ...]:
+        return brackets_of(self.section.pruner, self.journal.totals, last_step=self.last_step)
+
+    @property
+    def _meets(self) -> bool:
+        """Whether trials wait for each other at rungs."""
+        return self.section.pruner.kind in MEETING
+
+    def _steps_of(self, trial: Trial) -> tuple[int, ...]:
+        return steps_of(trial.number, self._brackets)
+
+    def _next_rung(self, trial: Trial) -> int | None:
+        return next_rung(trial, self._steps_of(trial))
 
     def _of(self, state: str) -> list[Trial]:
         return [t for _, t in sorted(self.journal.trials.items()) if t.state == state]
@@ -390,14 +397,3 @@ class Sweeper:
     def _active_spent(self) -> float:
         """What the active trials may still take, as far as the others tell."""
         return sum(self.budget.left_of(self._spent.get(t.number, 0.0)) for t in self._of("active"))
-
-    @property
-    def _proposed(self) -> int:
-        return max(self.journal.trials, default=0)
-
-
-def _one_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[1] if len(lines) > 1 and lines[1].startswith("1. ") else lines[0]).removeprefix(
-        "1. "
-    )

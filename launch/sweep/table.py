@@ -12,7 +12,7 @@ from launch.run.standing import Standing, standings
 from launch.sweep.best import best_trials
 from launch.sweep.cost import cost_so_far, waits_in_a_queue
 from launch.sweep.folder import SweepFiles, is_carried, read_sweep
-from launch.sweep.journal import Trial, trials_of
+from launch.sweep.journal import Trial, lines_in, trials_of
 from launch.sweep.metrics import lines_of, points_of
 from launch.table import age_text, text_of
 from trainer.records.json_file import read_lines
@@ -39,9 +39,10 @@ class SweepStatus:
 def status_of_sweep(files: SweepFiles, *, now: float) -> SweepStatus:
     """From its folder; schedulers are asked once for all trials. `now`: seconds since the epoch."""
     sweep = read_sweep(files)["identity"]["sweep"]
-    lines = list(read_lines(files.trials))
+    lines = list(lines_in(read_lines(files.trials)))
     trials = trials_of(lines)
-    total = max((int(line["total"]) for line in lines if line["event"] == "asked"), default=0)
+    asked = max((int(line["total"]) for line in lines if line["event"] == "asked"), default=0)
+    total = asked + sum(one.parent > 0 for one in trials.values())
     active = [n for n, one in trials.items() if one.state == "active"]
     there = dict(zip(active, standings([files.run(n) for n in active]), strict=True))
     costs = {n: one.rank_seconds for n, one in trials.items()}

@@ -36,6 +36,7 @@ def shrunk(
         "save_every": 0,
         "eval_every": 0,
         "log_every": 1,
+        "pause_at": 0,
     }
     values["batch"] = {"global_batch_size": ROWS, "micro_batch_size": ROWS}
     values["model"] = _small_model(config, dropout)

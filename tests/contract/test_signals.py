@@ -71,3 +71,21 @@ time.sleep(200)
     stop = read_stop(tmp_path / "stop.json")
     assert stop is not None
     assert (stop.cause, stop.detail) == ("scheduler", "SIGUSR1 to a rank")
+
+
+def test_a_pause_is_recorded_as_a_stop_that_stays(tmp_path: Path) -> None:
+    """Whoever restarts leaves it alone, although a signal came just then."""
+    code = f"""
+import os, signal, time
+from pathlib import Path
+from trainer.dist.signals import StopSignals
+stop = StopSignals()
+os.kill(os.getpid(), signal.SIGTERM)
+while not stop.is_set():
+    time.sleep(0.01)
+stop.record(Path({str(tmp_path / "stop.json")!r}), paused=True)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=300, check=True)
+    stop = read_stop(tmp_path / "stop.json")
+    assert stop is not None
+    assert (stop.cause, stop.detail) == ("user", "steps.pause_at")

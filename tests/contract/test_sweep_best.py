@@ -10,6 +10,7 @@ import pytest
 from launch.__main__ import main
 from launch.compose import compose
 from launch.settings.choices import Folders
+from launch.sweep.beginning import begin
 from launch.sweep.best import best_trials, write_recipes
 from launch.sweep.folder import SweepFiles, carried, write_sweep
 from launch.sweep.journal import Journal, Trial
@@ -121,6 +122,9 @@ def test_a_sweep_has_one_sweeper(tmp_path: Path) -> None:
         pass
 
 
+_RATES = ("optimizer.learning_rate=1e-4,1e-3",)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -133,6 +137,10 @@ def test_a_sweep_has_one_sweeper(tmp_path: Path) -> None:
         (["run.seed=1,2", "sweep=asha", "steps.total=40"], "steps.eval_every=50"),
         (["run.seed=1,2", "sweep=asha", "steps.total=40", "sweep.metrics=[loss]"], "first rung is"),
         (["run.seed=1,2", "sweep=asha", "steps.epochs=2", "sweep.metrics=[loss]"], "an epoch has"),
+        (["run.seed=1,2", "sweep=halving", "sweep.generation=3"], "the trials of a bracket first"),
+        (["run.seed=1,2", "sweep=pbt"], "and not run.seed (data order, dropout"),
+        ([*_RATES, "sweep=pbt", "sweep.trials=3"], "of 3 trials the worst 1/4 are none"),
+        ([*_RATES, "sweep=pbt", "sweep.sampler=tpe"], "tpe learns from whole trials"),
         (["run.seed=1,2", "sweep.budget.gpu_hours=0.001"], "one trial of 2 ranks may take"),
         (["run.seed=1,2", "launch=sky"], "keeps its run folders elsewhere"),
         (["run.seed=1,2", "launch=ssh", "launch.hosts=[a]", "sweep.concurrency=2"], "at once"),
@@ -176,6 +184,15 @@ def test_a_folder_of_something_else_is_refused(
     (tmp_path / "other" / "run.json").write_text("{}")
     assert main([*words, "sweep.name=other", "--dry-run"]) == Exit.REFUSED
     assert "is a run, not a sweep" in capsys.readouterr().err
+
+
+def test_a_population_does_not_grow(tmp_path: Path) -> None:
+    words = [*_RATES, "sweep=pbt", f"run.root={tmp_path}", "sweep.name=lr"]
+    begun = begin(words)
+    write_sweep(begun.files, begun.identity, begun.command)
+    begin([*words, "sweep.concurrency=2"])
+    with pytest.raises(Refused, match=r"sweep\.trials differs"):
+        begin([*words, "sweep.trials=9"])
 
 
 def test_dry_run_lists_the_trials_and_writes_nothing(

@@ -86,11 +86,44 @@ def test_halving_ends_the_same_way_whatever_the_timing(tmp_path: Path, concurren
     assert best_x(tmp_path / "a") == min(xs, key=lambda x: abs(x - 2))
 
 
-@pytest.mark.parametrize("kind", ["none", "asha", "halving"])
+def test_hyperband_judges_early_late_and_never_the_same_way_whatever_the_timing(
+    tmp_path: Path,
+) -> None:
+    """Rungs at 10, 30 and 90 of 100: brackets of 27, 12, 6 and 4 trials."""
+    ends = []
+    for name, speed in (("a", {}), ("b", {n: 1.0 + n % 4 for n in range(1, 50)})):
+        folder = tmp_path / name
+        folder.mkdir()
+        place = Recorded(speed=speed)
+        made = sweeper(folder, place, trials=49, concurrency=5, pruner=pruner("hyperband"))
+        assert made.run() == "done"
+        assert place.stopped == 0  # they leave at their rungs by themselves
+        ends.append((points(folder), states(folder)))
+        cost = place.spent / place.ranks / place.last_step / 49
+        assert cost < 0.5
+    assert ends[0] == ends[1]
+    finished = [n for n, state in ends[0][1].items() if state == "finished"]
+    brackets = (range(1, 28), range(28, 40), range(40, 46), range(46, 50))
+    assert [sum(n in b for n in finished) for b in brackets] == [1, 1, 2, 4]
+    xs = [one["x"] for one in ends[0][0]]
+    assert best_x(tmp_path / "a") == min(xs, key=lambda x: abs(x - 2))
+
+
+def test_what_was_reported_last_counts_where_a_rung_has_no_report(tmp_path: Path) -> None:
+    place = Recorded(every=7)  # rungs are at 10 and 30
+    assert sweeper(tmp_path, place, trials=4, pruner=pruner("halving")).run() == "done"
+    trials = read_trials(tmp_path / "trials.jsonl")
+    assert sorted(states(tmp_path).values()) == ["finished", "pruned", "pruned", "pruned"]
+    assert {one.rungs[10] for one in trials.values()} == {
+        place.curve(one, 7) for one in trials.values()
+    }
+
+
+@pytest.mark.parametrize("kind", ["none", "asha", "halving", "hyperband"])
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_sweeper_that_is_killed_loses_nothing(tmp_path: Path, kind: str, sampler: str) -> None:
     values: dict[str, Any] = {"trials": 9, "pruner": pruner(kind), "sampler": sampler}
-    if kind != "halving":  # the first ten of tpe are at random
+    if kind in ("none", "asha"):  # the first ten of tpe are at random
         values |= {"generation": 3, "trials": 15 if sampler == "tpe" else 9}
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -112,7 +145,7 @@ def test_a_sweeper_that_is_killed_loses_nothing(tmp_path: Path, kind: str, sampl
 
 @pytest.mark.parametrize("kind", ["asha", "halving"])
 def test_what_was_told_and_not_heard_is_told_again(tmp_path: Path, kind: str) -> None:
-    place = Recorded(kill_on_stop=True)
+    place = Recorded(kill_on_stop=True, pauses=False)
     with pytest.raises(Killed):
         sweeper(tmp_path, place, trials=3, pruner=pruner(kind)).run()
     told = next(t for t in read_trials(tmp_path / "trials.jsonl").values() if t.told_to)
@@ -122,7 +155,7 @@ def test_what_was_told_and_not_heard_is_told_again(tmp_path: Path, kind: str) ->
 
 def test_halving_takes_those_that_were_faster_than_the_word_to_stop(tmp_path: Path) -> None:
     """A run that ended before it could be told meets the others at the rung all the same."""
-    place = Recorded(speed=dict.fromkeys(range(1, 10), 500.0))
+    place = Recorded(speed=dict.fromkeys(range(1, 10), 500.0), pauses=False)
     assert sweeper(tmp_path, place, trials=9, pruner=pruner("halving")).run() == "done"
     assert sorted(states(tmp_path).values()) == ["finished"] + ["pruned"] * 8
 

@@ -55,6 +55,7 @@ class Recorded:
     speed: Mapping[int, float] = field(default_factory=dict)  # steps a second, 1 if not said
     kill_at: float | None = None
     kill_on_stop: bool = False  # before a run hears of it
+    pauses: bool = True  # at the step where it is to; a run that was killed just there goes past it
     deaf: int = 0  # so many words to stop are refused
     forgetful: int = 0  # ... are taken, and forgotten by a run that begins anew
     stop_at: float | None = None
@@ -63,23 +64,32 @@ class Recorded:
     steps: dict[int, float] = field(default_factory=dict)
     cost: dict[int, float] = field(default_factory=dict)
     most_active: int = 0
+    stopped: int = 0  # words to stop
     _active: dict[int, Trial] = field(default_factory=dict)
+    _pause_at: dict[int, int] = field(default_factory=dict)
     _leaves_at: dict[int, float] = field(default_factory=dict)
     _ended: dict[int, Seen] = field(default_factory=dict)
 
-    def start(self, trial: Trial) -> None:
+    def start(self, trial: Trial, *, pause_at: int = 0) -> None:
         if self.refuses:
             raise ConfigError([Problem("optimizer", self.refuses, "")])
         assert trial.number not in self._active, "started twice"
         self.starts.append(trial.number)
+        if trial.parent and trial.number not in self.steps:
+            self.steps[trial.number] = self.steps[trial.parent]
+        self._pause_at[trial.number] = pause_at if self.pauses else 0
         self._ended.pop(trial.number, None)
         self._active[trial.number] = trial
         self.most_active = max(self.most_active, len(self._active))
+
+    def fork(self, trial: Trial) -> None:
+        self.steps[trial.number] = self.steps[trial.parent]
 
     def stop(self, trial: Trial) -> None:
         if self.kill_on_stop:
             self.kill_on_stop = False
             raise Killed
+        self.stopped += 1
         if self.deaf:
             self.deaf -= 1
             raise Refused("the scheduler does not answer")
@@ -119,13 +129,15 @@ class Recorded:
         leaving = number in self._leaves_at
         if not leaving:
             done = self.steps.get(number, 0.0) + self.speed.get(number, 1.0)
-            self.steps[number] = min(done, self.last_step)
+            self.steps[number] = min(done, self._pause_at[number] or done, self.last_step)
         tries = self.starts.count(number)
         planned = self.script.get(number, ())
         if leaving and self.clock >= self._leaves_at[number]:
             self._leave(number, "stopped", "stopped (user)")
         elif tries <= len(planned) and self._is_time(number, planned[tries - 1][0], tries):
             self._leave(number, *planned[tries - 1])
+        elif self.steps[number] == self._pause_at[number]:
+            self._leave(number, "paused", "stopped (user)")
         elif not leaving and self.steps[number] >= self.last_step:
             self._leave(number, "finished", "")
 

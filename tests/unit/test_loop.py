@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,35 @@ def test_a_stop_at_the_last_step_is_a_finished_run(tmp_path: Path) -> None:
     notes = Notes()
     assert fit(_job(tmp_path, notes, stop_at=4), TrainState()) == "finished"
     assert notes.seen[-1] == "eval 4"
+
+
+def test_it_pauses_where_it_is_told_to_evaluated_and_saved(tmp_path: Path) -> None:
+    """And goes on from there to the same end, also under the same setting."""
+    notes, state = Notes(), TrainState()
+    paused = replace(_job(tmp_path, notes), pause_at=3)
+    assert fit(paused, state) == "paused"
+    assert notes.seen == ["step 1", "step 2", "eval 2", "step 3", "save 3", "eval 3"]
+    job = replace(_job(tmp_path, notes), pause_at=3)
+    found = job.checkpoints.load_latest(job.world, job.engine)
+    assert found is not None
+    assert fit(job, restored(found)) == "finished"
+    assert notes.seen[6:] == ["step 4", "save 4", "eval 4"]
+    whole = Notes()
+    fit(_job(tmp_path / "whole", whole), TrainState())
+    assert notes.losses == whole.losses
+
+
+def test_told_to_stop_at_the_step_of_its_pause_it_is_evaluated_there(tmp_path: Path) -> None:
+    notes = Notes()
+    job = replace(_job(tmp_path, notes, stop_at=1), pause_at=1)
+    assert fit(job, TrainState()) == "paused"
+    assert notes.seen == ["step 1", "save 1", "eval 1"]
+
+
+def test_a_pause_at_the_last_step_is_a_finished_run(tmp_path: Path) -> None:
+    notes = Notes()
+    assert fit(replace(_job(tmp_path, notes), pause_at=4), TrainState()) == "finished"
+    assert notes.seen.count("eval 4") == 1
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:

@@ -16,14 +16,16 @@ import pytest
 from launch.node.inbox import SignalInbox
 from launch.run.ended import Ended, write_ended
 from launch.sweep.beginning import STEP_METRICS
+from launch.sweep.brackets import brackets_of, steps_of
 from launch.sweep.cost import cost_of
 from launch.sweep.folder import SweepFiles
 from launch.sweep.journal import Trial
 from launch.sweep.place import Runs
 from launch.sweep.rungs import at_step, best_of, goes_on, is_behind, rungs
 from trainer.config.schema import Config
+from trainer.config.sections.sweep import PrunerSection
 from trainer.errors import Exit
-from trainer.records.attempt import Done, ErrorRecord, Started, Stop, write_record
+from trainer.records.attempt import PAUSE, Done, ErrorRecord, Started, Stop, write_record
 from trainer.records.ledger import Event
 from trainer.records.run_files import AttemptFiles
 from trainer.reports import StepReport
@@ -196,6 +198,41 @@ def test_the_median_is_of_what_the_others_came_to_at_the_same_step() -> None:
     assert is_behind([(10, 2.5)], others, first_step=20, min_trials=3) is None
     assert is_behind([(10, 2.5), (20, 9.0)], others, first_step=10, min_trials=3) is None
     assert is_behind([(10, 2.5), (20, 9.0)], others, first_step=10, min_trials=2) == 20
+
+
+def rules(kind: str, *, first_step: int = 1, factor: int = 3) -> PrunerSection:
+    return PrunerSection(kind=kind, first_step=first_step, factor=factor, min_trials=3)  # type: ignore[arg-type]
+
+
+def test_brackets_of_hyperband_are_those_of_its_paper() -> None:
+    """Li et al. 2018, table 1: R = 81, eta = 3."""
+    found = brackets_of(rules("hyperband"), (143 + 81 + 10,), last_step=81)
+    sizes = [one.last - one.first + 1 for one in found]
+    assert sizes == [81, 34, 15, 8, 5, 81, 10]  # and the same once more, as far as trials go
+    assert [one.steps for one in found[:5]] == [(1, 3, 9, 27), (3, 9, 27), (9, 27), (27,), ()]
+    assert steps_of(82, found) == (3, 9, 27)
+    assert steps_of(143, found) == ()
+    assert steps_of(144, found) == (1, 3, 9, 27)
+
+
+def test_trials_that_are_added_meet_among_themselves() -> None:
+    halving = brackets_of(rules("halving"), (9, 12), last_step=9)
+    assert [(one.first, one.last, one.steps) for one in halving] == [
+        (1, 9, (1, 3)),
+        (10, 12, (1, 3)),
+    ]
+    added = brackets_of(rules("hyperband"), (10, 14), last_step=9)
+    assert [(one.first, one.last) for one in added] == [(1, 9), (10, 10), (11, 14)]
+    assert added[1].steps == (3,)
+    assert added[2].steps == (1, 3)
+    assert brackets_of(rules("median"), (9,), last_step=9) == ()
+
+
+def test_a_trial_that_left_where_it_was_to_pause(tmp_path: Path) -> None:
+    files = attempt(where := place(tmp_path))
+    write_record(files.stop, Stop("user", time.time(), PAUSE))
+    write_ended(files.ended, Ended(time.time(), {"0": 75, "1": 75}))
+    assert how(where)[0] == "paused"
 
 
 def test_the_metrics_of_a_step_are_those_that_steps_report() -> None:

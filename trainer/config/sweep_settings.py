@@ -63,10 +63,22 @@ def _problems(section: SweepSection) -> Iterator[Problem]:
         yield Problem("sweep.pruner.kind", what, "sweep.pruner.kind=none")
     if section.trials == 0 and kind != "grid":
         yield Problem("sweep.trials", f"{kind} does not end by itself", "sweep.trials=20")
-    if section.pruner.kind == "halving" and section.generation:
-        what = "halving proposes all trials first, and compares them rung by rung"
+    if section.pruner.kind in ("halving", "hyperband", "pbt") and section.generation:
+        what = "proposes the trials of a bracket first, and compares them rung by rung"
+        what = f"{section.pruner.kind} {what}"
         yield Problem("sweep.generation", what, "sweep.generation=0")
+    if section.pruner.kind == "pbt":
+        yield from _population(section)
     yield from _budget(section)
+
+
+def _population(section: SweepSection) -> Iterator[Problem]:
+    if section.sampler not in ("random", "grid"):
+        what = f"{section.sampler} learns from whole trials, and those of pbt are parts"
+        yield Problem("sweep.sampler", what, "sweep.sampler=random")
+    if section.conditional:
+        what = "pbt moves every setting on its own, so none may depend on another"
+        yield Problem("sweep.conditional", what, "sweep.conditional=[]")
 
 
 def _budget(section: SweepSection) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from trainer.errors import Exit
-from trainer.records.attempt import Stop, StopCause, write_record
+from trainer.records.attempt import PAUSE, Stop, StopCause, write_record
 
 _STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -40,9 +40,16 @@ class StopSignals:
     def is_set(self) -> bool:
         return bool(self._told)
 
-    def record(self, path: Path) -> None:
-        """Say who asked, unless that is known: `longhaul` writes stop.json before it signals."""
-        if self._told and not path.exists():
+    def record(self, path: Path, *, paused: bool = False) -> None:
+        """Say who asked, unless that is known: `longhaul` writes stop.json before it signals.
+
+        `paused`: its settings did (steps.pause_at), so that nobody but a user starts it again.
+        """
+        if path.exists():
+            return
+        if paused:
+            write_record(path, Stop("user", time.time(), PAUSE))
+        elif self._told:
             number = self._told[0]
             cause: StopCause = "interrupt" if number == signal.SIGINT else "scheduler"
             write_record(path, Stop(cause, time.time(), f"{number.name} to a rank"))

@@ -20,6 +20,7 @@ from trainer.errors import Exit, LonghaulError
 from trainer.records.json_file import read_json, write_json
 from trainer.records.redact import redactor_of
 
+PAUSE = "steps.pause_at"  # the `detail` of a stop that the settings asked for
 StopCause = Literal["user", "scheduler", "time_limit", "drain", "interrupt", "resize"]
 
 

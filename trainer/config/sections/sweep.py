@@ -20,7 +20,7 @@ class ConditionalSection(Section):
 
 
 class PrunerSection(Section):
-    kind: Literal["none", "median", "asha", "halving"]
+    kind: Literal["none", "median", "asha", "halving", "hyperband", "pbt"]
     first_step: Annotated[int, Field(ge=1)]  # optimizer step of the first rung
     factor: Annotated[int, Field(ge=2)]  # rungs are that far apart, one in so many goes on
     min_trials: Annotated[int, Field(ge=1)]  # median: so many others must have been there
