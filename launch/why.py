@@ -61,7 +61,7 @@ def _is_failed(run: RunFiles, files: AttemptFiles) -> bool:
     outcome = concluded(run, files.number)
     if outcome is not None:
         return outcome.exit_code not in _NO_FAILURE
-    if files.number != attempts(run)[-1].number:
+    if any(other.number > files.number for other in attempts(run)):
         return False
     return status_of(run, standing(run).job).state in ("failed", "gave up")
 

@@ -203,7 +203,7 @@ def is_being_stopped(run: RunFiles) -> bool:
     """Whether a user asked the newest attempt to save and stay stopped; it may be over by now."""
     try:
         stop = read_stop(attempts(run)[-1].stop)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, IndexError):  # damaged; or somebody removes the run just now
         return False
     return stop is not None and stop.cause == "user"
 

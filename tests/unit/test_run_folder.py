@@ -19,6 +19,7 @@ from launch.run.run_folder import (
     create,
     existing,
     find,
+    is_being_stopped,
     list_runs,
     new_attempt,
     owner,
@@ -28,6 +29,7 @@ from launch.run.run_folder import (
 )
 from launch.run.standing import free_to_start
 from launch.run.status import status_of
+from launch.why import why_text
 from trainer.errors import Refused, RunFolderError
 from trainer.records.attempt import Done, Stop, StopCause, write_record
 from trainer.records.run_files import RunFiles
@@ -253,6 +255,13 @@ def test_status_says_how_a_run_stands(tmp_path: Path) -> None:
     files.agent.unlink()
     write_record(files.done, Done(time=1.0, step=300, loss=2.0))
     assert status_of(run).state == "finished"
+
+
+def test_a_run_that_is_removed_while_somebody_looks_spoils_no_table(tmp_path: Path) -> None:
+    gone = RunFiles(tmp_path / "gone")
+    assert not is_being_stopped(gone)
+    told = why_text(gone, gone.attempt(1), is_chosen=True)
+    assert told.startswith("no rank of attempt 1 failed")
 
 
 @pytest.mark.parametrize(("cause", "state"), [("user", "stopping"), ("scheduler", "running")])
