@@ -90,6 +90,7 @@ class Driver:
         ending = Ending(
             team,
             has_waited=not chosen and not files.stop.exists(),
+            gone=self.nodes.gone(),
             may_go_on=not self.asked_to_stop,
             killed_by_user=self.interrupts >= 2,
         )
@@ -117,6 +118,8 @@ class Driver:
             if time.monotonic() >= lease.due:
                 lease.beat()
             found = self.lookout.since(asked)
+            if self.nodes.gone():
+                break
             if found is None:
                 continue
             chosen = self._usable(found)[:most]
@@ -160,6 +163,8 @@ class Driver:
                 team.over()
             if going := self.nodes.leaving() & {agent.node.name for agent in team.running}:
                 self._ask(files, "drain", f"{', '.join(sorted(going))} is about to go away")
+            elif gone := self.nodes.gone():
+                self._ask(files, "drain", gone)  # its agents still hear us; nobody else does
             elif len(team.agents) < _most(spec) and spec.restart.enabled:
                 looked = self._maybe_grow(files, team, looked, begun_with)
 

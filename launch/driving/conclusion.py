@@ -28,13 +28,15 @@ _TAIL_LINES = 6
 class Ending:
     """How an attempt came to its end, as its driver saw it.
 
-    `team` None: no agent was started; `has_waited`: because there were too few nodes.
+    `team` None: no agent was started; `has_waited`: because there were too few nodes; `gone`: why
+    there will be none any more.
     """
 
     team: Team | None
     has_waited: bool
     may_go_on: bool
     killed_by_user: bool
+    gone: str = ""
 
     def lost(self, files: AttemptFiles) -> list[Agent]:
         """Whose ranks nobody can speak for; an agent that went away after its last word is none."""
@@ -87,7 +89,7 @@ def _blame(files: AttemptFiles, spec: RanksSpec, ending: Ending, lost: list[Agen
         write_record(files.error, failed(rank, NODE_LOST, message, traceback=echo))
     elif ending.has_waited:
         least = spec.least_nodes or spec.most_nodes or spec.nodes
-        message = f"waited {spec.restart.wait_s:.0f} s in vain for {least} nodes"
+        message = ending.gone or f"waited {spec.restart.wait_s:.0f} s in vain for {least} nodes"
         write_first(files.error, failed(0, LAUNCH_FAILED, message))
     else:
         for agent in _speechless(files, ending):

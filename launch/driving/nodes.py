@@ -46,6 +46,9 @@ class Nodes(Protocol):
     def leaving(self) -> frozenset[str]:
         """Names of those that said that they will go away soon. Never waits."""
 
+    def gone(self) -> str:
+        """Why none of them will answer any more, with what to do; empty: they may. Never waits."""
+
     def start(self, node: Node, argv: Sequence[str], *, env: Mapping[str, str]) -> Handle:
         """Start `argv` there, in the folder of the command; its first word "python" stands for the
         interpreter of the node. `env`: besides what the node's own environment has.

@@ -102,6 +102,11 @@ class Cluster:
         )
         return cls(ray)
 
+    @property
+    def head(self) -> str:
+        """host:port of it."""
+        return str(self._ray.get_runtime_context().gcs_address)
+
     def nodes(self) -> list[RayNode]:
         """Those that live, by host."""
         leaving = self.leaving()

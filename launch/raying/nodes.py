@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.driving.nodes import Node
 from launch.raying.cluster import Cluster, RayNode
+from launch.raying.head import Head
 from trainer.config.sections.ray import RayLaunch
 
 _LOST = 254  # a code for an agent whose own nobody knows
@@ -126,6 +127,7 @@ class RayNodes:
         self._handles: list[RayHandle] = []
         self._leaving: frozenset[str] = frozenset()
         self._closed = threading.Event()
+        self._head = Head(self._cluster.head)
         self._watcher = threading.Thread(target=self._watch, name="leaving", daemon=True)
         self._watcher.start()
 
@@ -141,6 +143,9 @@ class RayNodes:
     def leaving(self) -> frozenset[str]:
         ids = self._leaving
         return frozenset(name for name, each in self._known.copy().items() if each.id in ids)
+
+    def gone(self) -> str:
+        return self._head.gone()
 
     def start(self, node: Node, argv: Sequence[str], *, env: Mapping[str, str]) -> RayHandle:
         if self._group is not None:
@@ -161,6 +166,9 @@ class RayNodes:
 
     def close(self) -> None:
         self._closed.set()
+        self._head.close()
+        if self.gone():
+            return  # Ray would wait for it, and end this process
         self._watcher.join()
         with suppress(self._cluster.error):
             self._release()

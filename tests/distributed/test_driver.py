@@ -243,6 +243,23 @@ def test_a_node_that_will_leave_is_left_in_time(tmp_path: Path) -> None:
     assert first["why"] == "stopped (drain: n1 is about to go away) and saved at step 5"
 
 
+def test_a_place_that_is_gone_is_named_once_every_rank_has_saved(tmp_path: Path) -> None:
+    one = Driven(tmp_path, WAIT)
+
+    def lose() -> None:
+        one.up(1, 0, 1, 2, 3)
+        one.nodes.present.clear()
+        one.nodes.why_gone = "the head does not answer"
+
+    assert one.drive(lose).exit_code == Exit.FAILED
+    first, second = read_lines(one.run.attempts_log)
+    assert first["why"] == "stopped (drain: the head does not answer) and saved at step 5"
+    assert second["why"].endswith("the head does not answer"), "and not: waited in vain"
+    assert (second["action"], second["cause"]) == ("again", "node")
+    codes = read_json(one.run.attempt(1).ended)["codes"]
+    assert set(codes.values()) == {Exit.SAVED}
+
+
 def test_a_rank_that_hangs_is_named_though_a_rank_of_another_node_waits_for_it(
     tmp_path: Path,
 ) -> None:

@@ -18,11 +18,12 @@ _KILLED = -9
 
 
 class ProcessNodes:
-    """`present` and `about_to_leave` are a test's to change, also while a driver asks."""
+    """What is public here is a test's to change, also while a driver asks."""
 
     def __init__(self, *names: str, env: Mapping[str, str]) -> None:
         self.present = list(names)
         self.about_to_leave: set[str] = set()
+        self.why_gone = ""
         self.started: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._env = dict(env)
 
@@ -35,6 +36,9 @@ class ProcessNodes:
 
     def leaving(self) -> frozenset[str]:
         return frozenset(self.about_to_leave)
+
+    def gone(self) -> str:
+        return self.why_gone
 
     def start(self, node: Node, argv: Sequence[str], *, env: Mapping[str, str]) -> PipeHandle:
         process = subprocess.Popen(
