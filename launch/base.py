@@ -17,6 +17,7 @@ from trainer.plan import RunPlan
 from trainer.records.run_files import AttemptFiles
 
 _STATE_BYTES = 12  # of a parameter: fp32 weight and two moments
+_NOT_OF_RULES = {"lease_s", "smaller_micro_batch"}  # of the section `restart`
 _SLOW_DISK = 20e6  # bytes a second that the slowest load is allowed
 
 
@@ -43,7 +44,7 @@ def spec_of(plan: RunPlan, *, module: str = WORKER) -> RanksSpec:
         most_nodes=resources.nodes,
         least_nodes=resources.min_nodes,
         lease_s=plan.config.restart.lease_s,
-        restart=RestartRules(**plan.config.restart.model_dump(exclude={"lease_s"})),
+        restart=RestartRules(**plan.config.restart.model_dump(exclude=_NOT_OF_RULES)),
         watch=_watch_rules(plan),
     )
 

@@ -1,12 +1,16 @@
 """The attempt after one that failed: same settings, same plan, one number more. No torch.
 
+Only where memory ran out it is another plan: the same steps in smaller pieces (smaller.py).
+
 Each attempt has one restarter: whoever holds the nodes makes the next one here.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from launch.run.kept_states import kept_by
 from launch.run.lineage import write_lineage
 from launch.run.liveness import own_mark, write_mark
 from launch.run.run_folder import new_attempt
+from launch.run.smaller import in_smaller_pieces
 from trainer.errors import Superseded
 from trainer.records.json_file import fsync_folder, read_json, write_json
 from trainer.records.owner import refuse_if_superseded
@@ -66,8 +71,15 @@ def next_attempt(run: RunFiles, files: AttemptFiles, outcome: Outcome) -> Attemp
     )
     write_json(following.root / RESTART_FILE, asdict(restart))
     if files.plan.exists():  # last: an attempt with a plan is complete
-        plan = read_json(files.plan)
-        write_lineage(run, following.number, world_size=plan["world_size"])
+        plan, change = read_json(files.plan), None
+        if outcome.cause == "oom":
+            plan, change = in_smaller_pieces(plan)
+        found = (change,) if change is not None else ()
+        for one in found:
+            said = f"attempt {following.number} has {one.where}={one.new} instead of {one.old}"
+            with suppress(OSError):  # the terminal is gone; the lineage says it
+                print(said, file=sys.stderr, flush=True)
+        write_lineage(run, following.number, world_size=plan["world_size"], found=found)
         write_json(following.plan, plan | {"attempt": following.number})
     return following
 

@@ -21,6 +21,7 @@ class RestartSection(Section):
     hang: Restarts
     node: Restarts
     oom: Restarts
+    smaller_micro_batch: bool = True  # half of it after memory ran out; the batch stays
     hardware: Restarts
     wait_s: Annotated[float, Field(gt=0)]  # for enough nodes to be there (ssh, Ray)
     lease_s: Annotated[float, Field(gt=0)]  # an owner elsewhere that is silent so long is dead
