@@ -60,7 +60,7 @@ NEEDS = {
     "task=custom": ["task.target=mine:Task", "run.trust=[mine]"],
     **{
         f"experiment={name}": ["data.sources.files.paths=[a.txt]", EXAMPLES[2]]
-        for name in ("masked_lm_small", "masked_lm_nsp_small")
+        for name in ("masked_lm_small", "masked_lm_nsp_small", "span_denoising_small")
     },
     "experiment=translation_t5": [
         "data.sources.examples.paths=[a.en]",
@@ -83,6 +83,7 @@ TUNED = {
     "experiment=classify_encoder": "bert",
     "experiment=qa_encoder": "bert",
     "experiment=relations_encoder": "bert",
+    "experiment=reward_decoder": "llama",
     "experiment=seq2seq_decoder": "llama",
     "experiment=tag_encoder": "bert",
 }
