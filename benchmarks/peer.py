@@ -91,7 +91,7 @@ def table(result: dict[str, Any]) -> str:
 def _be_rank(given: argparse.Namespace) -> None:
     import torch
 
-    from trainer.checkpoint.peer import Peers
+    from trainer.checkpoint.peer.tier import Peers
     from trainer.checkpoint.store import CheckpointStore
     from trainer.dist.world import Place, leave, meet
     from trainer.records.memory_files import MemoryFiles

@@ -11,7 +11,7 @@ import torch
 
 from trainer.best import Best
 from trainer.cadence import SaveWhenBest
-from trainer.checkpoint.peer import peers_of
+from trainer.checkpoint.peer.tier import peers_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.uploads import Remote
 from trainer.config.rules import num_micro_batches

@@ -1,6 +1,6 @@
 """What of a run lies in the memory of machines, seen by who makes and ends its attempts.
 
-Standard library only; how states get there and are read: trainer/checkpoint/peer.py.
+Standard library only; how states get there and are read: trainer/checkpoint/peer/tier.py.
 """
 
 from __future__ import annotations

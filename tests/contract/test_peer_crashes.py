@@ -27,19 +27,19 @@ from tests.helpers.slice_engine import SliceEngine
 from tests.helpers.thread_world import run_threads
 from trainer.checkpoint.contents import Contents, agree_on_contents
 from trainer.checkpoint.held import plan_fragments
-from trainer.checkpoint.peer_choice import Copy, copy_of, whole_states
-from trainer.checkpoint.peer_line import Line
-from trainer.checkpoint.peer_part import decode
-from trainer.checkpoint.peer_process import Keeper
-from trainer.checkpoint.peer_saves import KeepSettings, PeerSaves
-from trainer.checkpoint.peer_wire import Door, check_file, new_token
+from trainer.checkpoint.peer.choice import Copy, copy_of, whole_states
+from trainer.checkpoint.peer.line import Line
+from trainer.checkpoint.peer.part import decode
+from trainer.checkpoint.peer.process import Keeper
+from trainer.checkpoint.peer.saves import KeepSettings, PeerSaves
+from trainer.checkpoint.peer.wire import Door, check_file, new_token
 from trainer.checkpoint.wire import said_of
 from trainer.dist.world import Alone
 from trainer.records.memory_files import MemoryFiles
 
 RUN = "run-1"
 GENERATIONS = ("0001.0", "0001.1")
-TRACED = ("peer_saves.py", "peer_process.py", "peer_wire.py", "staging.py")
+TRACED = ("peer/saves.py", "peer/process.py", "peer/wire.py", "staging.py")
 
 
 class InPlace:

@@ -20,7 +20,7 @@ from tests.helpers.kept_states import (
 )
 from tests.helpers.ranks import RankFailure, RankPool
 from tests.helpers.slice_engine import SliceEngine
-from trainer.checkpoint.peer_wire import RemoteFile
+from trainer.checkpoint.peer.wire import RemoteFile
 from trainer.dist.world import World
 from trainer.faultpoints import ENVIRONMENT
 

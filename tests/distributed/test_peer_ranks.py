@@ -21,7 +21,7 @@ from tests.helpers.kept_states import (
 )
 from tests.helpers.ranks import RankPool
 from tests.helpers.slice_engine import SliceEngine
-from trainer.checkpoint.peer_part import decode, encode
+from trainer.checkpoint.peer.part import decode, encode
 from trainer.dist.world import World
 from trainer.records.lineage import write_loaded
 from trainer.records.withdrawn import Withdrawal, add_withdrawal

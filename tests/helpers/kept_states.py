@@ -11,8 +11,8 @@ from typing import Any
 
 from tests.helpers.ranks import RankPool
 from tests.helpers.slice_engine import SliceEngine
-from trainer.checkpoint.peer import Peers
-from trainer.checkpoint.peer_part import decode
+from trainer.checkpoint.peer.part import decode
+from trainer.checkpoint.peer.tier import Peers
 from trainer.checkpoint.store import CheckpointStore
 from trainer.dist.world import World
 from trainer.faultpoints import ENVIRONMENT

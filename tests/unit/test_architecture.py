@@ -24,7 +24,7 @@ _BUDGETS = {"trainer/loop.py": 250, "trainer/worker.py": 150}
 # Who may read or write os.environ outside launch/, and why.
 _ENVIRONMENT = {
     "trainer/checkpoint/link.py": "hands it on to the writer process",
-    "trainer/checkpoint/peer_process.py": "what a drill planned for this process",
+    "trainer/checkpoint/peer/process.py": "what a drill planned for this process",
     "trainer/checkpoint/upload_process.py": "so that none of its keys is said",
     "trainer/checkpoint/writer_process.py": "what a drill planned for this process",
     "trainer/doctor/rank.py": "hands it to the checks; what the scheduler calls this node",

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from tests.helpers.configs import config
-from trainer.checkpoint import peer_cadence
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.orders import encode_table
-from trainer.checkpoint.peer import _not_one_network, peers_of
-from trainer.checkpoint.peer_cadence import Cadence
-from trainer.checkpoint.peer_choice import (
+from trainer.checkpoint.peer.cadence import STALL_SHARE, Cadence
+from trainer.checkpoint.peer.choice import (
     Copy,
     copy_of,
     from_row,
@@ -23,10 +21,11 @@ from trainer.checkpoint.peer_choice import (
     to_row,
     whole_states,
 )
-from trainer.checkpoint.peer_line import Line
-from trainer.checkpoint.peer_loading import Here, MemoryView
-from trainer.checkpoint.peer_part import Part, common_of, decode, encode, is_place, manifest_of
-from trainer.checkpoint.peer_process import Keeper
+from trainer.checkpoint.peer.line import Line
+from trainer.checkpoint.peer.loading import Here, MemoryView
+from trainer.checkpoint.peer.part import Part, common_of, decode, encode, is_place, manifest_of
+from trainer.checkpoint.peer.process import Keeper
+from trainer.checkpoint.peer.tier import _not_one_network, peers_of
 from trainer.dist.meeting import own_address
 from trainer.dist.world import Alone
 from trainer.errors import CheckpointError, ConfigError, DamagedCheckpoint
@@ -216,7 +215,7 @@ def test_the_interval_is_chosen_so_that_states_cost_one_percent(
     assert (ends[end] - ends[begin]) / (0.100 * (end - begin)) <= 1.0101
     assert f"every {every} steps: a state takes" in cadence.why
     assert cadence.why.endswith("and a step 100 ms, and states may take 1%")
-    assert peer_cadence.STALL_SHARE == 0.01
+    assert STALL_SHARE == 0.01
 
 
 def test_a_given_interval_is_kept_also_after_going_back() -> None:

@@ -22,8 +22,8 @@ from trainer.checkpoint.fence import Fence
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.format import CHUNK_BYTES
 from trainer.checkpoint.link import DirectLink, Link, ProcessLink
-from trainer.checkpoint.peer import MemoryTier, Peers
-from trainer.checkpoint.peer_loading import Loaded
+from trainer.checkpoint.peer.loading import Loaded
+from trainer.checkpoint.peer.tier import MemoryTier, Peers
 from trainer.checkpoint.remote_loading import load_newest
 from trainer.checkpoint.room import RoomWatch, failed_text, too_many_text
 from trainer.checkpoint.saving import ForegroundSaves, SaveSettings

@@ -4,7 +4,7 @@
     lock                       held by the processes that keep states here, while they live
     own/0003.0/                one of two generations of attempt 3: what this node's ranks hold
         rank-00000.safetensors as in a checkpoint
-        rank-00000.part        written last; makes that file count (trainer/checkpoint/peer_part.py)
+        rank-00000.part        written last; makes that file count (trainer/checkpoint/peer/part.py)
     of-node-1/0003.0/          the same of the neighbour whose states are kept here
 
 Plain files in shared memory: they outlive the ranks and their agent. Standard library only.

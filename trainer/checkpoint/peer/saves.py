@@ -34,9 +34,9 @@ from trainer.checkpoint.format import (
 )
 from trainer.checkpoint.held import plan_fragments
 from trainer.checkpoint.orders import encode_table
-from trainer.checkpoint.peer_cadence import Cadence, Every
-from trainer.checkpoint.peer_line import Line
-from trainer.checkpoint.peer_part import common_of, part_name
+from trainer.checkpoint.peer.cadence import Cadence, Every
+from trainer.checkpoint.peer.line import Line
+from trainer.checkpoint.peer.part import common_of, part_name
 from trainer.checkpoint.staging import copy_held, register, unregister
 from trainer.dist.world import World
 from trainer.engine.base import Engine

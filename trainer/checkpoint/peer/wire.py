@@ -5,7 +5,7 @@
     -> {"stat": path}                          <- {"value": {"size"}}
     -> {"get": path, "offset", "length"}       <- {"value": {"length"}} and so many bytes
 
-Paths are relative to MemoryFiles.root and of one form alone (peer_part.is_place). Messages are
+Paths are relative to MemoryFiles.root and of one form alone (part.is_place). Messages are
 those of wire.py. The token travels in the attempt's own messages; it is in no file, list of
 arguments or log.
 """
@@ -28,7 +28,7 @@ import numpy as np
 
 from trainer.checkpoint.checksum import ALGORITHMS
 from trainer.checkpoint.format import HEADER_LIMIT_BYTES, decode_header, digest_of
-from trainer.checkpoint.peer_part import LIMIT_BYTES, Part, decode, is_place, part_name
+from trainer.checkpoint.peer.part import LIMIT_BYTES, Part, decode, is_place, part_name
 from trainer.checkpoint.wire import receive, said_of, send, value_of
 from trainer.errors import DamagedCheckpoint
 from trainer.records.manifest import rank_file_name

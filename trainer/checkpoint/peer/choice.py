@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from trainer.checkpoint.peer_part import Part, common_digest, encode
+from trainer.checkpoint.peer.part import Part, common_digest, encode
 from trainer.records.manifest import RankFile, rank_file_name
 from trainer.records.withdrawn import Withdrawal
 

@@ -4,7 +4,7 @@
     load     from the newest whole state, if it is newer than what the disk has
     keep     a state every so many steps
 
-How a state is kept: peer_saves.py. How one is chosen and read: peer_choice.py, peer_loading.py.
+How a state is kept: saves.py. How one is chosen and read: choice.py, loading.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.peer_cadence import Every
-from trainer.checkpoint.peer_line import Line
-from trainer.checkpoint.peer_loading import Here, Loaded, Memories
-from trainer.checkpoint.peer_part import decode
-from trainer.checkpoint.peer_saves import KeepSettings, PeerSaves
-from trainer.checkpoint.peer_wire import new_token, read_part
+from trainer.checkpoint.peer.cadence import Every
+from trainer.checkpoint.peer.line import Line
+from trainer.checkpoint.peer.loading import Here, Loaded, Memories
+from trainer.checkpoint.peer.part import decode
+from trainer.checkpoint.peer.saves import KeepSettings, PeerSaves
+from trainer.checkpoint.peer.wire import new_token, read_part
 from trainer.checkpoint.saving import SaveSettings
 from trainer.checkpoint.uploads import ProcessCourier
 from trainer.dist.meeting import own_address
@@ -198,7 +198,7 @@ class MemoryTier:
             words = ["--listener", str(self._listener.fileno())]
         courier = ProcessCourier(
             opening,
-            module="trainer.checkpoint.peer_process",
+            module="trainer.checkpoint.peer.process",
             name="the process that keeps states in memory",
             kept=kept,
             words=words,

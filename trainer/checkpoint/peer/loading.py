@@ -21,7 +21,7 @@ import numpy as np
 
 from trainer.checkpoint.folder import StepFolders
 from trainer.checkpoint.loading import load_step
-from trainer.checkpoint.peer_choice import (
+from trainer.checkpoint.peer.choice import (
     Copy,
     State,
     copy_of,
@@ -32,8 +32,8 @@ from trainer.checkpoint.peer_choice import (
     to_row,
     whole_states,
 )
-from trainer.checkpoint.peer_part import decode, manifest_of
-from trainer.checkpoint.peer_wire import Address, RemoteFile, check_file, read_part
+from trainer.checkpoint.peer.part import decode, manifest_of
+from trainer.checkpoint.peer.wire import Address, RemoteFile, check_file, read_part
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError, DamagedCheckpoint

@@ -33,8 +33,8 @@ import numpy as np
 from trainer.checkpoint.checksum import DEFAULT
 from trainer.checkpoint.format import Identity, data_bytes_of, digest_of, encode_header
 from trainer.checkpoint.orders import decode_table
-from trainer.checkpoint.peer_part import Part, encode, part_name
-from trainer.checkpoint.peer_wire import Door, Sender, connect, put, write_part
+from trainer.checkpoint.peer.part import Part, encode, part_name
+from trainer.checkpoint.peer.wire import Door, Sender, connect, put, write_part
 from trainer.checkpoint.wire import receive, said_of, send
 from trainer.checkpoint.writer import ChunkChecksums
 from trainer.checkpoint.writer_process import BLOCK_BYTES, SIGNALS
