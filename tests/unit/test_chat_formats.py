@@ -57,7 +57,7 @@ def test_systems_histories_and_tools_are_kept(tmp_path: Path) -> None:
     ("messages", "message"),
     [
         ([USER], "nobody answers in this chat"),
-        ([], "not a list of messages"),
+        ([], "its chat is empty"),
         ([USER, {"role": "assistant", "contentt": "x"}],
          "message 2 has an unknown key 'contentt'; is it 'content'?"),
         ([USER, {"role": "helper", "content": "x"}], "message 2 has the role 'helper'"),

@@ -107,6 +107,8 @@ def test_schemes_turn_into_each_other(
         ("bioes", ["B-A", "O"], "an entity is still open"),
         ("bioes", ["B-A"], "ends inside of an entity"),
         ("bioes", ["E-A"], "no A is open"),
+        ("bio", ["O", "I-A"], "(task.tags=iob1 lets I- begin); correct it"),
+        ("bio", ["O", "7"], "the tag '7' is a number; bio needs the names, as in B-PER"),
     ],
 )
 def test_tags_that_cannot_follow_each_other(
@@ -155,6 +157,8 @@ def test_entities_stand_between_their_markers(gpt: TaskTokenizer, fields: Any) -
         ({"text": "Ada wrote", "head": [0, 3], "tail": [2, 5]}, "the head and the tail overlap"),
         ({"text": "Ada wrote", "head": [0, 30], "tail": [4, 5]}, "'head' [0, 30) is empty or not"),
         ({"text": "Ada wrote", "head": [3, 3], "tail": [4, 5]}, "'head' [3, 3) is empty"),
+        ({"text": "Ada wrote", "head": [0, 3], "tail": [4, 50]}, "within the 9 characters that"),
+        ({"tokens": ["Ada", "wrote"], "head": [0, 1], "tail": [1, 3]}, "within the 2 tokens that"),
         ({"text": "Ada wrote", "head": "Ada", "tail": [4, 5]}, "'head' is no start and end"),
         ({"text": "Ada wrote"}, "has neither head and tail, nor <e1>"),
         ({"text": "<e1></e1> <e2>x</e2>"}, "'head' marks nothing"),
@@ -229,6 +233,16 @@ def test_no_answer_and_answers_that_no_window_holds(bert: TaskTokenizer) -> None
     assert [e.notes for e in lost] == [{"answer_lost": 1}] + [{}] * (len(lost) - 1)
     half = encoding.encode(record(**fields, answers=[{"text": "Londo", "start": 77}]))
     assert any("answer_inexact" in e.notes for e in half) or text_at(half[-1]) == "Londo"
+
+
+def test_a_question_without_an_answer_is_refused_where_every_question_has_one(
+    bert: TaskTokenizer,
+) -> None:
+    encoding = QaEncoding(QaSettings(stride=8, no_answer=False), bert, row_tokens=64)
+    fields = {"question": "what?", "context": CONTEXT}
+    message = refused(encoding, **fields, answers=[])
+    assert "has no answer, and task.no_answer=false" in message
+    assert encoding.encode(record(**fields, answers=answered("London")))
 
 
 def test_a_question_that_leaves_no_room_is_named(bert: TaskTokenizer) -> None:

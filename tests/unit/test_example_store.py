@@ -306,6 +306,7 @@ def test_a_label_outside_the_declared_set_is_named_with_its_row(tmp_path: Path) 
     said = refused(tmp_path, lines, "labels=good,bad")
     assert "examples.jsonl row 2: the label 'bda' is none of the 2" in said
     assert "did you mean 'bad'?" in said
+    assert "rows like it are left out by data.sources.examples.on_bad_line=skip" in said
 
 
 def test_a_source_without_an_example_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_two_columns_that_could_be_meant_are_asked_about(tmp_path: Path) -> None
     path = wrote(tmp_path / "a.jsonl", [{"question": "q", "prompt": "p", "answer": "a"}])
     message = refused(path, SEQ2SEQ)
     assert "'source' could be 'question' and 'prompt'" in message
-    assert "columns.source=question" in message
+    assert "name it: data.sources.NAME.columns.source=question" in message
     assert read(path, SEQ2SEQ, columns={"source": "prompt"})[0].fields["source"] == "p"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,3 +164,22 @@ def test_markers_that_the_embedding_has_no_room_for(tmp_path: Path) -> None:
     assert problem.where == "model.vocab_size"
     assert problem.what.endswith("128 entries; task.markers are new tokens")
     assert problem.fix == "model.vocab_size=192, or task.new_tokens=false"
+
+
+def test_held_out_files_are_read_as_their_source_is_unless_they_say_otherwise() -> None:
+    """Or scores are of titles alone where titles and bodies are trained on."""
+    data: Any = config(
+        "task=classify",
+        *ENCODER,
+        "data.sources.examples.paths=[train.txt]",
+        "data.sources.examples.format=csv",
+        "data.sources.examples.columns={text: [title, body], label: stars}",
+        "data.sources.examples.on_bad_line=skip",
+        "data.held_out={examples: {paths: [test.jsonl], format: jsonl}}",
+    ).data
+    held_out = data.held_out["examples"]
+    assert held_out.columns == {"text": ("title", "body"), "label": "stars"}
+    assert (held_out.format, held_out.on_bad_line) == ("jsonl", "skip")
+    assert held_out.paths == ("test.jsonl",)
+    again = type(data).model_validate(data.model_dump(mode="json"))
+    assert again == data

@@ -43,12 +43,14 @@ class GroupScores:
         names = list(next(iter(self.scores.values()), {}))[: _SHOWN + 1]
         width = max(len(group) for group in ("gap", self.column, *self.scores))
         print(f"by {self.column}")
-        print(f"  {'':{width}}" + "".join(f"{name:>17}" for name in names))
+        wide = {name: max(len(name) + 2, 17) for name in names}
+        first = wide.get("terms", 0)
+        print(f"  {'':{width}}" + "".join(f"{name:>{wide[name]}}" for name in names))
         for group, scores in self.scores.items():
-            cells = [f"{int(scores['terms']):>17,}", *(f"{scores[n]:>17.4f}" for n in names[1:])]
-            print(f"  {group:{width}}" + "".join(cells))
-        gaps = "".join(f"{self.gaps.get(name, math.nan):>17.4f}" for name in names[1:])
-        print(f"  {'gap':{width}}{'':>17}{gaps}")
+            values = "".join(f"{scores[n]:>{wide[n]}.4f}" for n in names[1:])
+            print(f"  {group:{width}}{int(scores['terms']):>{first},}{values}")
+        gaps = "".join(f"{self.gaps.get(n, math.nan):>{wide[n]}.4f}" for n in names[1:])
+        print(f"  {'gap':{width}}{'':>{first}}{gaps}")
 
 
 @torch.no_grad()

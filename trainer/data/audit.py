@@ -78,7 +78,7 @@ class Audit:
         into, arrays = self._splits[split], example.arrays
         inputs = arrays["inputs"]
         into.examples += 1
-        into.tokens += len(inputs)
+        into.tokens += len(inputs) + len(arrays.get("decoder_inputs", ()))
         into.lengths[max(1, len(inputs)).bit_length()] += 1
         asked, said = _what_is_said(arrays)
         into.copies.add(asked, said)

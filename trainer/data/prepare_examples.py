@@ -151,9 +151,9 @@ def _labels(
         for record in records(source, rejected=rejected, wanted=encoding.wanted):
             try:
                 found.update(encoding.labels_of(record))
-            except DataError:
+            except DataError as e:
                 if source.on_bad_line != "skip":
-                    raise
+                    raise _may_be_skipped(name, e) from e
             if len(found) > MOST_LABELS:
                 raise DataError(
                     f"{record.place}: more than {MOST_LABELS:,} different labels so far; is that "
@@ -173,7 +173,14 @@ def _check_beginning(name: str, source: ExampleSource, encoding: Encoding) -> No
     if not beginning:
         raise DataError(f"data.sources.{name} holds no example; correct its paths or columns")
     for record in beginning if source.on_bad_line != "skip" else ():
-        encoding.encode(record)
+        try:
+            encoding.encode(record)
+        except DataError as e:
+            raise _may_be_skipped(name, e) from e
+
+
+def _may_be_skipped(name: str, error: DataError) -> DataError:
+    return DataError(f"{error}; rows like it are left out by data.sources.{name}.on_bad_line=skip")
 
 
 def _make_store(work: _Work, *, log: Log) -> None:
@@ -246,9 +253,9 @@ def _add(
 ) -> bool:
     try:
         examples = _encoded(work, record)
-    except DataError:
+    except DataError as e:
         if work.policy(split) != "skip":
-            raise
+            raise _may_be_skipped(work.name, e) from e
         counts.left_out += 1
         return False
     if split == "train" and work.labels:

@@ -85,7 +85,6 @@ class ExtractQaTask(_Smoothed, QaSettings):
 
     kind: Literal["extract_qa"]
     answer_tokens: Annotated[int, Field(ge=1, le=10_000)]  # longest answer that scores look for
-    no_answer: bool  # some questions have none; scores are those of SQuAD 2.0, else of 1.1
     # none is said where its score is more than this above that of the best answer
     no_answer_threshold: float
 

@@ -29,6 +29,7 @@ class QaEncoding:
 
     def __init__(self, settings: QaSettings, tokenizer: TaskTokenizer, *, row_tokens: int) -> None:
         self._stride = settings.stride
+        self._no_answer = settings.no_answer
         self._tokenizer = tokenizer
         self._row_tokens = row_tokens
 
@@ -54,8 +55,13 @@ class QaEncoding:
     def encode(self, record: Record) -> Sequence[Example]:
         """As many examples as there are windows; only held-out ones need the `text`."""
         fields = record.fields
-        windows = self._windows(record)
         answers = fields["answers"]
+        if not answers and not self._no_answer:
+            raise DataError(
+                f"{record.place} has no answer, and task.no_answer=false says that every question "
+                "has one; give it one, or take task.no_answer=true"
+            )
+        windows = self._windows(record)
         spans = [_span(window, answers[0]) if answers else NOWHERE for window in windows]
         lost = bool(answers) and all(span == NOWHERE for span in spans)
         text = {

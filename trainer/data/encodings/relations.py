@@ -108,16 +108,20 @@ def _marked(record: Record) -> _Marked:
     elif tokens is not None:
         marked = _from_tokens(tokens, record)
     elif text is not None:
-        head, tail = (_place(record, name, len(text)) for name in ("head", "tail"))
+        places = (_place(record, name, len(text), "characters") for name in ("head", "tail"))
+        head, tail = places
         marked = _Marked(text, head, tail)
     else:
         raise DataError(f"{record.place} has neither text nor tokens")
     head, tail = (_without_spaces(marked.text, place) for place in (marked.head, marked.tail))
     for name, (begin, end) in (("head", head), ("tail", tail)):
         if begin >= end:
-            raise DataError(f"{record.place}: '{name}' marks nothing")
+            raise DataError(f"{record.place}: '{name}' marks nothing; mark its words")
     if head[0] < tail[1] and tail[0] < head[1]:
-        raise DataError(f"{record.place}: the head and the tail overlap")
+        raise DataError(
+            f"{record.place}: the head and the tail overlap; mark two places apart, or leave the "
+            "row out"
+        )
     return _Marked(marked.text, head, tail)
 
 
@@ -154,20 +158,24 @@ def _from_tokens(tokens: list[str], record: Record) -> _Marked:
         text += token
     found = []
     for name in ("head", "tail"):
-        first, end = _place(record, name, len(tokens))
+        first, end = _place(record, name, len(tokens), "tokens")
         found.append((begins[first], begins[end - 1] + len(tokens[end - 1])))
     return _Marked(text, found[0], found[1])
 
 
-def _place(record: Record, name: str, length: int) -> tuple[int, int]:
+def _place(record: Record, name: str, length: int, unit: str) -> tuple[int, int]:
     value: Any = record.fields[name]
     pair = [value.get("start"), value.get("end")] if isinstance(value, dict) else value
     if not isinstance(pair, list) or len(pair) != 2 or not all(type(p) is int for p in pair):
-        raise DataError(f"{record.place}: '{name}' is no start and end: {str(value)[:60]}")
+        raise DataError(
+            f"{record.place}: '{name}' is no start and end: {str(value)[:60]}; write [start, end) "
+            f"in {unit}, counted from 0"
+        )
     begin, end = pair
     if not 0 <= begin < end <= length:
         raise DataError(
-            f"{record.place}: '{name}' [{begin}, {end}) is empty or not within {length}"
+            f"{record.place}: '{name}' [{begin}, {end}) is empty or not within the {length} {unit} "
+            "that there are; write [start, end), counted from 0"
         )
     return begin, end
 

@@ -15,6 +15,7 @@ Given = Literal["bio", "iob1", "bioes", "plain"]
 Scheme = Literal["bio", "bioes"]
 OUTSIDE = "O"
 _LETTERS = {"bio": "BI", "iob1": "BI", "bioes": "BIESLUM"}
+_OTHERWISE = {"bio": " (task.tags=iob1 lets I- begin)"}
 _SAME = {"L": "E", "U": "S", "M": "I"}  # BILOU's and BMES's names of BIOES's letters
 
 
@@ -42,7 +43,8 @@ def spans_of(tags: Sequence[str], given: Given, *, where: str) -> list[Span]:
             continue
         if begin < 0:
             if not _may_begin(letter, given):
-                raise _misplaced(tags, number, where, f"no {of} is open before it")
+                why = f"no {of} is open before it"
+                raise _misplaced(tags, number, where, why + _OTHERWISE.get(given, ""))
             begin, kind = number, of
         if letter in "ES":
             found.append(Span(begin, number + 1, kind))
@@ -69,6 +71,11 @@ def _parts(tag: str, given: Given, *, where: str) -> tuple[str, str]:
     if tag == OUTSIDE:
         return OUTSIDE, ""
     letter, dash, kind = tag.partition("-")
+    if tag.isdigit():
+        raise DataError(
+            f"{where}: the tag {tag!r} is a number; {given} needs the names, as in B-PER "
+            "(task.tags=plain takes any)"
+        )
     if letter not in tuple(_LETTERS[given]) or not dash or not kind:
         raise DataError(
             f"{where}: the tag {tag!r} is none of {given}: it needs {OUTSIDE}, or one of "
@@ -89,5 +96,6 @@ def _may_begin(letter: str, given: Given) -> bool:
 def _misplaced(tags: Sequence[str], number: int, where: str, why: str) -> DataError:
     before = f" after {tags[number - 1]!r}" if number else ""
     return DataError(
-        f"{where}, token {number + 1}: the tag {tags[number]!r}{before} cannot stand there: {why}"
+        f"{where}, token {number + 1}: the tag {tags[number]!r}{before} cannot stand there: {why}; "
+        "correct it"
     )

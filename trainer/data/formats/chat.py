@@ -85,7 +85,9 @@ def left_to_map(given: Mapping[FieldName, Columns]) -> dict[FieldName, Columns]:
 
 def _each(row: Row, given: Mapping[FieldName, Columns]) -> Iterator[tuple[int, Any]]:
     turns = _turns_of(row, given)
-    if not isinstance(turns, list) or not turns:
+    if turns == []:
+        raise DataError(f"{row.where}: its chat is empty")
+    if not isinstance(turns, list):
         raise DataError(f"{row.where}: its chat is {type(turns).__name__}, not a list of messages")
     yield from enumerate(turns, 1)
 

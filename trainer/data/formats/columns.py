@@ -58,8 +58,10 @@ class Layout:
         return ", ".join(parts)
 
 
-def layout_of(row: Row, given: Mapping[FieldName, Columns], wanted: Wanted) -> Layout:
-    """Decided by the names of the first row, and once for a source.
+def layout_of(
+    row: Row, given: Mapping[FieldName, Columns], wanted: Wanted, *, source: str = "NAME"
+) -> Layout:
+    """Decided by the names of the first row, and once for a source, whose name messages need.
 
     Raises: DataError for a column that is not there, cannot be told, or could be several.
     """
@@ -72,12 +74,12 @@ def layout_of(row: Row, given: Mapping[FieldName, Columns], wanted: Wanted) -> L
     for field in wanted.every:
         if field in columns:
             continue
-        found = field if field in free else _by_alias(row, field, free, wanted)
+        found = field if field in free else _by_alias(row, field, free, wanted, source)
         if found is not None:
             columns[field] = found
         elif field in wanted.required:
             raise DataError(
-                f"{row.file} has no column for '{field}' ({_known(row)}); {_set(field)}"
+                f"{row.file} has no column for '{field}' ({_known(row)}); {_set(source, field)}"
             )
     return Layout(columns, frozenset(set(columns) - set(given)), every=not wanted.every)
 
@@ -137,17 +139,21 @@ def _look_up(row: Row, name: str) -> Any:
     return found
 
 
-def _by_alias(row: Row, field: FieldName, free: list[str], wanted: Wanted) -> str | None:
+def _by_alias(
+    row: Row, field: FieldName, free: list[str], wanted: Wanted, source: str
+) -> str | None:
     lowered = {name.lower(): name for name in free if name not in wanted.every}
     found = [lowered[alias] for alias in ALIASES.get(field, ()) if alias in lowered]
     if len(found) > 1 and field in wanted.required:
         several = " and ".join(f"'{name}'" for name in found)
-        raise DataError(f"{row.file}: '{field}' could be {several}; {_set(field, found[0])}")
+        raise DataError(
+            f"{row.file}: '{field}' could be {several}; {_set(source, field, found[0])}"
+        )
     return found[0] if len(found) == 1 else None
 
 
-def _set(field: str, name: str = "NAME") -> str:
-    return f"name it: columns.{field}={name}"
+def _set(source: str, field: str, name: str = "COLUMN") -> str:
+    return f"name it: data.sources.{source}.columns.{field}={name}"
 
 
 def _known(row: Row) -> str:

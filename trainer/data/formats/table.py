@@ -62,7 +62,7 @@ def records(source: RecordsSource, *, rejected: Rejected, wanted: Wanted = ANY) 
         rows, given = chat.as_chats(rows, source, rejected.add), chat.left_to_map(given)
     layout: columns.Layout | None = None
     for row in rows:
-        layout = layout or columns.layout_of(row, given, wanted)
+        layout = layout or columns.layout_of(row, given, wanted, source=rejected.source)
         try:
             fields = values.checked(columns.fields_of(row, layout, wanted), row)
         except DataError as e:
