@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
+from launch.kinds_of_failure import kind_of, kind_of_cause
 from launch.node.failure import failure_text, read_failure
 from launch.outcome import newest_checkpoint
 from launch.run.attempts import concluded, read_lines_of
@@ -17,6 +18,7 @@ from trainer.errors import Exit
 from trainer.records.attempt import read_started
 from trainer.records.json_file import read_lines
 from trainer.records.ledger import read_ledger
+from trainer.records.lineage import read_lineage
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 _NO_FAILURE = (Exit.DONE, Exit.SAVED, Exit.INTERRUPTED)
@@ -31,6 +33,8 @@ def why_text(run: RunFiles, files: AttemptFiles, *, is_chosen: bool) -> str:
     said = f"no rank of attempt {files.number} failed: {how}"
     if _is_failed(run, files):  # nobody was left to say it
         return "\n".join([said, *_known(run, files), *_followed(run, files)])
+    if (ended := concluded(run, files.number)) and (kind := kind_of_cause(ended.cause)):
+        said = f"{said}\n  kind: {kind.name}; what helps: {kind.helps}"
     if is_chosen:
         return said
     earlier = [a for a in attempts(run) if a.number < files.number]
@@ -42,9 +46,11 @@ def why_text(run: RunFiles, files: AttemptFiles, *, is_chosen: bool) -> str:
 
 def _failure(run: RunFiles, files: AttemptFiles) -> str:
     error = read_failure(files)
-    trace = ["", error.traceback.rstrip()] if error is not None and error.traceback else []
-    lines = [f"attempt {files.number}: {failure_text(files)}", *_followed(run, files), *trace]
-    return "\n".join(lines)
+    assert error is not None
+    trace = ["", error.traceback.rstrip()] if error.traceback else []
+    kind = kind_of(error)
+    lines = [f"attempt {files.number}: {failure_text(files)}", f"  kind: {kind.name}"]
+    return "\n".join([*lines, *_followed(run, files), f"  what helps: {kind.helps}", *trace])
 
 
 def _how_it_stands(run: RunFiles, files: AttemptFiles) -> str:
@@ -116,7 +122,9 @@ def _followed(run: RunFiles, files: AttemptFiles) -> list[str]:
     begun = f"went on from step {started.step:,}" if started else "came after it"
     outcome = concluded(run, after.number)
     ending = f": {outcome.why}" if outcome is not None else ""
-    return [f"  then attempt {after.number} {begun}{ending}"]
+    changed = next((d.changes for d in read_lineage(run.lineage) if d.attempt == after.number), ())
+    tried = "".join(f", with {one['where']}={one['new']} for {one['old']}" for one in changed)
+    return [f"  then attempt {after.number} {begun}{tried}{ending}"]
 
 
 def _clock(seconds: float) -> str:

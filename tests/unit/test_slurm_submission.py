@@ -130,7 +130,7 @@ def test_why_a_job_was_not_taken_is_kept_with_its_attempt(
     assert main(["status", "--root", str(root)]) == 0
     assert f"one: {said}\n" in capsys.readouterr().out
     assert main(["logs", str(run.root), "--why"]) == 0
-    assert capsys.readouterr().out == f"attempt 5: {said}\n"
+    assert capsys.readouterr().out.startswith(f"attempt 5: {said}\n  kind: not taken\n")
     assert {(line["cause"], line["why"]) for line in read_lines_of(run)} == {("refused", said)}
     files = new_attempt(run)
     write_record(files.error, ErrorRecord(1.0, 0, "n1", "ValueError", "row 3", int(Exit.FAILED)))

@@ -12,10 +12,12 @@ from launch.outcome import Outcome
 from launch.run.next_attempt import next_attempt
 from launch.run.run_folder import new_attempt
 from launch.settings.asked import of_run
+from launch.why import why_text
 from tests.helpers.configs import config
 from trainer.errors import Exit
 from trainer.plan import RunPlan, plan_of_attempt, write_plan
 from trainer.planning import make_plan
+from trainer.records.attempt import ErrorRecord, write_record
 from trainer.records.json_file import write_json
 from trainer.records.lineage import read_lineage
 from trainer.records.run_files import AttemptFiles, RunFiles
@@ -76,6 +78,12 @@ def test_the_next_attempt_has_half_the_micro_batch_and_the_same_batch(
     (line,) = read_lineage(run.lineage)
     assert [(one["old"], one["new"]) for one in line.changes] == [(rows, smaller)]
     assert not line.bitexact
+    write_record(run.attempt(1).error, ErrorRecord(1.0, 1, "n1", "OutOfMemory", "ran out", 76))
+    why = why_text(run, run.attempt(1), is_chosen=True)
+    assert "\n  kind: out of memory of the machine\n" in why
+    assert (
+        f"  then attempt 2 came after it, with batch.micro_batch_size={smaller} for {rows}" in why
+    )
     assert of_run(run, []).batch.micro_batch_size == smaller  # whoever resumes it keeps that
 
 
