@@ -37,6 +37,8 @@ class QaSettings(Section):
     """Where in a context the answer to a question stands, or that it does not."""
 
     stride: Annotated[int, Field(ge=0)]  # tokens that two windows of a long context share
+    # some questions have none; scores are those of SQuAD 2.0, else of 1.1
+    no_answer: bool = True
 
 
 class Seq2SeqSettings(Section):
@@ -44,9 +46,6 @@ class Seq2SeqSettings(Section):
 
     prompt: str  # holds {source}; what the model reads
     target_tokens: Annotated[int, Field(ge=2)]  # most tokens of a target, its end included
-
-    # some questions have none; scores are those of SQuAD 2.0, else of 1.1
-    no_answer: bool = True
 
 class ChatSettings(Section):
     """Answers in conversations, by the model's own chat template."""
