@@ -47,6 +47,7 @@ class Seq2SeqSettings(Section):
     prompt: str  # holds {source}; what the model reads
     target_tokens: Annotated[int, Field(ge=2)]  # most tokens of a target, its end included
 
+
 class ChatSettings(Section):
     """Answers in conversations, by the model's own chat template."""
 
