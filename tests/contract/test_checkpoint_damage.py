@@ -147,6 +147,7 @@ def test_what_was_quarantined_is_said_in_the_log(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         load(disk)
     assert "step 2 is damaged (rank 0: rank-00000.safetensors: chunk " in caplog.text
+    assert "step 1 was loaded instead" in caplog.text
 
 
 def test_loading_a_named_step_moves_nothing() -> None:

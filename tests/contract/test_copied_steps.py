@@ -105,7 +105,9 @@ def test_the_newest_step_wins_wherever_it_is(tmp_path: Path) -> None:
     assert resumed(RunFiles(tmp_path / "new"), Objects()) is None
 
 
-def test_a_damaged_step_of_the_disk_is_read_from_its_copy(tmp_path: Path) -> None:
+def test_a_damaged_step_of_the_disk_is_read_from_its_copy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = run_with(tmp_path / "run", 1, 2)
     store = copies(run, 1, 2)
     path = run.checkpoints / "step-00000002/rank-00000.safetensors"
@@ -114,6 +116,12 @@ def test_a_damaged_step_of_the_disk_is_read_from_its_copy(tmp_path: Path) -> Non
     assert found is not None
     assert (found.step, found.is_copy) == (2, True)
     assert StepFolders(LocalStorage(), run.checkpoints).quarantined() == ["step-00000002.1"]
+    with caplog.at_level(logging.WARNING):
+        spoil(store, 2)
+        found = resumed(run, store)
+    assert found is not None
+    assert (found.step, found.is_copy) == (1, False)
+    assert f"step 1 was loaded from {run.checkpoints}" in caplog.text
 
 
 def test_a_damaged_copy_is_passed_over_and_kept(

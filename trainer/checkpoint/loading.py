@@ -33,6 +33,7 @@ def load_latest(
     newer: Newer | None = None,
 ) -> tuple[int, dict[str, Any]] | None:
     """As CheckpointStore.load_latest says; also which step it was."""
+    damaged = False
     while True:
         found = world.lead(lambda: _newest(folders))
         newest = -1 if found["step"] is None else int(found["step"])
@@ -47,12 +48,16 @@ def load_latest(
                 f"({', '.join(found['quarantined'][-3:])}, why.txt inside); {way_out(folders)}"
             )
         try:
-            step = int(found["step"])
-            return step, _load(world, engine, folders, step, run_hash=run_hash)
+            training = _load(world, engine, folders, newest, run_hash=run_hash)
         except Disagreed as e:
             if not e.is_damage:
                 raise _as_error(e) from e
-            quarantine(world, folders, int(found["step"]), str(e))
+            quarantine(world, folders, newest, str(e))
+            damaged = True
+            continue
+        if damaged and world.place.rank == 0:
+            _log.warning("step %d was loaded instead", newest)
+        return newest, training
 
 
 def refuse_to_forget(folders: StepFolders) -> None:

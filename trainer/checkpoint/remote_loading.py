@@ -67,7 +67,7 @@ def load_newest(
     copies = {int(step): str(name) for step, name in there["folders"].items()}
     newest_copy = max(copies, default=0)
     _warn(world, there)
-    passed_over: list[int] = []
+    damaged, passed_over = False, list[int]()
     while True:
         own = world.lead(lambda: max(on_disk(disk)[0], default=-1))
         copy = max((s for s in copies if s not in passed_over), default=-1)
@@ -87,14 +87,16 @@ def load_newest(
         except DamagedCheckpoint as e:
             if copy <= own:
                 quarantine(world, disk, step, str(e))
+                damaged = True
                 continue
             passed_over.append(step)
             if world.place.rank == 0:
                 said = "the copy of step %d in %s is damaged (%s); passed over, the one before it"
                 _log.warning(f"{said} is tried", step, url, e)
             continue
-        if copy > own and world.place.rank == 0:
-            _log.warning("step %d was loaded from its copy in %s", step, url)
+        if world.place.rank == 0 and (copy > own or damaged or passed_over):
+            where = f"from its copy in {url}" if copy > own else f"from {disk.root}"
+            _log.warning("step %d was loaded %s", step, where)
         return Found(step, training, copy > own, newest_copy)
 
 
