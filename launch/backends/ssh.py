@@ -34,14 +34,21 @@ class SshBackend:
 
     def submit(self, submission: Submission, run_folder: Path, *, attempt: int) -> int:
         files = RunFiles(run_folder).attempt(attempt)
-        launch = plan_of_attempt(files).config.launch
+        plan = plan_of_attempt(files)
+        launch = plan.config.launch
         assert isinstance(launch, SshLaunch)
         if launch.foreground:
             return stay(run_folder, attempt)
-        return detach(files, submission.argv, where=", ".join(hosts_of(launch)))
+        return detach(files, submission.argv, where=where(hosts_of(launch), plan))
 
     def jobs(self, attempts: Sequence[AttemptFiles]) -> list[Job]:
         return [job_of(files) for files in attempts]
 
     def stop(self, files: AttemptFiles) -> None:
         stop_driver(files)
+
+
+def where(hosts: Sequence[str], plan: RunPlan) -> str:
+    """For people; which of them it will be is known once they were asked."""
+    names, nodes = ", ".join(hosts), plan.config.resources.nodes
+    return names if len(hosts) == nodes else f"{nodes} of {names}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.backends.ssh import SshBackend
+from launch.backends.ssh import SshBackend, where
 from launch.driving.answers import mark_in, table
 from launch.driving.messages import Lines, Mixed, packed, packed_among_output
 from launch.dry_run import DryRun, as_text
@@ -185,6 +185,11 @@ def two_hosts() -> RunPlan:
         cores=8,
         vocab_size_of_tokenizer=None,
     )
+
+
+def test_spares_are_not_said_to_be_taken() -> None:
+    assert where(["a", "b"], two_hosts()) == "a, b"
+    assert where(["a", "b", "c"], two_hosts()) == "2 of a, b, c"
 
 
 def test_a_dry_run_does_not_send_ranks_to_loopback() -> None:
