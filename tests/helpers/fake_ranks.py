@@ -36,17 +36,17 @@ def main(arguments: Sequence[str]) -> int:
             found, name = members(rest[1:])
             for one in found:
                 blank_store(one.config)
-            return start_many(found, name=name, backend=_backend(found[0].config.launch.kind))
+            return start_many(found, name=name, backend=fake_backend(found[0].config.launch.kind))
         config = from_overrides(rest) if verb == "train" else of_run(find(rest[0]), rest[1:])
         blank_store(config)
-        return start(config, backend=_backend(config.launch.kind))
+        return start(config, backend=fake_backend(config.launch.kind))
     except LonghaulError as e:
         print(e, file=sys.stderr)
         return e.exit_code
 
 
-def _backend(kind: str) -> Backend:
-    module = "tests.helpers.fake_worker"
+def fake_backend(kind: str, *, module: str = "tests.helpers.fake_worker") -> Backend:
+    """`module`: what its ranks run."""
     makers: dict[str, Callable[..., Backend]] = {
         "local": LocalBackend,
         "slurm": SlurmBackend,
