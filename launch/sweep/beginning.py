@@ -150,6 +150,8 @@ def _settings(
 
     values = compose(overrides, config_dirs=dirs).values
     values["run"] |= {"name": files.run_name(number), "root": str(files.runs)}
+    if values["observers"]["wandb"]["group"] is None:
+        values["observers"]["wandb"]["group"] = files.name
     return judged(values)
 
 

@@ -186,11 +186,14 @@ def test_a_folder_of_something_else_is_refused(
     assert "is a run, not a sweep" in capsys.readouterr().err
 
 
-def test_a_population_does_not_grow(tmp_path: Path) -> None:
+def test_a_population_does_not_grow_and_its_trials_are_a_group(tmp_path: Path) -> None:
     words = [*_RATES, "sweep=pbt", f"run.root={tmp_path}", "sweep.name=lr"]
     begun = begin(words)
     write_sweep(begun.files, begun.identity, begun.command)
     begin([*words, "sweep.concurrency=2"])
+    assert begun.corner.observers.wandb.group == "lr"
+    mine = begin([*words, "observers.wandb.group=mine"])
+    assert mine.corner.observers.wandb.group == "mine"
     with pytest.raises(Refused, match=r"sweep\.trials differs"):
         begin([*words, "sweep.trials=9"])
 

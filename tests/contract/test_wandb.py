@@ -82,6 +82,7 @@ def test_nothing_that_wandb_is_told_holds_a_secret(
             "task": {"settings": {"extra": f"x {secrets[0]} {secrets[1]}"}},
         },
         redactor=redactor_of({"SOME_TOKEN": secrets[0]}),
+        group=f"group-{secrets[0]}",
     )
     said = f"step 3 left out: {secrets[0]}"
     observer.on_guard(
@@ -101,5 +102,6 @@ def test_nothing_that_wandb_is_told_holds_a_secret(
     files = [p for p in (tmp_path / "wandb").rglob("*") if p.is_file() and not p.is_symlink()]
     (stored,) = (p.read_bytes() for p in files if p.suffix == ".wandb")
     assert b"step 3 left out: [redacted]" in stored  # what is left is there
+    assert b"group-[redacted]" in stored
     for secret in secrets:
         assert not [p for p in files if secret.encode() in p.read_bytes()], secret

@@ -88,6 +88,7 @@ def _wandb(plan: RunPlan, run: RunFiles) -> Observer:
         attempt=plan.attempt,
         config=plan.config.model_dump(mode="json"),
         redactor=redactor_of(os.environ),
+        group=section.group,
     )
 
 

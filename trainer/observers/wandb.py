@@ -43,6 +43,7 @@ class Wandb:
         attempt: int,
         config: Mapping[str, Any],
         redactor: Redactor,
+        group: str | None = None,
         init_s: float = _INIT_S,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,7 @@ class Wandb:
             "project": project,
             "entity": entity,
             "tags": list(tags),
+            "group": group,
             "config": dict(config),
         }
         # wandb adds the folder "wandb" itself.

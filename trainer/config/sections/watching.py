@@ -56,6 +56,7 @@ class WandbSection(Section):
     project: str
     entity: str | None
     tags: tuple[str, ...]
+    group: str | None = None  # runs that belong together
 
     @field_validator("mode", mode="before")
     @classmethod
