@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def test_shares_are_those_of_the_plain_formula(
     assert found.tokens[0] == "[CLS]"
     assert found.as_json()["tokens"][0] == ["[CLS]", found.shares[0]]
     found.show()
+    assert found.by == ("captum" if find_spec("captum") else "longhaul")
     assert f"{found.shares[1]:+9.4f}  {found.tokens[1]}" in capsys.readouterr().out
 
 

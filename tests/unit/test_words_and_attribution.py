@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.errors import Refused
-from trainer.evals.attribution import integrated_gradients
+from trainer.evals.attribution import integrated_gradients, integrated_gradients_of_captum
 from trainer.evals.metrics.base import Running
 from trainer.evals.metrics.word_list import WordList
 
@@ -57,6 +57,25 @@ def test_shares_add_up_to_the_difference() -> None:
     # Each position has a score of its own here: its share is its own difference.
     own = [score(embeddings[None, t : t + 1]) - score(baseline[None, t : t + 1]) for t in range(6)]
     assert gaps[2].shares_T.tolist() == pytest.approx([x.item() for x in own], rel=5e-3, abs=5e-3)
+
+
+def test_captum_shares_a_score_out_alike() -> None:
+    """Two programs by two authors, on a network with a kink."""
+    pytest.importorskip("captum", reason="comes with the extra `explain`")
+    torch.manual_seed(2)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    embeddings, baseline = torch.randn(5, 4) * 2, torch.randn(5, 4)
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        return network(x)[..., 0].square().sum(1)
+
+    ours, theirs = (
+        attribute(score, embeddings, baseline_TH=baseline, points=30)
+        for attribute in (integrated_gradients, integrated_gradients_of_captum)
+    )
+    assert theirs.shares_T.tolist() == pytest.approx(ours.shares_T.tolist(), rel=1e-5, abs=1e-6)
+    assert theirs.difference == ours.difference
+    assert theirs.gap == pytest.approx(ours.gap, rel=1e-3, abs=1e-5)
 
 
 def test_points_at_once_do_not_change_the_result() -> None:

@@ -13,7 +13,11 @@ from trainer.batch import ExampleBatch
 from trainer.commands.rows import held_out_rows
 from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.errors import Refused
-from trainer.evals.attribution import integrated_gradients
+from trainer.evals.attribution import (
+    has_captum,
+    integrated_gradients,
+    integrated_gradients_of_captum,
+)
 from trainer.plan import RunPlan
 from trainer.tasks.embeddings import embedding_of
 from trainer.tasks.table import labels_of
@@ -24,19 +28,21 @@ _POINTS = 64
 @dataclass(frozen=True)
 class Explained:
     """`shares`: of each token in the logit of `label`, against embeddings of zeros; they add up to
-    how far that logit is from theirs, but for `gap`."""
+    how far that logit is from theirs, but for `gap`. `by`: whose integrated gradients."""
 
     label: str
     tokens: tuple[str, ...]
     shares: tuple[float, ...]
     gap: float
+    by: str
 
     def as_json(self) -> dict[str, Any]:
         pairs = [[t, s] for t, s in zip(self.tokens, self.shares, strict=True)]
-        return {"label": self.label, "tokens": pairs, "gap": self.gap}
+        return {"label": self.label, "tokens": pairs, "gap": self.gap, "by": self.by}
 
     def show(self) -> None:
-        print(f"said {self.label}; shares of its logit (integrated gradients, gap {self.gap:.2g})")
+        how = f"integrated gradients by {self.by}, gap {self.gap:.2g}"
+        print(f"said {self.label}; shares of its logit ({how})")
         for token, share in zip(self.tokens, self.shares, strict=True):
             print(f"  {share:+9.4f}  {token}")
 
@@ -59,11 +65,14 @@ def explained(plan: RunPlan, model: Any, number: int, *, device: torch.device) -
         return _logits(model, fields, embeddings_KTH)[:, chosen]
 
     zeros_TH = torch.zeros_like(embeddings_TH)
-    found = integrated_gradients(score, embeddings_TH, baseline_TH=zeros_TH, points=_POINTS)
+    by_captum = has_captum()
+    attribute = integrated_gradients_of_captum if by_captum else integrated_gradients
+    found = attribute(score, embeddings_TH, baseline_TH=zeros_TH, points=_POINTS)
     tokenizer = TaskTokenizer.open(Path(plan.stores[0].path))
     tokens = tuple(tokenizer.decode([one]) for one in fields["inputs_RT"][0].tolist())
     labels = labels_of(plan) or ("value",)
-    return Explained(labels[chosen], tokens, tuple(found.shares_T.tolist()), found.gap)
+    shares, by = tuple(found.shares_T.tolist()), "captum" if by_captum else "longhaul"
+    return Explained(labels[chosen], tokens, shares, found.gap, by)
 
 
 def _example(plan: RunPlan, number: int) -> tuple[ExampleBatch, int]:
@@ -71,9 +80,10 @@ def _example(plan: RunPlan, number: int) -> tuple[ExampleBatch, int]:
     left = number
     for batch in held_out_rows(plan, number + 1):  # a row holds an example at least
         assert isinstance(batch, ExampleBatch)
-        if 0 <= left < batch.terms:
+        terms = int(batch.terms)  # examples
+        if 0 <= left < terms:
             return batch, left
-        left -= batch.terms
+        left -= terms
     raise Refused(f"--explain {number}: so many examples are not held out; they count from 0")
 
 

@@ -1,5 +1,7 @@
 """Which tokens of one example a score rests on: integrated gradients over its embeddings.
 
+By captum (`pip install 'longhaul[explain]'`) where that is, by the few lines here where it is not.
+
 Shapes: K points of the path, T positions, H embedding size.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -44,7 +47,41 @@ def integrated_gradients(
         inputs_KTH = (baseline_TH + part_K[:, None, None] * way_TH).detach().requires_grad_()
         (gradient_KTH,) = torch.autograd.grad(score(inputs_KTH).sum(), inputs_KTH)
         total_TH += gradient_KTH.double().sum(0)
-    shares_T = (total_TH / points * way_TH.double()).sum(-1)
+    return _attributed(score, total_TH / points * way_TH.double(), embeddings_TH, baseline_TH)
+
+
+def has_captum() -> bool:
+    return find_spec("captum") is not None
+
+
+def integrated_gradients_of_captum(
+    score: Score,
+    embeddings_TH: torch.Tensor,
+    *,
+    baseline_TH: torch.Tensor,
+    points: int = 64,
+    at_once: int = 8,
+) -> Attribution:
+    """The same by captum, with the same rule: which of them was used changes no more than rounding.
+
+    Raises: ImportError where it is not installed.
+    """
+    from captum.attr import IntegratedGradients  # imports matplotlib
+
+    found_1TH = IntegratedGradients(score, multiply_by_inputs=True).attribute(
+        embeddings_TH[None],
+        baselines=baseline_TH[None],
+        n_steps=points,
+        method="riemann_middle",
+        internal_batch_size=at_once,
+    )
+    return _attributed(score, found_1TH[0].double(), embeddings_TH, baseline_TH)
+
+
+def _attributed(
+    score: Score, shares_TH: torch.Tensor, embeddings_TH: torch.Tensor, baseline_TH: torch.Tensor
+) -> Attribution:
+    shares_T = shares_TH.sum(-1)
     with torch.no_grad():
         ends = score(torch.stack([baseline_TH, embeddings_TH])).double()
     difference = float(ends[1] - ends[0])
