@@ -13,11 +13,13 @@ import pytest
 from launch.settings.asked import defaults
 from tests.helpers.guard_ranks import Wanted, attempt_all
 from tests.helpers.ranks import RankPool
+from tests.helpers.task_cases import case_plan
 from tests.helpers.tiny_run import tiny_run
 from trainer.commands import replay
 from trainer.errors import Exit
 from trainer.faultpoints import Fault
 from trainer.guard.incident import read_incident
+from trainer.plan import write_plan
 from trainer.records.run_files import RunFiles
 
 _COMMON = (
@@ -54,6 +56,16 @@ _RUNS: dict[str, tuple[tuple[str, ...], Sequence[Fault], int]] = {
 }
 
 
+def _examples(folder: Path) -> RunFiles:
+    overrides = (*_COMMON[2:], "batch.micro_batch_size=2", "resources.ranks_per_node=2")
+    plan = case_plan(folder, "classify", (*overrides, "steps.total=5"))
+    run = RunFiles(folder / "runs" / "classify")
+    run.attempt(1).root.mkdir(parents=True)
+    write_plan(run.attempt(1).plan, plan)
+    run.run_json.write_text("{}")
+    return run
+
+
 @pytest.fixture(scope="module")
 def runs(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFiles]:
     """All of them in one world."""
@@ -62,6 +74,8 @@ def runs(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for name, (overrides, _, _) in _RUNS.items():
         made[name] = tiny_run(folder, (*_COMMON, *overrides), name=name)
     wanted = [Wanted(run.root, faults=_RUNS[name][1]) for name, run in made.items()]
+    made["examples"] = _examples(folder)
+    wanted.append(Wanted(made["examples"].root, faults=[_LOSS]))
     for seen in zip(*ranks.run(2, attempt_all, wanted), strict=True):
         assert not seen[0].error
     return made
@@ -119,6 +133,14 @@ def test_poisoned_rows_are_named(ask: Callable[..., tuple[int, Any]]) -> None:
     assert (code, found["cause"]) == (Exit.DONE, "data")
     assert [row["sample"] for row in found["rows"]] == [44, 45]
     assert "files row" in found["rows"][0]["origin"]
+
+
+def test_a_step_of_examples_is_made_again(ask: Callable[..., tuple[int, Any]]) -> None:
+    """Packed rows of a batch that has one row of padding: the losses of all but one are met."""
+    code, found = ask("examples")
+    assert (code, found["cause"], found["ranks"]) == (Exit.FAILED, "hardware", [1]), found
+    assert "rank 1 had a loss of inf where the repetition has" in found["why"]
+    assert (found["step"], found["from_step"]) == (5, 0)
 
 
 def test_what_only_16_bits_cannot_hold_is_numeric(ask: Callable[..., tuple[int, Any]]) -> None:

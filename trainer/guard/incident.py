@@ -20,19 +20,20 @@ from typing import Any
 
 import torch
 
-from trainer.batch import Batch, TokenBatch
+from trainer.batch import Batch, ExampleBatch, TokenBatch
 from trainer.errors import RunFolderError
 
 _log = logging.getLogger(__name__)
 _LIMIT_TOKENS = 1 << 21  # of a rank's rows; about 30 MB of text. What is beyond is left out
 _STEP = re.compile(r"step-(\d{8,16})")
 _RANK = re.compile(r"rank-\d{5,}\.json")
+_DTYPES = {"int64": torch.int64, "float32": torch.float32, "bool": torch.bool}
 
 
 @dataclass(frozen=True)
 class MicroStep:
     loss: float  # this micro-step's share of the step's mean loss
-    batch: TokenBatch | None  # None: left out, there were too many tokens
+    batch: Batch | None  # None: left out, there were too many tokens
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Incidents:
         micro_steps = []
         for batch, loss in zip(batches, losses, strict=True):
             left -= batch.tokens
-            rows = _rows(batch) if left >= 0 and isinstance(batch, TokenBatch) else {}
+            rows = _rows(batch) if left >= 0 else {}
             samples = list(batch.sample_indices)  # enough to find the rows in their store again
             micro_steps.append({"loss": _number(loss), "samples": samples, **rows})
         content = {
@@ -130,24 +131,42 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _micro_steps(content: Mapping[str, Any]) -> list[MicroStep]:
-    found = []
-    for one in content["micro_steps"]:
-        batch = None
-        if "inputs" in one:
-            inputs, labels, positions = (
-                torch.tensor(one[k], dtype=torch.int64) for k in ("inputs", "labels", "positions")
-            )
-            samples = tuple(one["samples"])
-            batch = TokenBatch(inputs, labels, positions, samples, one["terms"], one["tokens"])
-        found.append(MicroStep(float(one["loss"]), batch))
-    return found
+    return [MicroStep(float(one["loss"]), _batch(one)) for one in content["micro_steps"]]
 
 
-def _rows(batch: TokenBatch) -> dict[str, Any]:
-    return {
+def _batch(one: Mapping[str, Any]) -> Batch | None:
+    """Raises: KeyError, ValueError or TypeError if it is none."""
+    if "fields" in one:
+        fields = {
+            name: torch.tensor(values, dtype=_DTYPES[dtype])
+            for name, (dtype, values) in one["fields"].items()
+        }
+        return ExampleBatch(fields, tuple(one["samples"]), one["terms"], one["tokens"])
+    if "inputs" not in one:
+        return None
+    inputs, labels, positions = (
+        torch.tensor(one[k], dtype=torch.int64) for k in ("inputs", "labels", "positions")
+    )
+    return TokenBatch(inputs, labels, positions, tuple(one["samples"]), one["terms"], one["tokens"])
+
+
+def _rows(batch: Batch) -> dict[str, Any]:
+    """Nothing of a batch of a kind that only a user's own task knows."""
+    if not isinstance(batch, TokenBatch | ExampleBatch):
+        return {}
+    known = {
         "samples": list(batch.sample_indices),
         "terms": batch.terms,
         "tokens": batch.tokens,
+    }
+    if isinstance(batch, ExampleBatch):
+        fields = {
+            name: (str(values.dtype).removeprefix("torch."), values.tolist())
+            for name, values in batch.fields.items()
+        }
+        return {**known, "fields": fields}
+    return {
+        **known,
         "inputs": batch.inputs_RT.tolist(),
         "labels": batch.labels_RT.tolist(),
         "positions": batch.positions_RT.tolist(),

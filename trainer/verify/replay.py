@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from trainer.batch import IGNORED, TokenBatch
+from trainer.batch import Batch
 from trainer.build import build_engine, starting_values
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.folder import StepFolders
+from trainer.checkpoint.loading import load_step
 from trainer.config.sections.training import PlainEngine
 from trainer.data.stream import Stream
 from trainer.data.table import open_sources, open_stream
@@ -31,9 +32,11 @@ from trainer.planning import make_plan
 from trainer.records.json_file import read_lines
 from trainer.records.run_files import RunFiles
 from trainer.schedules import learning_rate
+from trainer.storage.local import LocalStorage
 from trainer.tasks.base import Task
 from trainer.tasks.table import change_of, trained_task
 from trainer.verify.cause import Evidence, Repetition, RowLoss
+from trainer.verify.one_row import one_row
 
 # Relative, of a loss: sums taken in another order, and what grows of it over a few steps.
 _TOLERANCE = {"fp32": 1e-4}
@@ -57,7 +60,7 @@ class Standing:
     engine: Engine
     task: Task
     plan: RunPlan
-    stream: Stream[TokenBatch]
+    stream: Stream[Any]
 
 
 def replay(
@@ -154,7 +157,7 @@ def _in(plan: RunPlan, kind: str) -> RunPlan:
 
 def _base(run: RunFiles, step: int, *, most_steps: int) -> int:
     """The newest checkpoint before `step`; 0, the starting values, if all steps are few enough."""
-    steps = CheckpointStore(run.checkpoints).steps()
+    steps = StepFolders(LocalStorage(), run.checkpoints).steps()
     base = max((s for s in steps if s < step), default=0)
     if step - 1 - base > most_steps:
         where = f"step {base} is the last checkpoint before it" if base else "none is before it"
@@ -170,8 +173,9 @@ def _stand(run: RunFiles, plan: RunPlan, base: int, step: int, *, left_out: set[
     engine, task = build_engine(plan, world), trained_task(plan)
     cursor: dict[str, Any] | None = None
     if base:
-        store = CheckpointStore(run.checkpoints, run_hash=plan.run_id)
-        cursor = store.load(world, engine, step=base)["cursor"]
+        # Not through a store: that is an attempt's, and a later one may own the run by now.
+        folders = StepFolders(LocalStorage(), run.checkpoints)
+        cursor = load_step(world, engine, folders, step=base, run_hash=plan.run_id)["cursor"]
     else:
         engine.load(starting_values(plan, engine), step=0)
     stream = open_stream(
@@ -204,7 +208,7 @@ def _make(standing: Standing, incident: Incident) -> Repetition:
 
 
 def _backward(
-    standing: Standing, step: int, batches: Sequence[TokenBatch], *, weight: float
+    standing: Standing, step: int, batches: Sequence[Batch], *, weight: float
 ) -> list[float]:
     """As in the step loop: shares of the step's mean loss."""
     engine, seed_step = standing.engine, step_seeder(standing.plan.config.run.seed)
@@ -223,7 +227,7 @@ def _rows(standing: Standing, incident: Incident) -> Iterator[RowLoss]:
     standing.engine.model.eval()
     for _, batch in _batches(incident):
         for row, sample in enumerate(batch.sample_indices):
-            one = _row(batch, row)
+            one = one_row(batch, row)
             loss = standing.task.loss_sum(standing.engine.model, one.to(standing.engine.device))
             [place] = standing.stream.places(sample, 1)
             origin = f"{place.source} row {place.row}, document {place.first_document}"
@@ -248,14 +252,6 @@ def _control(standing: Standing, incident: Incident) -> float:
     return math.nan if usual is None else float(usual)
 
 
-def _row(batch: TokenBatch, row: int) -> TokenBatch:
-    at = slice(row, row + 1)
-    labels = batch.labels_RT[at]
-    terms = int((labels != IGNORED).sum())
-    samples = (batch.sample_indices[row],)
-    return TokenBatch(batch.inputs_RT[at], labels, batch.positions_RT[at], samples, terms, terms)
-
-
 def _micro_steps(incident: Incident) -> Iterator[tuple[int, int]]:
     """(rank, its micro-step) in the order of the step's rows: all first micro-steps, then ..."""
     for number in range(max(len(steps) for steps in incident.by_rank.values())):
@@ -264,7 +260,7 @@ def _micro_steps(incident: Incident) -> Iterator[tuple[int, int]]:
                 yield rank, number
 
 
-def _batches(incident: Incident) -> Iterator[tuple[int, TokenBatch]]:
+def _batches(incident: Incident) -> Iterator[tuple[int, Batch]]:
     for rank, number in _micro_steps(incident):
         batch = incident.by_rank[rank][number].batch
         assert batch is not None, "checked by is_whole"
