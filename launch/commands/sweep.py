@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from launch.run.run_folder import DEFAULT_ROOT
 from launch.settings.arguments import add_dry_run, add_settings, settings_parser
 from trainer.errors import Exit
+from trainer.records.redact import redactor_of
 
 if TYPE_CHECKING:
     from launch.sweep.beginning import Beginning
@@ -79,9 +81,11 @@ def _dry_run(begun: Beginning, *, as_json: bool) -> int:
 
 def _carry(begun: Beginning, *, config_dirs: list[str], starter: str) -> int:
     from launch.node.inbox import SignalInbox
+    from launch.report.write import write_page
     from launch.sweep.folder import carried, write_sweep
     from launch.sweep.journal import Journal
     from launch.sweep.one import STARTER
+    from launch.sweep.page import sweep_page
     from launch.sweep.place import Runs
     from launch.sweep.samplers import sampler_of
     from launch.sweep.sweeper import Sweeper
@@ -102,7 +106,11 @@ def _carry(begun: Beginning, *, config_dirs: list[str], starter: str) -> int:
         )
         print(f"{begun.files.name}: {begun.total} trials in {begun.files.root}", flush=True)
         ending = sweeper.run()
-    print(as_text(status_of_sweep(begun.files, now=time.time())))
+    status, trials = status_of_sweep(begun.files, now=time.time()), sweeper.journal.trials
+    print(as_text(status))
+    text = sweep_page(status, trials, begun.section, begun.space)
+    write_page(begun.files.page, redactor_of(os.environ).text(text))
+    print(f"figures: {begun.files.page}")
     recipes = _recipes(begun, sweeper.journal, config_dirs)
     for path in recipes:
         print(f"the best as a recipe: {path}")

@@ -116,6 +116,18 @@ def begin_again(name: str, overrides: Sequence[str], *, root: str) -> Beginning:
     return begin([*command["overrides"], *overrides], config_dirs=command["config_dirs"])
 
 
+def searched(files: SweepFiles) -> tuple[SweepSection, Space]:
+    """What a sweep that exists searches, by the command that was last given for it."""
+    from launch.compose import compose
+
+    command = read_json(files.command)
+    asked = taken_apart(command["overrides"])
+    dirs = tuple(command["config_dirs"])
+    values = compose(asked.sweep, config_dirs=dirs, config_name="sweep").values
+    section = validate_sweep(values["sweep"])
+    return section, space_of(section, asked.searched)
+
+
 def _corners(
     files: SweepFiles, space: Space, fixed: Sequence[str], dirs: Sequence[str]
 ) -> list[Config]:

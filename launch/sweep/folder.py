@@ -8,6 +8,7 @@ settings/0007.json    the settings that it was started with; 0007.process: by wh
 logs/0007.log         what its start printed
 stop                  somebody asked the sweep to stop
 conf/experiment/      the best as a recipe
+sweep.html            figures and the table, written when a sweeper ends
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class SweepFiles:
     @property
     def runs(self) -> Path:
         return self.root / "trials"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "sweep.html"
 
     @property
     def stop(self) -> Path:

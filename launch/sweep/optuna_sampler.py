@@ -4,14 +4,18 @@ study is made again from it by asking and telling in the same order.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+from launch.sweep.journal import Trial
 from launch.sweep.samplers import Told
 from launch.sweep.space import Choice, Dimension, Point, Space
 from trainer.config.sections.sweep import SweepSection
 from trainer.errors import Refused
 
+_FEWEST = 4  # different values, below which nothing can be told
 _PRIME = 1_000_003  # seeds of neighbouring sweeps have no trial's seed in common
 
 
@@ -73,6 +77,46 @@ class OptunaSampler:
         if self._section.sampler == "nsga2":
             return samplers.NSGAIISampler(seed=seed)
         return samplers.TPESampler(seed=seed)
+
+
+def importances(section: SweepSection, space: Space, trials: Sequence[Trial]) -> dict[str, float]:
+    """How much each dimension that all whole trials have matters to the first metric, together 1.
+
+    By Optuna's PED-ANOVA; empty without Optuna, or where too few trials say too little.
+    """
+    whole = [one for one in trials if one.state == "finished"]
+    if len({one.values[0] for one in whole}) < _FEWEST:
+        return {}
+    try:
+        import optuna
+        from optuna.importance import PedAnovaImportanceEvaluator
+    except ImportError:
+        return {}
+    goal = section.goals[0]
+    study: Any = optuna.create_study(direction="minimize" if goal == "min" else "maximize")
+    kinds = {one.name: _distribution(optuna, one) for one in space.dimensions}
+    for one in whole:
+        there = {name: kinds[name] for name in one.point}
+        made = optuna.trial.create_trial(
+            params=dict(one.point), distributions=there, value=one.values[0]
+        )
+        study.add_trial(made)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluator = PedAnovaImportanceEvaluator()
+        found: dict[str, float] = optuna.importance.get_param_importances(
+            study, evaluator=evaluator
+        )
+    return {name: weight for name, weight in found.items() if math.isfinite(weight)}
+
+
+def _distribution(optuna: Any, one: Dimension) -> Any:
+    kinds = optuna.distributions
+    if isinstance(one, Choice):
+        return kinds.CategoricalDistribution(list(range(len(one.alternatives))))
+    if one.is_whole:
+        return kinds.IntDistribution(int(one.low), int(one.high), log=one.is_log)
+    return kinds.FloatDistribution(one.low, one.high, log=one.is_log)
 
 
 def _suggested(trial: Any, one: Dimension) -> int | float:
