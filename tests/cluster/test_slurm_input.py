@@ -171,7 +171,7 @@ def test_a_run_in_a_strange_place_runs_and_nothing_of_the_environment_is_written
         (["launch.partition=short", "launch.time_limit_h=2"], "partition short gives 0.167 h"),
         (["launch.time_limit_h=0.05"], "are over before training begins"),
         (["launch.constraint=h100"], "launch.constraint=...; sinfo -o %f"),
-        (["launch.cpus_per_rank=64"], "Slurm would not take this job: "),
+        (["launch.cpus_per_rank=64"], "64 CPUs for each of 2 ranks, but a node of partition"),
         (["launch.reservation=mine"], "launch.reservation=...; scontrol show reservations"),
         (["run.root=/proc/runs"], "nothing can be written"),
     ],
