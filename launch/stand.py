@@ -230,7 +230,8 @@ def nothing_is_left(run: RunFiles, config: Config) -> bool:
     Step 0 is one: it is there only where it was imported.
     """
     elsewhere = config.checkpoint.remote.url or _stored(run).checkpoint.remote.url
-    return not complete_checkpoints(run) and not elsewhere and not has_states(run)
+    copied = elsewhere or run.copies.exists()  # to a place that the settings name no more
+    return not complete_checkpoints(run) and not copied and not has_states(run)
 
 
 def _besides(run: RunFiles, config: Config) -> str:

@@ -96,7 +96,7 @@ def rubbish(runs: list[RunFiles], *, keep: int | None, failed: bool) -> list[Rub
             continue
         complete = _complete(run)
         aside = quarantined(run) or unusual_steps(run)
-        saved = complete or aside or finished_step(run) or has_states(run)
+        saved = complete or aside or finished_step(run) or has_states(run) or run.copies.exists()
         if failed and attempts(run) and not saved:
             found.append(_item(run, run.root, "failed, and has no checkpoint"))
             continue

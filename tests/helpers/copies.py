@@ -17,8 +17,8 @@ def resumed(run: RunFiles, store: ObjectStore, **settings: Any) -> Found | None:
     """What an attempt with this disk goes on from; every value was compared."""
     ours, disk = engine(Alone()), StepFolders(LocalStorage(), run.checkpoints)
     found = load_newest(
-        Alone(), ours, disk, store, run=run, run_hash=RUN_ID, url="s3://b/run",
-        **{"delays_s": ()} | settings,
+        Alone(), ours, disk, store, run=run, run_hash=RUN_ID,
+        **{"delays_s": (), "url": "s3://b/run"} | settings,
     )  # fmt: skip
     assert found is None or not ours.differs(found.step)
     return found

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from tests.helpers.copies import copies, key_of, resumed
-from tests.helpers.object_model import Objects, loaded, run_with, uploader
+from tests.helpers.object_model import Objects, engine, loaded, run_with, uploader
 from trainer.checkpoint import uploader as uploading
+from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.upload_failures import note_failure
 from trainer.commands.remote import look
+from trainer.dist.world import Alone
 from trainer.errors import CheckpointError, RunFolderError, SaveFailed
 from trainer.records.copies import copied_to, note_copies
 from trainer.storage.patient import Patient
@@ -55,6 +57,24 @@ def test_without_a_step_on_the_disk_nothing_begins_where_copies_should_be(tmp_pa
         assert not seen.changes
     run.copies.unlink()
     assert resumed(run, Objects()) is None
+
+
+def test_nor_where_the_settings_name_another_place_than_before_or_none(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1, 2)
+    copies(run, 1, 2)
+    shutil.rmtree(run.checkpoints)
+    note_copies(run.copies, "s3://older/run", 1)
+    said = "no checkpoint, but step 2 was copied to s3://b/run: go on with checkpoint.remote.url=s3://b,"
+    with pytest.raises(RunFolderError, match=said) as told:
+        resumed(run, Objects(), url="s3://new/run")
+    assert told.value.exit_code == 78
+    with pytest.raises(RunFolderError, match=said):
+        CheckpointStore(run.checkpoints).load_latest(Alone(), engine(Alone()))
+    run.copies.write_text("{")
+    with pytest.raises(RunFolderError, match=r"copies\.json: .*; bring it back, or remove it"):
+        CheckpointStore(run.checkpoints).load_latest(Alone(), engine(Alone()))
+    run.copies.unlink()
+    assert CheckpointStore(run.checkpoints).load_latest(Alone(), engine(Alone())) is None
 
 
 def test_with_a_step_on_the_disk_the_run_goes_on_and_says_so(

@@ -12,6 +12,7 @@ import pytest
 from launch.__main__ import main
 from launch.outcome import Outcome
 from launch.run.attempts import close_attempt
+from launch.run.housekeeping import rubbish
 from launch.run.lineage import write_lineage
 from launch.run.run_folder import create, installed_versions, new_attempt
 from launch.settings.asked import completed, stored_values
@@ -26,6 +27,7 @@ from trainer.errors import ConfigError, Exit, Refused
 from trainer.plan import RunPlan, StorePlan
 from trainer.planning import make_plan
 from trainer.records.attempt import Done, write_record
+from trainer.records.copies import note_copies
 from trainer.records.lineage import branches, read_lineage, write_loaded
 from trainer.records.manifest import MANIFEST_NAME, Manifest, digest_of, encode
 from trainer.records.run_files import RunFiles
@@ -211,6 +213,17 @@ def test_a_run_with_a_misnamed_step_is_not_said_to_have_saved_nothing(here: Path
     (run.checkpoints / "step-100").mkdir(parents=True)
     with pytest.raises(ConfigError, match="it cannot go on with these"):
         stand(config("run.seed=5"))
+
+
+def test_nor_is_one_whose_steps_lie_in_a_place_that_its_settings_name_no_more(here: Path) -> None:
+    run = run_of(config(), step=0)
+    with pytest.raises(ConfigError, match="and saved nothing"):
+        stand(config("run.seed=5"))
+    assert [one.path for one in rubbish([run], keep=None, failed=True)] == [run.root]
+    note_copies(run.copies, "s3://b/first-run", 8)
+    with pytest.raises(ConfigError, match="it cannot go on with these"):
+        stand(config("run.seed=5"))
+    assert rubbish([run], keep=None, failed=True) == []
 
 
 def test_plan_shows_how_the_run_of_that_name_differs(

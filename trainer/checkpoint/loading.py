@@ -17,7 +17,9 @@ from trainer.checkpoint.reader import CheckpointReader, PatientReader
 from trainer.dist.world import World
 from trainer.engine.base import Engine
 from trainer.errors import CheckpointError, CheckpointMismatch, DamagedCheckpoint, RunFolderError
+from trainer.records.copies import newest_of
 from trainer.records.manifest import Manifest
+from trainer.records.run_files import RunFiles
 
 _log = logging.getLogger("trainer.checkpoint")
 # Fills the engine from a place that has a step newer than the given one, where there is one.
@@ -66,6 +68,20 @@ def refuse_to_forget(folders: StepFolders) -> None:
         raise RunFolderError(
             f"{folders.root}: no checkpoint is there, but {strays[0]} tells that there has been "
             f"one; {way_out(folders)}"
+        )
+
+
+def refuse_to_leave_copies(run: RunFiles) -> None:
+    """Raises: RunFolderError if a run without a step has copies of some, and is not to use them."""
+    try:
+        known = newest_of(run.copies)
+    except (OSError, ValueError) as e:
+        raise RunFolderError(f"{run.copies}: {e}; bring it back, or remove it") from e
+    if known is not None:
+        url, step = known
+        raise RunFolderError(
+            f"{run.checkpoints} has no checkpoint, but step {step} was copied to {url}: go on with "
+            f"checkpoint.remote.url={url.rpartition('/')[0]}, or remove {run.copies} to begin anew"
         )
 
 

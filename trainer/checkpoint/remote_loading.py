@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.checkpoint.folder import StepFolders, on_disk
-from trainer.checkpoint.loading import Newer, load_step, quarantine, refuse_to_forget, way_out
+from trainer.checkpoint.loading import (
+    Newer,
+    load_step,
+    quarantine,
+    refuse_to_forget,
+    refuse_to_leave_copies,
+    way_out,
+)
 from trainer.checkpoint.remote_steps import (
     CHECKPOINTS,
     StepsView,
@@ -77,6 +84,7 @@ def load_newest(
             bad = world.lead(disk.quarantined)
             _refuse_to_begin(disk, url, bad, passed_over, there)
             world.lead(lambda: refuse_to_forget(disk))
+            world.lead(lambda: refuse_to_leave_copies(run))
             return None
         step = max(own, copy)
         folders = disk

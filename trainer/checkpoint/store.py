@@ -270,8 +270,9 @@ class CheckpointStore:
         """Fill the engine from the newest whole step; returns its training state. Collective.
 
         None if the run has no checkpoint yet. Damaged steps are moved to quarantine.
-        Raises: RunFolderError if there are only damaged ones; CheckpointMismatch if the newest is
-        of another run or model; CheckpointError if it cannot be read. All ranks raise alike.
+        Raises: RunFolderError if there are only damaged ones, or copies where this run shall not
+        look; CheckpointMismatch if the newest is of another run or model; CheckpointError if it
+        cannot be read. All ranks raise alike.
         """
         self._settle(world)
         run_hash = self._settings.run_hash
@@ -280,6 +281,7 @@ class CheckpointStore:
         newer = self._newer(world, engine)
         found = loading.load_latest(world, engine, self._folders, run_hash=run_hash, newer=newer)
         if found is None:
+            world.lead(lambda: loading.refuse_to_leave_copies(self._run))
             return None
         self._went_on_from(found[0])
         return found[1]

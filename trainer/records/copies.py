@@ -20,6 +20,14 @@ def copied_to(path: Path, url: str) -> int | None:
     return _read(path).get(url)
 
 
+def newest_of(path: Path) -> tuple[str, int] | None:
+    """The place with the newest step, and that step; None if nothing was ever copied.
+
+    Raises: OSError, ValueError.
+    """
+    return max(_read(path).items(), key=lambda place: place[1], default=None)
+
+
 def note_copies(path: Path, url: str, step: int) -> None:
     """Durable when it returns. Raises: OSError, ValueError."""
     known = _read(path)
