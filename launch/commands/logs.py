@@ -17,6 +17,7 @@ from trainer.errors import Refused
 from trainer.records.run_files import AttemptFiles, RunFiles
 
 _ASK_EVERY_S = 10.0
+_LOOK_S = 0.2
 _EPILOG = "examples: longhaul logs first-run --rank 1 --follow; longhaul logs first-run --why"
 
 
@@ -38,10 +39,12 @@ def main(argv: list[str]) -> int:
     if given.why:
         print(why_text(run, files, is_chosen=given.attempt is not None))
         return 0
-    log = files.rank_log(given.rank)
+    log, life = files.rank_log(given.rank), _Life(run, files)
+    if given.follow:
+        _await_logs(life)
     if not log.exists():
         raise Refused(_no_log(run, files, given.rank))
-    _print(_Life(run, files), log, lines=given.lines, follow=given.follow)
+    _print(life, log, lines=given.lines, follow=given.follow)
     return 0
 
 
@@ -88,6 +91,19 @@ class _Life:
         return standing(self.run).may_be_active
 
 
+def _await_logs(life: _Life) -> None:
+    """Ranks may still have to start, for hours where there is a queue. It is said once."""
+    has_said = False
+    while life.goes_on() and not any(life.files.root.glob("rank-*.log")):
+        if not has_said:
+            job = standing(life.run).job
+            why = f" ({job.why})" if job is not None and job.why else ""
+            said = f"attempt {life.files.number} has no logs yet{why}; waiting"
+            print(said, file=sys.stderr, flush=True)
+        has_said = True
+        time.sleep(_LOOK_S)
+
+
 def _print(life: _Life, log: Path, *, lines: int | None, follow: bool) -> None:
     with log.open("rb") as file:
         if lines is not None:
@@ -100,4 +116,4 @@ def _print(life: _Life, log: Path, *, lines: int | None, follow: bool) -> None:
             sys.stdout.buffer.flush()
             if not is_running:
                 return
-            time.sleep(0.2)
+            time.sleep(_LOOK_S)

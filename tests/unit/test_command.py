@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +17,13 @@ import pytest
 from launch.__main__ import VERBS, main
 from launch.outcome import Outcome
 from launch.run.attempts import close_attempt
+from launch.run.ended import Ended, write_ended
 from launch.run.job_record import JobRecord, write_job
 from launch.run.liveness import ProcessMark, own_mark, write_mark
 from launch.run.run_folder import create, new_attempt
 from launch.settings.asked import overlaid, split
 from launch.stand import stand
+from tests.helpers.agent_process import wait_for
 from tests.helpers.configs import config
 from trainer.errors import ConfigError, Exit
 from trainer.records.attempt import Done, ErrorRecord, Started, write_record
@@ -192,6 +196,29 @@ def test_logs_of_a_rank_and_why_it_failed(runs: Path, capsys: pytest.CaptureFixt
     write_record(files.error, replace(error, kind="ValueError", exit_code=76))
     assert main(["logs", "one", "--why"]) == 0
     assert "attempt 1: rank 1 failed: ValueError: row 3\n  at step 12 on" in capsys.readouterr().out
+
+
+def test_followed_logs_wait_for_the_first_rank(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`longhaul logs RUN -f` is what `train` says to type, before any rank has started."""
+    files = new_attempt(make(runs, "one"))
+    write_mark(files.agent, own_mark())
+    told = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
+
+    def begin() -> None:
+        wait_for(lambda: "; waiting" in told.getvalue())
+        files.rank_log(0).write_text("first\n")
+        write_ended(files.ended, Ended(time=1.0, codes={"0": 0}))
+
+    thread = threading.Thread(target=begin, daemon=True)
+    thread.start()
+    assert main(["logs", "one", "--follow"]) == 0
+    thread.join()
+    assert capsys.readouterr().out == "first\n"
+    assert told.getvalue().count("attempt 1 has no logs yet") == 1
+    assert main(["logs", "one", "--follow", "--rank", "5"]) == 2, "there will be no such rank"
 
 
 def test_why_of_a_run_that_goes_on_is_that_it_runs(
