@@ -26,15 +26,27 @@ _SKEW_S = 2.0  # clocks that differ by more are told: logs and records of hosts 
 def survey(launch: SshLaunch, folders: tuple[str, ...], port: int) -> tuple[Answer, ...]:
     """Asked once a command. `folders`: those that all hosts must see, as they are named here.
 
-    Raises: ConfigError if no host is named; Refused if there is no ssh here.
+    Raises: ConfigError if no host is named, or a key that is not here; Refused if there is no ssh
+    here.
     """
     hosts = hosts_of(launch)
+    _refuse_without_key(launch)
     if shutil.which("ssh") is None:
         raise Refused("launch=ssh: there is no ssh on this machine (OpenSSH's client)")
     with ExitStack() as stack:
         marked = {folder: stack.enter_context(mark_in(Path(folder))) for folder in folders}
         asked = Asked(marked, wait_s=_SEEN_WITHIN_S, port=port, packages=_PACKAGES)
         return tuple(ask(launch, hosts, asked, sockets=None))
+
+
+def _refuse_without_key(launch: SshLaunch) -> None:
+    """ssh would only say that nobody is let in. With its public half an agent may hold the key."""
+    path = launch.identity_file
+    if path is None or "%" in path:  # which ssh fills in
+        return
+    if not any(Path(f"{path}{end}").expanduser().is_file() for end in ("", ".pub")):
+        what = f"there is no file {path}"
+        raise ConfigError([Problem("launch.identity_file", what, "launch.identity_file=null")])
 
 
 def survey_for(config: Config) -> tuple[Answer, ...]:

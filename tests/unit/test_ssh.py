@@ -16,7 +16,7 @@ from launch.driving.answers import mark_in, table
 from launch.driving.messages import Lines, Mixed, packed, packed_among_output
 from launch.dry_run import DryRun, as_text
 from launch.ssh.hosts import hosts_of
-from launch.ssh.preflight import _named_twice, problems_of
+from launch.ssh.preflight import _named_twice, _refuse_without_key, problems_of, survey
 from launch.ssh.survey import Answer
 from launch.ssh.words import remote_command, selected, ssh_words
 from tests.helpers.configs import config, values
@@ -185,6 +185,15 @@ def two_hosts() -> RunPlan:
         cores=8,
         vocab_size_of_tokenizer=None,
     )
+
+
+def test_a_key_that_is_not_there_is_no_matter_of_the_hosts(tmp_path: Path) -> None:
+    wanted = config("launch=ssh", "launch.hosts=[a]", f"launch.identity_file='{tmp_path}/key'")
+    assert isinstance(wanted.launch, SshLaunch)
+    with pytest.raises(ConfigError, match=r"launch.identity_file: there is no file /.*/key"):
+        survey(wanted.launch, (), 0)
+    (tmp_path / "key.pub").touch()
+    _refuse_without_key(wanted.launch)  # an agent may hold the other half
 
 
 def test_spares_are_not_said_to_be_taken() -> None:
