@@ -106,7 +106,12 @@ def prefix_misfits(config: Config, shape: Shape) -> list[Problem]:
 def _virtual_misfits(config: Config, shape: Shape) -> list[Problem]:
     """Virtual tokens take positions of the model's."""
     adapter, row, limit = config.model.adapter, config.data.sequence_length, shape.max_row_tokens
-    if not isinstance(adapter, PromptAdapter) or row + adapter.virtual_tokens <= limit:
+    if not isinstance(adapter, PromptAdapter):
+        return []
+    if shape.is_encoder_decoder:
+        what = f"virtual tokens stand before a decoder's row, and {shape.family} has two stacks"
+        return [Problem("model.adapter", what, "model/adapter=lora")]
+    if row + adapter.virtual_tokens <= limit:
         return []
     what = f"{adapter.virtual_tokens} before rows of {row:,} are more than its {limit:,} positions"
     fix = f"data.sequence_length={max(2, limit - adapter.virtual_tokens)}"

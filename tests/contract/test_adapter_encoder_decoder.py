@@ -1,4 +1,4 @@
-"""LoRA beside an encoder-decoder's matrices: trained, merged, or by peft over its base."""
+"""Adapters beside an encoder-decoder's matrices: trained, merged, or by peft over its base."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ _PLAIN = [
     "optimizer.learning_rate=0.02",
     "observers.tensorboard.enabled=false",
 ]
-_LORA = ["model/adapter=lora", "model.adapter.targets=[q,v,wi,wo]", "model.adapter.rank=4"]
+_MATRICES = ["model.adapter.targets=[q,v,wi,wo]", "model.adapter.rank=4"]
+_ADAPTERS = {
+    "lora": ["model/adapter=lora", *_MATRICES],
+    "dora": ["model/adapter=dora", *_MATRICES],
+    "ia3": ["model/adapter=ia3", "optimizer.learning_rate=0.1"],
+}
 
 
 def _exported(run: RunFiles, folder: Path, *more: str) -> Path:
@@ -42,21 +47,25 @@ def test_what_was_trained_is_the_same_merged_and_over_its_base(
     base = _exported(whole, tmp_path / "base")
     tuned = replace(task_cases.CASES["seq2seq_t5"], model=("model=hf_folder",))
     monkeypatch.setitem(task_cases.CASES, "tuned_t5", tuned)
-    plan = task_cases.case_plan(tmp_path, "tuned_t5", [f"model.path={base}", *_PLAIN, *_LORA])
-    run = trained_by(plan, tmp_path / "runs" / "tuned_t5")
-    alone = _exported(run, tmp_path / "alone", "--adapter")
-    merged = _exported(run, tmp_path / "merged")
 
     def load(folder: Path) -> Any:
         return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
     ids = torch.arange(1, 31).view(2, 15)
-    with torch.no_grad():
-        said, theirs, before = (
-            model(input_ids=ids, decoder_input_ids=ids).logits
-            for model in (
-                load(merged), peft.PeftModel.from_pretrained(load(base), alone).eval(), load(base),
+    for kind, adapter in _ADAPTERS.items():
+        given = [f"model.path={base}", *_PLAIN, *adapter]
+        plan = task_cases.case_plan(tmp_path, "tuned_t5", given)
+        run = trained_by(plan, tmp_path / "runs" / kind)
+        alone = _exported(run, tmp_path / f"{kind}-alone", "--adapter")
+        merged = _exported(run, tmp_path / f"{kind}-merged")
+        with torch.no_grad():
+            said, theirs, before = (
+                model(input_ids=ids, decoder_input_ids=ids).logits
+                for model in (
+                    load(merged),
+                    peft.PeftModel.from_pretrained(load(base), alone).eval(),
+                    load(base),
+                )
             )
-        )  # fmt: skip
-    torch.testing.assert_close(said, theirs, atol=1e-4, rtol=1e-4)
-    assert (said - before).abs().max() > 1e-2
+        torch.testing.assert_close(said, theirs, atol=1e-4, rtol=1e-4, msg=kind)
+        assert (said - before).abs().max() > 1e-2, kind

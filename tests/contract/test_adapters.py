@@ -140,6 +140,41 @@ def test_an_adapter_and_its_merge_compute_what_pefts_do(
         torch.testing.assert_close(parameter, unloaded[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_lengths_have_the_gradients_of_pefts_under_dropout(family: str, tmp_path: Path) -> None:
+    base = wide_model(tiny_shape(family))
+    hugging_face(base).save_pretrained(tmp_path)
+    wanted = lora(kind="dora").model_copy(update={"dropout": 0.3})
+    section = folder_model(tmp_path).model_copy(update={"adapter": wanted})
+    model = shaken(adapted(section))
+    names = sorted({place_of(n) for n, _ in trained(model)})
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6.0, lora_dropout=0.3, target_modules=names, use_dora=True,
+        fan_in_fan_out=family == "gpt2",
+    )  # fmt: skip
+    theirs = peft.get_peft_model(hugging_face(base), config)
+    peft.set_peft_model_state_dict(theirs, {
+        f"base_model.model.{n.replace('.default', '')}".replace("vector.weight", "vector"): p
+        for n, p in trained(model)
+    })  # fmt: skip
+    inputs, positions = tokens()
+    model.train()
+    theirs.train()
+    torch.manual_seed(8)
+    ours = model.logits(inputs, positions)
+    torch.manual_seed(8)
+    said = theirs(input_ids=inputs, position_ids=positions).logits
+    torch.testing.assert_close(ours, said, **CLOSE)
+    for logits in (ours, said):
+        torch.log_softmax(logits, -1)[..., 5].sum().backward()
+    gradients = {n: p.grad for n, p in theirs.named_parameters() if p.requires_grad}
+    assert len(gradients) == 3 * len(names)
+    for name, parameter in trained(model):
+        torch.testing.assert_close(
+            parameter.grad, gradients[f"base_model.model.{name}"], atol=1e-4, rtol=1e-4, msg=name
+        )
+
+
 def test_merged_values_do_not_depend_on_how_ranges_are_cut(tmp_path: Path) -> None:
     hugging_face(wide_model(tiny_shape("llama"))).save_pretrained(tmp_path)
     section = folder_model(tmp_path).model_copy(update={"adapter": lora(kind="dora")})
@@ -217,7 +252,6 @@ def test_patterns_that_match_nothing_are_refused_with_the_names_there_are(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ("model/adapter=dora engine=zero3", "ZeRO-3 has shared them out"),
         ("model/adapter=prompt", "only the first would begin with them"),
         (
             "model/adapter=prefix task=classify data.packing=false",

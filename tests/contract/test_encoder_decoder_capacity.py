@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.configs import config, values
 from tests.helpers.models import folder_model
+from tests.helpers.two_stacks import SEQ2SEQ
+from tests.helpers.two_stacks import tiny_two_stacks as tiny
 from trainer.capacity.encoder_decoder import ANY_LENGTH
 from trainer.capacity.folder import shape_of_folder
 from trainer.capacity.memory import MicroBatch, activations
@@ -28,7 +30,6 @@ from trainer.config.sections.model import EncoderDecoderShape
 from trainer.engine.model_setup import settle
 from trainer.errors import ConfigError, ModelError
 from trainer.models.build import build_model
-from trainer.models.heads import HeadSpec
 from trainer.planning import shape_of
 
 PUBLISHED = {"t5_small": 60.5, "t5_base": 222.9, "bart_base": 139.4}  # millions, of the papers
@@ -36,26 +37,6 @@ PAIRS = (
     "task=seq2seq", "data=examples", "data.sources.examples.paths=[a.csv]",
     "data.tokenizer.path=tokenizer", "data.packing=false",
 )  # fmt: skip
-SEQ2SEQ = HeadSpec("seq2seq")
-
-
-def tiny(family: str, **changes: Any) -> EncoderDecoderShape:
-    said: dict[str, Any] = {
-        "kind": "encoder_decoder", "family": family, "attention": "sdpa",
-        "activation_checkpointing": False, "compile": False, "loss_chunk_tokens": 0,
-        "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
-        "num_decoder_layers": 3, "num_attention_heads": 3, "head_dim": 16, "pad_token_id": 0,
-        "decoder_start_token_id": 0, "tie_word_embeddings": True, "initializer_range": 1.0,
-        "dropout": 0.0,
-    }  # fmt: skip
-    if family == "t5":
-        said |= {
-            "gated": False, "norm_eps": 1e-6, "head_dim": 24,
-            "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-        }  # fmt: skip
-    else:
-        said |= {"max_position_embeddings": 64}
-    return EncoderDecoderShape(**(said | changes))
 
 
 def counted(shape: Shape) -> Counter[tuple[int, ...]]:

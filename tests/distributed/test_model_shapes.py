@@ -14,6 +14,7 @@ from tests.contract.engine_cases import Tensors, held_by, section
 from tests.helpers.encoders import THREE, examples, tiny_encoder
 from tests.helpers.models import VOCAB, tiny_shape
 from tests.helpers.ranks import RankPool
+from tests.helpers.two_stacks import SEQ2SEQ, tiny_two_stacks
 from trainer.batch import IGNORED
 from trainer.config.sections.adapters import (
     BottleneckAdapter,
@@ -37,8 +38,11 @@ from trainer.records.fragment import MASTER
 _STEPS = 3
 _SGD = Sgd(kind="sgd", learning_rate=0.1, weight_decay=0.1, max_grad_norm=1.0, momentum=0.9)
 _LORA = LoraAdapter(kind="lora", rank=4, alpha=8.0, dropout=0.0, targets=("all",))
+_DORA = _LORA.model_copy(update={"kind": "dora"})
 _FROZEN = FrozenLayers(kind="freeze", frozen=("*embed*", "*.layers.0.*"))
 _IA3 = Ia3Adapter(kind="ia3", targets=("auto",), modules_to_save=("model.norm",))
+_IA3_ALONE = Ia3Adapter(kind="ia3", targets=("auto",))
+_FROZEN_T5 = FrozenLayers(kind="freeze", frozen=("shared.*", "*.block.0.*"))
 _BOTTLENECK = BottleneckAdapter(kind="bottleneck", size=4, targets=("auto",))
 _P_TUNING = PromptAdapter(kind="p_tuning", virtual_tokens=5)
 _PREFIX = PromptAdapter(kind="prefix", virtual_tokens=5)
@@ -52,17 +56,26 @@ CASES: dict[str, tuple[Model, HeadSpec | None]] = {
         tiny_shape("llama", adapter=_LORA, activation_checkpointing=True, **_WIDE),
         None,
     ),
+    "llama dora, checkpointed": (
+        tiny_shape("llama", adapter=_DORA, activation_checkpointing=True, **_WIDE),
+        None,
+    ),
+    "bert dora": (tiny_encoder("bert", adapter=_DORA, **_WIDE), THREE),
     "llama frozen": (tiny_shape("llama", adapter=_FROZEN, tie_word_embeddings=True, **_WIDE), None),
     "llama ia3": (tiny_shape("llama", adapter=_IA3, **_WIDE), None),
     "bert bottleneck": (tiny_encoder("bert", adapter=_BOTTLENECK, **_WIDE), THREE),
     "llama p_tuning": (tiny_shape("llama", adapter=_P_TUNING, **_WIDE), None),
     "llama prefix": (tiny_shape("llama", adapter=_PREFIX, **_WIDE), None),
     "bert lora": (tiny_encoder("bert", adapter=_LORA, **_WIDE), THREE),
+    "t5 ia3": (tiny_two_stacks("t5", adapter=_IA3_ALONE), SEQ2SEQ),
+    "t5 bottleneck": (tiny_two_stacks("t5", adapter=_BOTTLENECK), SEQ2SEQ),
+    "t5 frozen": (tiny_two_stacks("t5", adapter=_FROZEN_T5), SEQ2SEQ),
+    "bart dora": (tiny_two_stacks("bart", adapter=_DORA, initializer_range=0.1), SEQ2SEQ),
 }
-_LEARNT = dict.fromkeys(
-    ("llama ia3", "llama p_tuning", "llama prefix"), 0.9995
-)  # so little is trained
-_ALSO = ("llama lora, checkpointed",)  # at every stage
+_LEARNT = dict.fromkeys(  # so little is trained
+    ("llama ia3", "llama p_tuning", "llama prefix", "t5 ia3", "t5 bottleneck", "bart dora"), 0.9995
+)
+_ALSO = ("llama lora, checkpointed", "llama dora, checkpointed")  # at every stage
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,9 @@ def _loss_sum(model: Any, kind: str | None, fields: dict[str, torch.Tensor]) -> 
     if kind == "sequence":
         logits = model(fields, want="sequence")
         return F.cross_entropy(logits, fields["classes_E"], reduction="sum")
+    if kind == "seq2seq":
+        own = {"decoder_inputs_RS": fields["inputs_RT"], "labels_RS": labels}
+        return -model(fields | own | {"decoder_documents_RS": fields["documents_RT"]}).sum()
     said = model(fields, want=kind)
     if kind == "nsp":
         follows = fields["classes_E"] % 2
@@ -174,6 +190,8 @@ def test_two_ranks_of_every_stage_train_as_one_process_does(ranks: RankPool) -> 
             outside = {n for n in names if ".lora_" not in n}
             assert all(n.startswith(("classifier", "bert.pooler")) for n in outside), case
         if isinstance(shape.adapter, Ia3Adapter):
-            assert {n for n in names if ".ia3_l." not in n} == {"model.norm.weight"}
+            whole = {f"{name}.weight" for name in shape.adapter.modules_to_save}
+            assert {n for n in names if ".ia3_l." not in n} == whole, case
         if isinstance(shape.adapter, FrozenLayers):
-            assert not any("embed" in n or ".layers.0." in n for n in names)
+            parts = [pattern.strip("*") for pattern in shape.adapter.frozen]
+            assert not any(part in n for n in names for part in parts)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from trainer.capacity.shape import Shape, TensorGroup, tensors
+from trainer.capacity.two_stack_names import parameters_of_two_stacks
 
 Dims = tuple[int, ...]
 # Of a group of trainer/capacity/shape.py -> the module's name; {i}: the layer.
@@ -115,22 +116,16 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def parameters(shape: Shape) -> Iterator[tuple[str, Dims]]:
-    """(name, shape) of each; matrices as (outputs, inputs), GPT-2's too.
-
-    Of encoder-decoders, whose names are not kept here: none.
-    """
-    table = _TABLES.get(shape.family)
-    if table is None:
+    """(name, shape) of each; matrices as (outputs, inputs), GPT-2's too."""
+    if shape.is_encoder_decoder:
+        yield from parameters_of_two_stacks(shape)
         return
+    table = _TABLES[shape.family]
     for group in tensors(shape):
         template = _template(shape, group, table)
         first = 1 if "attn_norm" in template else 0  # ModernBERT's first layer has none
         for i in range(group.copies):
             yield template.replace("{i}", str(i + first)), group.dims
-
-
-def is_known(shape: Shape) -> bool:
-    return shape.family in _TABLES
 
 
 def _template(shape: Shape, group: TensorGroup, table: Mapping[str, str]) -> str:

@@ -15,26 +15,23 @@ from trainer.capacity.adaptation import (
     nothing_matched,
     within_layer,
 )
-from trainer.capacity.hf_names import Dims, is_known, parameters
+from trainer.capacity.hf_names import Dims, parameters
 from trainer.capacity.shape import Shape, num_layer_matrix_elements, num_parameters
+from trainer.capacity.two_stack_names import DISTANCES
 
 
 def num_trained(shape: Shape) -> int:
     """Elements that are trained, an adapter's own with them."""
-    if _is_whole(shape):
+    if shape.adaptation is None:
         return num_parameters(shape)
     return num_new(shape) + sum(_size(dims) for _, dims in _trained_of_base(shape))
 
 
 def num_trained_layer_matrices(shape: Shape) -> int:
     """Of those, elements of matrices in layers: what Muon moves."""
-    if _is_whole(shape):
+    if shape.adaptation is None:
         return num_layer_matrix_elements(shape)
-    kept = sum(
-        _size(dims)
-        for name, dims in _trained_of_base(shape)
-        if len(dims) == 2 and is_in_layer(name)
-    )
+    kept = sum(_size(dims) for name, dims in _trained_of_base(shape) if _is_matrix(name, dims))
     if shape.adaptation is not None and shape.adaptation.kind in VIRTUAL:
         return kept
     return kept + sum(_size(dims) for dims in _new(shape) if len(dims) == 2)
@@ -42,13 +39,13 @@ def num_trained_layer_matrices(shape: Shape) -> int:
 
 def num_new(shape: Shape) -> int:
     """Elements that the model without its adapter has not."""
-    return 0 if _is_whole(shape) else sum(_size(dims) for dims in _new(shape))
+    return 0 if shape.adaptation is None else sum(_size(dims) for dims in _new(shape))
 
 
 def unmatched(shape: Shape) -> Iterator[tuple[str, str]]:
     """(setting, what is wrong) of every pattern that matches nothing, naming what there is."""
     adaptation = shape.adaptation
-    if adaptation is None or not is_known(shape):
+    if adaptation is None:
         return
     every = list(parameters(shape))
     if adaptation.kind == "freeze":
@@ -65,11 +62,6 @@ def unmatched(shape: Shape) -> Iterator[tuple[str, str]]:
         if not any(_is_within(name, pattern) for name, _ in every):
             outside = sorted({n.rpartition(".")[0] for n, _ in every if not is_in_layer(n)})
             yield "modules_to_save", nothing_matched(pattern, outside)
-
-
-def _is_whole(shape: Shape) -> bool:
-    """All of it is trained; or taken so, where names are not known: an upper bound."""
-    return shape.adaptation is None or not is_known(shape)
 
 
 def _trained_of_base(shape: Shape) -> Iterator[tuple[str, Dims]]:
@@ -120,8 +112,13 @@ def _virtual(shape: Shape, adaptation: Adaptation) -> Iterator[Dims]:
 
 def _matrices(shape: Shape) -> Iterator[tuple[str, Dims]]:
     for name, dims in parameters(shape):
-        if len(dims) == 2 and is_in_layer(name):
+        if _is_matrix(name, dims):
             yield name.removesuffix(".weight"), dims
+
+
+def _is_matrix(name: str, dims: Dims) -> bool:
+    """One of a layer's."""
+    return len(dims) == 2 and is_in_layer(name) and DISTANCES not in name
 
 
 def _is_heads(shape: Shape, name: str) -> bool:

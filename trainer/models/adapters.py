@@ -35,6 +35,7 @@ from trainer.errors import ConfigError, Problem
 from trainer.models.bottleneck import Bottleneck
 from trainer.models.factors import let_factors_be_gathered
 from trainer.models.language_model import LanguageModel
+from trainer.models.magnitudes import let_lengths_be_measured
 from trainer.models.prompts import Prompt, refuse_to_generate
 from trainer.models.targets import refuse_pattern, targets, trained_whole
 from trainer.models.wrappers import AnyModel
@@ -67,6 +68,7 @@ def fit_adapter(model: AnyModel, section: Model) -> AnyModel:
         for parameter in whole:
             parameter.requires_grad_(True)
         let_factors_be_gathered(model)
+        let_lengths_be_measured(model, transposed=lies_transposed(model))
     elif isinstance(adapter, PromptAdapter):
         _prompted(model, adapter)
     return model

@@ -21,6 +21,11 @@ class Bottleneck(nn.Module):
             }
         )
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """The frozen matrix's: T5 asks it what its inputs are to be."""
+        return self.base_layer.get_parameter("weight")
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Shapes: as of the frozen matrix."""
         said: torch.Tensor = self.base_layer(inputs)
