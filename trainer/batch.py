@@ -24,8 +24,10 @@ class Batch(Protocol):
         """Global index of each real row; fewer than R at the end."""
 
     @property
-    def terms(self) -> int:
-        """What the loss of this batch is a sum over, and the loss of a step a mean."""
+    def terms(self) -> float:
+        """What the loss of this batch is a sum over, and the loss of a step a mean; of tokens that
+        have weights, the sum of these.
+        """
 
     @property
     def tokens(self) -> int:
@@ -77,10 +79,12 @@ class ExampleBatch:
         segments_RT     int64; BERT's token_type_ids
         answers_RT      int64; of pairs: 1 the preferred answer with its prompt, 2 the other, 0 none
         labels_RT       int64; IGNORED where nothing is learnt
+        weights_RT      float32; of tasks that are weighted: how much each label counts, else 0
         first_E         int64; r * T + t of each example's first token; -1 where there is none
         weights_E       float32; 1, and 0 where there is no example
         classes_E       int64, targets_EC float32: what an example is to get
-        decoder_inputs_RS, decoder_positions_RS, decoder_documents_RS, labels_RS: of decoders
+        decoder_inputs_RS, decoder_positions_RS, decoder_documents_RS, labels_RS, weights_RS: of
+            decoders
 
     Examples stand in the order of their rows. T is as long as the batch's longest row needs; there
     is always one example, of weight 0 if need be. Rows beyond the global batch hold padding alone.
@@ -88,7 +92,7 @@ class ExampleBatch:
 
     fields: Mapping[str, torch.Tensor]
     sample_indices: tuple[int, ...]
-    terms: int
+    terms: float
     tokens: int
     text: Sequence[Any] = field(default=())  # of held-out examples: what their scores need, E long
 

@@ -131,7 +131,7 @@ def _gradients(
     for micro_step, batch in enumerate(batches):
         job.pulse.beat("forward", step)
         job.seed_step(step, batch.sample_indices[0] if batch.sample_indices else -1)
-        loss = job.task.loss_sum(engine.model, batch.to(engine.device)) / max(weight, 1.0)
+        loss = job.task.loss_sum(engine.model, batch.to(engine.device)) / (weight or 1.0)
         clock.forward_s += clock.lap()
         faultpoint("step.forward", partial(damage.in_loss, loss))
         faultpoint("step.gradient", partial(damage.in_gradient, engine))
@@ -170,7 +170,7 @@ def _agree(
     return loss, told, (counts[0], counts[1])
 
 
-def _counts(batches: Sequence[Batch]) -> tuple[int, int]:
+def _counts(batches: Sequence[Batch]) -> tuple[float, int]:
     return sum(b.terms for b in batches), sum(b.tokens for b in batches)
 
 

@@ -129,7 +129,10 @@ _NO_ANSWER: dict[str, list[Any]] = {"text": [], "answer_start": []}
 
 def _chat(draw: random.Random, number: int) -> dict[str, Any]:
     turns = [("user", f"{words(draw, 3)} {number}"), ("assistant", words(draw, 3))]
-    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+    if number % 3:  # others count whole
+        messages[1]["weight"] = round(draw.uniform(0.1, 2), 2)
+    return {"messages": messages}
 
 
 def _prompted(draw: random.Random, number: int) -> dict[str, Any]:
@@ -173,7 +176,9 @@ CASES: dict[str, Case] = {
         ),
         _asked,
     ),
-    "chat": Case(("task=chat", "task.template=plain"), _chat, DECODER, gpt_folder),
+    "chat": Case(
+        ("task=chat", "task.template=plain", "task.weighted=true"), _chat, DECODER, gpt_folder
+    ),
     "dpo": Case(
         ("task=preference", "task.label_smoothing=0.1", "data.sequence_length=96"),
         _preferred,

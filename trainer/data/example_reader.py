@@ -140,7 +140,7 @@ class ExampleReader:
             _LETTERS[axis],
             _PREFIX[axis],
         )
-        made = {c.name: np.full(shape, c.fill, dtype=np.int64) for c in columns}
+        made = {c.name: np.full(shape, c.fill, dtype=_dtype(c)) for c in columns}
         made[f"{prefix}positions"] = np.zeros(shape, dtype=np.int64)
         made[f"{prefix}documents"] = np.zeros(shape, dtype=np.int64)
         documents_E = np.arange(len(rows_E)) - first_of_row_E + 1
@@ -163,12 +163,20 @@ class ExampleReader:
         rounded = -(-max(longest, 1) // MULTIPLE) * MULTIPLE
         return max(longest, min(rounded, self._shape.sequence_length))
 
-    def _terms(self, fields: Mapping[str, npt.NDArray[Any]], *, num_examples: int) -> int:
+    def _terms(self, fields: Mapping[str, npt.NDArray[Any]], *, num_examples: int) -> float:
+        """With weights of tokens: their sum; in fp64, so that how a step is cut up is no matter."""
         name = self._manifest.terms
         if name == EXAMPLES:
             return num_examples
         axis = next(c.axis for c in self._manifest.columns if c.name == name)
+        weights = fields.get(f"weights_{_LETTERS[axis]}")
+        if weights is not None:
+            return float(weights.sum(dtype=np.float64))
         return int((fields[f"{name}_{_LETTERS[axis]}"] != IGNORED).sum())
+
+
+def _dtype(column: Column) -> type[np.float32 | np.int64]:
+    return np.float32 if column.dtype == "float32" else np.int64
 
 
 def _of_examples(
@@ -178,8 +186,7 @@ def _of_examples(
     *,
     num_examples: int,
 ) -> None:
-    dtype = np.float32 if column.dtype == "float32" else np.int64
-    made = np.full((max(1, num_examples), column.width), column.fill, dtype=dtype)
+    made = np.full((max(1, num_examples), column.width), column.fill, dtype=_dtype(column))
     for part in chosen:
         values, _ = part.split.values(column.name, part.examples_N)
         made[part.slots_N] = values.reshape(-1, column.width)

@@ -12,13 +12,14 @@ import torch
 from trainer.batch import ExampleBatch
 from trainer.objectives.next_token import correct_count, next_token_loss_sum
 from trainer.objectives.prefix_lm import prompts_of
-from trainer.tasks.base import means
+from trainer.tasks.base import means, terms_scored
 
 
 class Answers:
     """`model` is a trainer.models LanguageModel, perhaps inside an engine's wrapper.
 
-    `label_smoothing` and `z_loss` are of the loss that is trained on; scores are without.
+    `label_smoothing` and `z_loss` are of the loss that is trained on, as weights of
+    tokens are; scores are without.
     `prefix_lm`: prompts are read both ways.
     """
 
@@ -37,7 +38,8 @@ class Answers:
             prompts_RT=self._prompts(batch),
             **self._of_loss,
         )
-        return next_token_loss_sum(log_probs_RT, fields["labels_RT"])
+        weights_RT = fields.get("weights_RT")
+        return next_token_loss_sum(log_probs_RT, fields["labels_RT"], weights_RT=weights_RT)
 
     @torch.no_grad()
     def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:
@@ -52,7 +54,8 @@ class Answers:
         loss = next_token_loss_sum(log_probs_RT, fields["labels_RT"])
         correct = correct_count(correct_RT, fields["labels_RT"])
         loss_value, correct_value = torch.stack([loss.double(), correct.double()]).tolist()
-        return {"terms": float(batch.terms), "loss": loss_value, "correct": correct_value}
+        terms = terms_scored(batch)
+        return {"terms": terms, "loss": loss_value, "correct": correct_value}
 
     def _prompts(self, batch: ExampleBatch) -> torch.Tensor | None:
         if not self._prefix_lm:

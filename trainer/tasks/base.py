@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
+from trainer.batch import IGNORED, ExampleBatch
+
 
 class Task(Protocol):
     """Pure: no state, no collectives, no knowledge of ranks or steps.
@@ -29,6 +31,14 @@ class Task(Protocol):
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         """From the sums over all batches and ranks to what people read; "loss" comes first."""
+
+
+def terms_scored(batch: ExampleBatch) -> float:
+    """Of labelled tokens: scores count each as one, whatever it weighs in training."""
+    if "weights_RT" in batch.fields or "weights_RS" in batch.fields:
+        labels = batch.fields["labels_RT" if "weights_RT" in batch.fields else "labels_RS"]
+        return float((labels != IGNORED).sum())
+    return float(batch.terms)
 
 
 def values_of(task: Any, sums: Mapping[str, float]) -> dict[str, float]:

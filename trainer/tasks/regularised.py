@@ -213,9 +213,13 @@ def _flat(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(batch: Any, logits: torch.Tensor) -> torch.Tensor:
-    """1 where the answer is a term: an example's, or a position's that has a label."""
+    """1 where the answer is a term: an example's, or a position's that has a label; or the label's
+    own weight."""
     if logits.dim() == 2:
         weights: torch.Tensor = batch.fields["weights_E"]
         return weights
+    if (weights_RT := batch.fields.get("weights_RT")) is not None:
+        flat: torch.Tensor = weights_RT.flatten()
+        return flat
     labels_RT: torch.Tensor = batch.fields["labels_RT"]
     return (labels_RT != IGNORED).float().flatten()

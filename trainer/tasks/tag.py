@@ -18,6 +18,7 @@ from trainer.evals.metrics.base import Metric, Sums, named, ratio, taken
 from trainer.evals.metrics.confusion import Confusion
 from trainer.evals.metrics.entities import EntityF1, entity_types
 from trainer.objectives.cross_entropy import token_loss_sum
+from trainer.tasks.base import terms_scored
 from trainer.tasks.lengths import LengthBucket, buckets_of, lengths_of_places, sums_by_length
 
 Ids = NDArray[np.int64]
@@ -49,7 +50,10 @@ class Tag:
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
         logits_RTC, labels_RT = model(batch.fields, want="tokens"), batch.fields["labels_RT"]
-        return token_loss_sum(logits_RTC, labels_RT, label_smoothing=self._label_smoothing)
+        weights_RT = batch.fields.get("weights_RT")
+        return token_loss_sum(
+            logits_RTC, labels_RT, weights_RT=weights_RT, label_smoothing=self._label_smoothing
+        )
 
     @torch.no_grad()
     def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:
@@ -58,7 +62,7 @@ class Tag:
         # Of bf16 logits, too, the first of equals wins on every device only where they are fp32.
         chosen_RT = logits_RTC.float().argmax(-1)
         correct = ((chosen_RT == labels_RT) & (labels_RT != IGNORED)).sum()
-        sums = {"terms": float(batch.terms), "loss": loss.item(), "correct": float(correct)}
+        sums = {"terms": terms_scored(batch), "loss": loss.item(), "correct": float(correct)}
         found = self._compared(chosen_RT.cpu().numpy(), batch)
         counts_RT = (labels_RT != IGNORED).cpu().numpy()
         right = (chosen_RT == labels_RT).cpu().numpy()[counts_RT]

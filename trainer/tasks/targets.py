@@ -12,13 +12,14 @@ import torch
 
 from trainer.batch import ExampleBatch
 from trainer.objectives.next_token import correct_count, next_token_loss_sum
-from trainer.tasks.base import means
+from trainer.tasks.base import means, terms_scored
 
 
 class Targets:
     """`model` is a trainer.models EncoderDecoderModel, perhaps inside an engine's wrapper.
 
-    `label_smoothing` and `z_loss` are of the loss that is trained on; scores are without.
+    `label_smoothing` and `z_loss` are of the loss that is trained on, as weights of
+    tokens are; scores are without.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
@@ -26,7 +27,8 @@ class Targets:
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
         log_probs_RS = model(batch.fields, **self._of_loss)
-        return next_token_loss_sum(log_probs_RS, batch.fields["labels_RS"])
+        weights_RS = batch.fields.get("weights_RS")
+        return next_token_loss_sum(log_probs_RS, batch.fields["labels_RS"], weights_RT=weights_RS)
 
     @torch.no_grad()
     def score(self, model: torch.nn.Module, batch: ExampleBatch) -> dict[str, float]:
@@ -35,7 +37,8 @@ class Targets:
         loss = next_token_loss_sum(log_probs_RS, labels_RS)
         correct = correct_count(correct_RS, labels_RS)
         loss_value, correct_value = torch.stack([loss.double(), correct.double()]).tolist()
-        return {"terms": float(batch.terms), "loss": loss_value, "correct": correct_value}
+        terms = terms_scored(batch)
+        return {"terms": terms, "loss": loss_value, "correct": correct_value}
 
     def values(self, sums: Mapping[str, float]) -> dict[str, float]:
         return means(sums)

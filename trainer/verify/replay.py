@@ -231,7 +231,7 @@ def _rows(standing: Standing, incident: Incident) -> Iterator[RowLoss]:
             loss = standing.task.loss_sum(standing.engine.model, one.to(standing.engine.device))
             [place] = standing.stream.places(sample, 1)
             origin = f"{place.source} row {place.row}, document {place.first_document}"
-            yield RowLoss(sample, float(loss) / max(one.terms, 1), origin)
+            yield RowLoss(sample, float(loss) / (one.terms or 1), origin)
     standing.engine.model.train()
 
 

@@ -9,7 +9,15 @@ from pydantic import Field
 from trainer.config.sections.base import Section
 
 
-class TagSettings(Section):
+class WeightedSettings(Section):
+    """Tokens may count for more or less than one."""
+
+    # true: weights of the data (of words, messages, examples) multiply the losses of their tokens,
+    # and a mean is over the sum of the weights; in training only
+    weighted: bool = False
+
+
+class TagSettings(WeightedSettings):
     """A tag for each token of a sentence."""
 
     # what the data holds. bio: B- begins, I- goes on | iob1: B- only between neighbours |
@@ -41,14 +49,14 @@ class QaSettings(Section):
     no_answer: bool = True
 
 
-class Seq2SeqSettings(Section):
+class Seq2SeqSettings(WeightedSettings):
     """A text from a text. An encoder-decoder reads the source; a decoder reads it as a prompt."""
 
     prompt: str  # holds {source}; what the model reads
     target_tokens: Annotated[int, Field(ge=2)]  # most tokens of a target, its end included
 
 
-class ChatSettings(Section):
+class ChatSettings(WeightedSettings):
     """Answers in conversations, by the model's own chat template."""
 
     # tokenizer: what its folder has | chatml, plain: ours | else a path of a .jinja file

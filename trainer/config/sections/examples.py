@@ -12,7 +12,7 @@ from trainer.config.sections.base import Section
 FieldName = Literal[
     "id", "group", "weight",
     "text", "text_pair", "label", "labels",
-    "tokens", "tags",
+    "tokens", "tags", "weights",
     "head", "tail",
     "question", "context", "answers",
     "source", "target", "references",

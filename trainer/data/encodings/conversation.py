@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.data.encodings.weights import weight_of
 from trainer.data.task_tokenizer import Encoded, TaskTokenizer
 from trainer.data.template import MARKS, ChatTemplate
 from trainer.errors import DataError
@@ -23,11 +24,12 @@ Place = tuple[int, int]
 @dataclass(frozen=True)
 class Conversation:
     """`learnt`: tokens [begin, end) of each message that is. `loose`: of those, how many begin or
-    end within a token."""
+    end within a token. `weights`: of each that is learnt; 1 where its message says nothing."""
 
     ids: list[int]
     learnt: list[Place]
     loose: int
+    weights: list[float]
 
 
 class Conversations:
@@ -54,7 +56,7 @@ class Conversations:
     ) -> Conversation:
         """Raises: DataError if the template refuses the messages, or cannot say what is learnt."""
         safe = [_guarded(message, self._special) for message in messages]
-        text, places = self._places(safe, _guarded(list(tools), self._special))
+        text, places, counts = self._places(safe, _guarded(list(tools), self._special))
         if _GUARD in text:
             places = [(_unguarded(text, a), _unguarded(text, b)) for a, b in places]
             found = self._piecewise(text)
@@ -66,10 +68,13 @@ class Conversations:
             for (a, b), place in zip(spans, places, strict=True)
             if a < b
         )
-        return Conversation(found.ids, [(a, b) for a, b in spans if a < b], loose)
+        whole = [(span, w) for span, w in zip(spans, counts, strict=True) if span[0] < span[1]]
+        return Conversation(found.ids, [span for span, _ in whole], loose, [w for _, w in whole])
 
-    def _places(self, messages: list[Any], tools: list[Any]) -> tuple[str, list[Place]]:
-        """(the whole text, characters of every learnt message)."""
+    def _places(
+        self, messages: list[Any], tools: list[Any]
+    ) -> tuple[str, list[Place], list[float]]:
+        """(the whole text, characters of every learnt message, its weight)."""
         learnt = [n for n, m in enumerate(messages) if m["role"] in self._roles]
         whole = self._template.render(messages, tools=tools)
         if self._template.marks_answers and self._roles == {"assistant"}:
@@ -83,7 +88,9 @@ class Conversations:
             wanted = learnt[-1:] if self._last else learnt
             at = {n: self._added(messages, n, tools, whole.text) for n in wanted}
         learnt = learnt[-1:] if self._last else learnt
-        return whole.text, [at[n] for n in learnt if messages[n].get("weight", 1)]
+        counts = {n: weight_of(messages[n].get("weight"), f"message {n + 1}") for n in learnt}
+        learnt = [n for n in learnt if counts[n]]
+        return whole.text, [at[n] for n in learnt], [counts[n] for n in learnt]
 
     def _added(self, messages: list[Any], number: int, tools: list[Any], whole: str) -> Place:
         """What a message adds to the text, without the header that asks for it."""

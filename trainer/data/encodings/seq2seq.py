@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from trainer.batch import IGNORED
 from trainer.config.sections.encodings import Seq2SeqSettings
 from trainer.data.encodings.base import TEXT, inputs_column
 from trainer.data.encodings.example import Array, Example, integers, noted
+from trainer.data.encodings.weights import weight_of, weights, weights_column
 from trainer.data.formats.rows import Wanted
 from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.errors import DataError
@@ -21,13 +24,13 @@ from trainer.records.example_store import Column
 from trainer.records.record import Record
 
 _WANTED = Wanted(required=("source", "target"), optional=("references",))
+_WEIGHTED = Wanted(required=("source", "target"), optional=("references", "weight"))
 
 
 class EncoderDecoderEncoding:
     """`start_id`: what a decoder begins with, of the model's config (T5's padding, BART's end)."""
 
     terms = "labels"
-    wanted = _WANTED
 
     def __init__(
         self,
@@ -44,12 +47,17 @@ class EncoderDecoderEncoding:
         self._end = tokenizer.special("eos_token")
 
     @property
+    def wanted(self) -> Wanted:
+        return _WEIGHTED if self._settings.weighted else _WANTED
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         size, padding = self._tokenizer.vocab_size, self._tokenizer.padding_id
         return (
             inputs_column(size, padding_id=padding),
             replace(inputs_column(size, padding_id=padding, name="decoder_inputs"), axis="S"),
             Column("labels", "int32", "S", fill=IGNORED),
+            *([weights_column("S")] if self._settings.weighted else []),
             TEXT,
         )
 
@@ -70,6 +78,7 @@ class EncoderDecoderEncoding:
             "decoder_inputs": integers([self._start_id, *target[:-1]]),
             "labels": integers(target),
         }
+        _weigh(arrays, record, self._settings)
         text = _references(record)
         notes = noted(answer_cut=cut, source_cut=source.was_cut)
         was_cut = source.was_cut or cut > 0
@@ -80,7 +89,6 @@ class PromptedEncoding:
     """A decoder reads the prompt and is taught the target and the end alone."""
 
     terms = "labels"
-    wanted = _WANTED
 
     def __init__(
         self, settings: Seq2SeqSettings, tokenizer: TaskTokenizer, *, row_tokens: int
@@ -92,10 +100,15 @@ class PromptedEncoding:
         self._begin = beginning(tokenizer)
 
     @property
+    def wanted(self) -> Wanted:
+        return _WEIGHTED if self._settings.weighted else _WANTED
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         return (
             inputs_column(self._tokenizer.vocab_size, padding_id=self._tokenizer.padding_id),
             Column("labels", "int32", "T", fill=IGNORED),
+            *([weights_column()] if self._settings.weighted else []),
             TEXT,
         )
 
@@ -124,6 +137,7 @@ class PromptedEncoding:
         if not prompt:
             raise DataError(f"{record.place}: nothing stands before the target")
         arrays = taught(prompt, target)
+        _weigh(arrays, record, self._settings)
         notes = noted(answer_cut=answer_cut, source_cut=source_cut)
         was_cut = bool(answer_cut or source_cut)
         text = _references(record)
@@ -145,6 +159,16 @@ def beginning(tokenizer: TaskTokenizer) -> list[int]:
     begin = tokenizer.specials.get("bos_token")
     ids = tokenizer.encode("a").ids
     return ids[:1] if begin is not None and ids[:1] == [begin] else []
+
+
+def _weigh(arrays: dict[str, Array], record: Record, settings: Seq2SeqSettings) -> None:
+    """Every token of the target counts as the example does; one of weight 0 is not learnt."""
+    if not settings.weighted:
+        return
+    weight = weight_of(record.fields.get("weight"), record.place)
+    if not weight:
+        arrays["labels"] = np.full_like(arrays["labels"], IGNORED)
+    arrays["weights"] = weights(np.where(arrays["labels"] != IGNORED, weight, 0.0))
 
 
 def _check_texts(record: Record) -> None:
