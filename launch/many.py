@@ -7,6 +7,7 @@ handed over, before the next begins. Each has its own folder, identity and plan,
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from launch.backends.slurm import SlurmBackend
 from launch.backends.table import backend_of
 from launch.base import Backend
 from launch.run.copies import adopt
+from launch.run.run_folder import AlreadyCarried
 from launch.settings.several import Member
 from launch.slurm.array import groups
 from launch.stand import Standing, finished_at, frozen_hash, plan_of, stand
@@ -130,18 +132,26 @@ def _ready(
     *,
     plan_with: Callable[[Standing], RunPlan] | None = None,
 ) -> list[Ready]:
-    """Those that have something to do. Raises: Refused with what is wrong with any of them."""
+    """Those that have something to do; what is carried already is left alone, and said.
+
+    Raises: Refused with what is wrong with any of them, or if all that is left is carried.
+    """
     found: list[Ready] = []
     wrong: dict[str, list[str]] = {}
+    carried: dict[str, list[str]] = {}
     for member in members:
         try:
             standing = look(member.config)
             if standing is not None:
                 plan = (plan_with or _first_plan)(standing)
                 found.append(Ready(member, standing, plan))
+        except AlreadyCarried as e:
+            carried[str(e)] = [member.name]
         except LonghaulError as e:
             wrong.setdefault(str(e), []).append(member.name)
-    _refuse(wrong, total=len(members))
+    _refuse(wrong if found else wrong | carried, total=len(members))
+    for text in carried:
+        print(f"left alone: {text}", file=sys.stderr, flush=True)
     return found
 
 

@@ -224,15 +224,19 @@ def typed_name(run: RunFiles) -> str:
     return run.name if run.root.parent == Path(DEFAULT_ROOT) else str(run.root)
 
 
+class AlreadyCarried(Refused):
+    """Somebody carries the run, or will: nothing is wrong with it, and nothing to be done."""
+
+
 def refuse_if_running(run: RunFiles, *, silent: ProcessMark | None = None) -> None:
-    """Raises: Refused if an agent carries the run already. `silent`: one known to be dead."""
+    """Raises: AlreadyCarried if an agent carries the run. `silent`: one known to be dead."""
     mark = running(run)
     if mark is None or mark == silent:
         return
     fix = f"end it with `longhaul stop {typed_name(run)}`"
     if is_elsewhere(mark):
         fix = f"end it on {mark.host}; if that machine is gone for good: resume.takeover=true"
-    raise Refused(
+    raise AlreadyCarried(
         f"run {run.name} is running already (attempt {attempts(run)[-1].number}, process "
         f"{mark.pid} on {mark.host}); see `longhaul status {typed_name(run)}`, {fix}"
     )

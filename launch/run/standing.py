@@ -12,6 +12,7 @@ from launch.backends.table import backend_of
 from launch.run.job_record import Job, JobRecord, JobState, read_job
 from launch.run.liveness import ProcessMark
 from launch.run.run_folder import (
+    AlreadyCarried,
     attempts,
     is_being_stopped,
     refuse_if_running,
@@ -90,7 +91,7 @@ def free_to_start(run: RunFiles, *, lease_s: float, takeover: bool) -> ProcessMa
         why = f"was told to stop and is not over: {now.job.why}"
         raise Refused(f"run {name} {why}; try once more when it is")
     how = "waits already" if now.job.state is JobState.PENDING else "is running already"
-    raise Refused(
+    raise AlreadyCarried(
         f"run {name} {how}: {now.job.why}; see `longhaul status {typed_name(run)}`, end it with "
         f"`longhaul stop {typed_name(run)}`"
     )

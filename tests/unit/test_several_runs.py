@@ -9,6 +9,8 @@ import pytest
 
 from launch.commands.train import main
 from launch.compose import combinations
+from launch.run.liveness import own_mark, write_mark
+from launch.run.run_folder import create, new_attempt
 from launch.settings.several import members, name_of
 from launch.slurm.array import groups, link, links_folder, render
 from launch.slurm.place import job_of
@@ -74,6 +76,25 @@ def test_problems_of_all_runs_are_told_at_once_and_whose_they_are() -> None:
     assert "3 problems" in text
     assert text.count("stesp") == 1
     assert "(with optimizer.learning_rate=-1" in text
+
+
+def test_what_is_carried_already_is_left_alone_unless_it_is_all_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "--dry-run", "resources.device=cpu", "run.seed=1,2"]
+    for seed in (1, 2):
+        config = {"run": {"name": f"first-run-seed-{seed}"}}
+        run = create(tmp_path / "runs", config=config, frozen_hash="abc")
+        write_mark(new_attempt(run).agent, own_mark())
+        if seed == 1:
+            assert main(words) == 0
+    said = capsys.readouterr()
+    assert "left alone: run first-run-seed-1 is running already (attempt 1, process" in said.err
+    assert [line.split()[0] for line in said.out.splitlines()[1:2]] == ["first-run-seed-2"]
+    with pytest.raises(Refused, match="first-run-seed-1 is running already") as caught:
+        main(words)
+    assert "first-run-seed-2 is running already" in str(caught.value)
 
 
 def test_one_value_given_twice_is_refused() -> None:
