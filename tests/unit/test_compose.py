@@ -10,6 +10,7 @@ import pytest
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
 from launch.compose import compose, why
+from launch.settings.asked import completed
 from launch.settings.choices import Folders, conf_folder
 from launch.settings.conf_source import ConfSource
 from trainer.errors import ConfigError, Problem, Refused
@@ -289,3 +290,11 @@ def test_why_of_a_misspelt_name_proposes_a_section_or_a_setting() -> None:
         with pytest.raises(Refused, match=rf"did you mean {near}\?"):
             why(composed, key)
         assert why(composed, near)
+
+
+def test_what_is_not_in_conf_stays_missing() -> None:
+    stored = compose(["optimizer=sgd"]).values
+    del stored["optimizer"]["momentum"]
+    assert "momentum" not in completed(stored)["optimizer"]
+    whole = compose([]).values
+    assert completed(whole) is whole

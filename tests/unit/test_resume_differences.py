@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,11 +14,11 @@ from launch.run.attempts import close_attempt
 from launch.run.housekeeping import rubbish
 from launch.run.lineage import write_lineage
 from launch.run.run_folder import create, installed_versions, new_attempt
-from launch.settings.asked import completed, stored_values
+from launch.settings.asked import stored_values
 from launch.settings.differences import as_text
 from launch.stand import frozen_hash, stand
 from launch.start import dry_run, start
-from tests.helpers.configs import config, values
+from tests.helpers.configs import config
 from trainer.changes import Change, changes, version_changes
 from trainer.config.schema import Config
 from trainer.consequences import counted
@@ -354,14 +353,6 @@ def test_a_plan_from_before_a_setting_goes_on(here: Path) -> None:
     run.attempt(1).plan.write_text(json.dumps(stored))
     assert stored_values(run)["restart"]["max_idle"] == config().restart.max_idle
     assert main(["resume", "first-run", "--dry-run"]) == 0
-
-
-def test_what_is_not_in_conf_stays_missing() -> None:
-    stored: dict[str, Any] = values("optimizer=sgd")
-    del stored["optimizer"]["momentum"]
-    assert "momentum" not in completed(stored)["optimizer"]
-    whole = values()
-    assert completed(whole) is whole
 
 
 # --- lineage -------------------------------------------------------------------------------------
