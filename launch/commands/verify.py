@@ -15,7 +15,8 @@ _HELP = """\
 usage: longhaul verify layouts|resume [RUN] [key=value ...] [--config-dir DIR] [options]
 
   layouts    your settings, shrunk, on every layout they imply (ranks, accumulation, packing), each
-             against an independent loop in one process: equal losses and weights
+             against an independent loop in one process: equal losses and weights; of another
+             task than next tokens, on its own data, against the plain engine on one rank
   resume     a rank killed in the middle and the run resumed: equal, bit for bit, to the run that
              was left alone; and once more with one rank more: everything restored, losses close
 

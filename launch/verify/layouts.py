@@ -16,7 +16,7 @@ from launch.compute import compute
 from launch.run.run_folder import create, new_attempt
 from launch.stand import Standing, frozen_hash, plan_of
 from launch.start import prepare, write_attempt
-from launch.verify.shrink import shrunk
+from launch.verify.shrink import has_own_task, shrunk
 from trainer.config.schema import Config
 from trainer.config.sections.training import CanonicalEngine, PlainEngine
 from trainer.errors import Exit
@@ -64,7 +64,8 @@ def verify_layouts(
 
 def _layouts(config: Config, *, every_stage: bool) -> Iterator[dict[str, Any]]:
     """Plain on one rank, then every engine x world x accumulation x packing that is implied."""
-    for packing in (True, False):
+    # Rows of examples were packed, or not, when they were prepared.
+    for packing in (config.data.packing,) if has_own_task(config) else (True, False):
         yield _layout("plain", 1, 1, packing)
         if isinstance(config.engine, PlainEngine):
             yield from (_layout("plain", 1, a, packing) for a in _ACCUMULATIONS[1:])

@@ -22,11 +22,12 @@ _WORDS = _TEXT.split()
 def shrunk(
     config: Config, folder: Path, *, name: str, steps: int, fp32: bool, dropout: float = 0.0
 ) -> Config:
-    """Settings of a run in `folder`, whose corpus this writes.
+    """Settings of a run in `folder`.
 
     Kept: family, attention, checkpointing, chunked loss, optimizer, schedule, engine, packing, seed
-    and, unless `fp32`, precision. Changed: sizes, data, dropout (layouts draw it differently, so 0
-    to compare them), offload (none), everything that only watches.
+    and, unless `fp32`, precision; a task of its own (`has_own_task`) with its data. Changed: sizes,
+    dropout (layouts draw it differently, so 0 to compare them), offload (none), everything that
+    only watches; of next tokens the data too, a corpus that this writes.
     """
     values = config.model_dump(mode="json")
     values["run"] |= {"root": str(folder / "runs"), "name": name, "trust": []}
@@ -39,9 +40,13 @@ def shrunk(
         "pause_at": 0,
     }
     values["batch"] = {"global_batch_size": ROWS, "micro_batch_size": ROWS}
-    values["model"] = _small_model(config, dropout)
-    values["task"] = {"kind": "causal_lm"}
-    values["data"] = _small_data(config, folder)
+    own = has_own_task(config)
+    values["model"] = _small_model(config, dropout, own=own)
+    if own:
+        values["data"]["prefetch_steps"] = 0
+    else:
+        values["task"] = {"kind": "causal_lm"}
+        values["data"] = _small_data(config, folder)
     values["evals"] |= {"held_out_rows": 0, "sample_tokens": 0}
     values["observers"] |= {"peak_tflops": 1.0}
     for name in ("tensorboard", "console"):
@@ -61,6 +66,11 @@ def shrunk(
     return Config.model_validate(values)
 
 
+def has_own_task(config: Config) -> bool:
+    """Whether proofs are made with the user's task and data: what a row holds is the task's."""
+    return config.task.kind not in ("causal_lm", "custom")
+
+
 def _small_optimizer(values: dict[str, Any], steps: int) -> None:
     """Bounds on rounding hold for learning rates up to 1e-3 and gradients clipped at 1."""
     optimizer, schedule = values["optimizer"], values["schedule"]
@@ -73,16 +83,20 @@ def _small_optimizer(values: dict[str, Any], steps: int) -> None:
         schedule |= {"warmup_steps": min(2, steps), "warmup_tokens": 0}
 
 
-def _small_model(config: Config, dropout: float) -> dict[str, Any]:
+def _small_model(config: Config, dropout: float, *, own: bool) -> dict[str, Any]:
+    """Raises: ConfigError for an encoder of which next tokens are asked, or that is a folder's."""
     model = config.model
-    if isinstance(model, EncoderShape):
-        return _small_encoder(model, dropout)
-    if isinstance(model, EncoderDecoderShape):
-        raise ConfigError([_no_decoder(model.family)])
+    positions = config.data.sequence_length if own else 2 * ROW_TOKENS
+    if isinstance(model, EncoderShape | EncoderDecoderShape):
+        if not own:
+            raise ConfigError([_no_decoder(model.family)])
+        if isinstance(model, EncoderShape):
+            return _small_encoder(model, dropout, positions=positions)
+        return _small_stacks(model, dropout, positions=positions)
     if isinstance(model, FolderModel):
         shape = shape_of_folder(Path(model.path), needs_weights=False)
         if shape.is_encoder or shape.is_encoder_decoder:
-            raise ConfigError([_no_decoder(shape.family)])
+            raise ConfigError([_in_a_folder(shape) if own else _no_decoder(shape.family)])
         family, tied = shape.family, shape.tie_word_embeddings
         grouped = shape.num_key_value_heads < shape.num_attention_heads
     else:
@@ -103,13 +117,13 @@ def _small_model(config: Config, dropout: float) -> dict[str, Any]:
         "num_attention_heads": _HEADS,
         "num_key_value_heads": 2 if grouped else _HEADS,
         "head_dim": _HEAD_DIM,
-        "max_position_embeddings": 2 * ROW_TOKENS,
+        "max_position_embeddings": positions,
         "tie_word_embeddings": tied,
         "initializer_range": 0.02,
         "norm_eps": 1e-5,
         "rope_theta": None if family == "gpt2" else 10000.0,
         "rotary_fraction": 0.25 if family == "gpt_neox" else None,
-        "sliding_window": ROW_TOKENS // 2 if family == "mistral" else None,
+        "sliding_window": positions // 4 if family == "mistral" else None,
         "dropout": dropout,
     } | ({} if gpt else {"rope_scaling": None})
 
@@ -119,7 +133,13 @@ def _no_decoder(family: str) -> Problem:
     return Problem("model", what, "the model of a decoder, such as model=llama_debug")
 
 
-def _small_encoder(model: EncoderShape, dropout: float) -> dict[str, Any]:
+def _in_a_folder(shape: Any) -> Problem:
+    preset = "model=encoder_decoder_debug" if shape.is_encoder_decoder else "model=encoder_debug"
+    what = f"proofs are made with small models, and {shape.family}'s are not made from a folder"
+    return Problem("model", what, f"the shape of a preset, such as {preset}")
+
+
+def _small_encoder(model: EncoderShape, dropout: float, *, positions: int) -> dict[str, Any]:
     return model.model_dump(mode="json") | {
         "compile": False,
         "loss_chunk_tokens": 16 if model.loss_chunk_tokens else 0,
@@ -128,8 +148,24 @@ def _small_encoder(model: EncoderShape, dropout: float) -> dict[str, Any]:
         "intermediate_size": 2 * _WIDTH,
         "num_hidden_layers": _LAYERS,
         "num_attention_heads": _HEADS,
-        "max_position_embeddings": 2 * ROW_TOKENS + model.pad_token_id + 1,
+        "max_position_embeddings": positions + model.pad_token_id + 1,
         "local_attention": model.local_attention and ROW_TOKENS // 2,
+        "dropout": dropout,
+    }
+
+
+def _small_stacks(model: EncoderDecoderShape, dropout: float, *, positions: int) -> dict[str, Any]:
+    return model.model_dump(mode="json") | {
+        "compile": False,
+        "loss_chunk_tokens": 16 if model.loss_chunk_tokens else 0,
+        "vocab_size": 0,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "num_hidden_layers": _LAYERS,
+        "num_decoder_layers": _LAYERS,
+        "num_attention_heads": _HEADS,
+        "head_dim": _HEAD_DIM,
+        "max_position_embeddings": model.max_position_embeddings and positions,
         "dropout": dropout,
     }
 

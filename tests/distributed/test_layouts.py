@@ -14,10 +14,12 @@ from launch.verify.shrink import shrunk
 from tests.contract.engine_cases import AveragesOverMicroSteps, AveragesOverRanks
 from tests.helpers.configs import config
 from tests.helpers.ranks import RankPool
+from tests.helpers.task_cases import case_plan
 from trainer.data.prepare import prepare
 from trainer.dist.world import World
 from trainer.plan import RunPlan
 from trainer.planning import make_plan
+from trainer.records.prepared import prepared_vocab_size
 from trainer.records.token_store import read_manifest
 from trainer.verify.compare import Verdict, bounds_of, compare, reference_for, reference_from
 from trainer.verify.layouts import Layout, plan_of, run_layout
@@ -97,6 +99,36 @@ def grid(stages: Sequence[int], *, packing: Sequence[bool] = (True, False)) -> l
 
 def said(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(f"{v.layout.name}: {v.loss:.1e} {v.weights:.1e}" for v in verdicts)
+
+
+@pytest.mark.parametrize("name", ["classify", "seq2seq_t5"])
+def test_a_task_of_its_own_is_proved_on_its_own_data(
+    name: str, ranks: RankPool, home: Path, tmp_path: Path
+) -> None:
+    given = case_plan(home / "given", name, ("data.packing=true",)).config
+    small = shrunk(given, home, name=name, steps=4, fp32=True)
+    assert small.task == given.task
+    stores = prepare(small, log=lambda line: None)
+    plan = make_plan(
+        small,
+        attempt=1,
+        run_id=name,
+        stores=stores,
+        device="cpu",
+        cores=1,
+        vocab_size_of_tokenizer=prepared_vocab_size(
+            Path(stores[0].path), data=small.data.model_dump(mode="json")
+        ),
+    )
+    plain, *others = [
+        Layout("plain", 1, 1, True), Layout("zero2", 2, 2, True), Layout("zero3", 2, 1, True)
+    ]  # fmt: skip
+    losses = trained(ranks, plan, [plain, *others], tmp_path)
+    alone = reference_from(plain, losses.pop(plain), folder=tmp_path)
+    verdicts = judged(plan, losses, tmp_path, packing_True=alone)
+    assert [v.layout for v in verdicts] == others
+    assert all(v.passed for v in verdicts), said(verdicts)
+    assert alone.losses[-1] != alone.losses[0]
 
 
 def test_adamw_trains_alike_on_every_layout(ranks: RankPool, home: Path, tmp_path: Path) -> None:

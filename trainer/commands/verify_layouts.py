@@ -36,10 +36,11 @@ def _judge(folder: Path, *, as_json: bool) -> Exit:
     found = [(Layout(**line["layout"]), line["losses"]) for line in lines]
     where, bounds = folder / "layouts", bounds_of(plan)
     against = "an independent fp32 loop"
-    if plan.config.precision.kind == "fp32":
+    kind = plan.config.task.kind
+    if plan.config.precision.kind == "fp32" and kind == "causal_lm":
         references = {p: reference_for(plan, packing=p) for p in {x.packing for x, _ in found}}
     else:
-        against = f"the plain engine in {plan.config.precision.kind}"
+        against = f"the plain engine on one rank, task={kind} in {plan.config.precision.kind}"
         references = {
             layout.packing: reference_from(layout, losses, folder=where)
             for layout, losses in found
