@@ -36,8 +36,8 @@ _DEVICE_MEMORY = Kind(
 )
 _HOST_MEMORY = Kind(
     "out of memory of the machine",
-    "fewer ranks a machine, more memory for the job (launch.memory_gib), no offload to it; of ranks "
-    "on CPUs a smaller batch.micro_batch_size",
+    "fewer ranks a machine, more memory for the job (launch.memory_gib), no offload to it; of "
+    "CPU ranks a smaller batch.micro_batch_size",
 )
 _BAD_GPU = Kind(
     "bad GPU",
