@@ -14,6 +14,7 @@ from launch.run.status import RunStatus, newest_plan, status_of
 from trainer.records.account import Account, account
 from trainer.records.json_file import read_lines
 from trainer.records.lineage import Descent, read_lineage
+from trainer.records.metrics import is_guard_line
 from trainer.records.run_files import RunFiles
 
 # Of a step's line, what is drawn; see trainer/reports.py for their units.
@@ -86,7 +87,8 @@ def read_facts(run: RunFiles, job: Job | None = None) -> RunFacts:
     steps: dict[int, tuple[float, ...]] = {}
     scores: dict[int, dict[str, float]] = {}
     samples: list[tuple[int, str, str]] = []
-    others: dict[str, list[Mapping[str, Any]]] = {"save": [], "guard": []}
+    saves: list[Mapping[str, Any]] = []
+    guarded: list[Mapping[str, Any]] = []
     for line in read_lines(run.metrics):  # one pass: a long run has a million lines
         kind = line.get("kind")
         if kind == "step":
@@ -94,8 +96,10 @@ def read_facts(run: RunFiles, job: Job | None = None) -> RunFacts:
         elif kind == "eval":
             scores.setdefault(line["step"], {}).update(_scores(line))
             samples += [(line["step"], str(p), str(t)) for p, t in line.get("samples", ())]
-        elif kind in others:
-            others[kind].append(line)
+        elif kind == "save":
+            saves.append(line)
+        elif is_guard_line(line):
+            guarded.append(line)
     ordered = sorted(steps)
     columns = zip(*(steps[step] for step in ordered), strict=True)
     of = dict(zip(MEASURES, columns, strict=True)) if ordered else dict.fromkeys(MEASURES, ())
@@ -104,8 +108,8 @@ def read_facts(run: RunFiles, job: Job | None = None) -> RunFacts:
         curves=Curves(tuple(ordered), of),
         scores=tuple((step, scores[step]) for step in sorted(scores) if scores[step]),
         samples=tuple(samples[-_MOST_SAMPLES:]),
-        saves=tuple(others["save"]),
-        guarded=tuple(others["guard"]),
+        saves=tuple(saves),
+        guarded=tuple(guarded),
         attempts=tuple(_attempts(run)),
         account=account(run.root),
         plan=newest_plan(run),

@@ -20,6 +20,7 @@ from trainer.errors import Exit
 from trainer.faultpoints import Fault
 from trainer.guard.incident import read_incident
 from trainer.plan import write_plan
+from trainer.records.owner import Owner, write_owner
 from trainer.records.run_files import RunFiles
 
 _COMMON = (
@@ -110,6 +111,18 @@ def test_a_damaged_loss_names_its_rank_over_a_step_that_was_left_out(
     assert "rank 1 had a loss of inf where the repetition has" in found["why"]
     # from step 3 on, which was left out: the loss of the rank that was well is met exactly
     assert found["from_step"] == 3
+
+
+def test_a_run_that_was_started_again_since_is_replayed(
+    runs: dict[str, RunFiles], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An attempt that came later owns it; who only reads need not be the owner."""
+    later = RunFiles(tmp_path / "later")
+    shutil.copytree(runs["gradient"].root, later.root)
+    write_owner(later.owner, Owner(2, "another-host", 17, 4, "b"))
+    assert replay.main([str(later.root), "--json"]) == Exit.FAILED
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cause"], found["from_step"]) == ("hardware", 2)
 
 
 def test_a_run_from_before_a_section_is_replayed(

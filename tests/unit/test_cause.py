@@ -75,6 +75,16 @@ def test_nothing_is_finite_is_the_weights() -> None:
     assert "the weights have gone wrong" in found.why
 
 
+def test_all_rows_far_off_with_none_to_compare_are_not_called_data() -> None:
+    evidence = _evidence(_step(NAN, INF), _step(NAN, INF), far=8)
+    found = cause_of(replace(evidence, usual_was=True))
+    assert (found.cause, found.rows) == ("numeric", ())
+    assert "all are far off, and none are held out to tell whether others are too" in found.why
+    some = cause_of(replace(_evidence(_step(9.0), _step(9.0), far=2), usual_was=True))
+    assert (some.cause, len(some.rows)) == ("data", 2)
+    assert "2 of 8 rows are far off; the steps before had a loss of 3.0" in some.why
+
+
 def test_rounding_in_another_order_is_the_same() -> None:
     evidence = _evidence(_step(9.0), _step(9.0 * 1.005, 1.03), far=1)
     assert cause_of(evidence).cause == "data"

@@ -16,7 +16,9 @@ from tests.helpers.told_run import told_run, write_run_json
 from trainer.drawing.curves import Series, curves_figure, number_text, thinned, ticks
 from trainer.drawing.shapes import Curve, Words
 from trainer.errors import Exit, Refused
+from trainer.observers.jsonl import JsonLines
 from trainer.records.run_files import RunFiles
+from trainer.reports import GuardReport
 
 
 def test_each_step_counts_once_and_every_second_has_its_place(tmp_path: Path) -> None:
@@ -40,6 +42,18 @@ def test_the_page_of_a_run_has_all_of_it_and_asks_for_nothing(
     plan = json.loads(run.attempt(2).plan.read_text())
     plan["config"]["note"] = "0123456789abcdef0123456789abcdef01234567"
     run.attempt(2).plan.write_text(json.dumps(plan))
+    JsonLines(run.metrics, attempt=2, attempt_facts={"step": 9}).on_guard(
+        GuardReport(
+            step=9,
+            action="skip",
+            kind="spike",
+            said="gradient norm 900",
+            loss=3.0,
+            grad_norm=900.0,
+            skipped=1,
+            samples=(36, 40),
+        )
+    )
     assert report.main(["told", "--root", str(tmp_path)]) == Exit.DONE
     assert capsys.readouterr().out == f"{run.report}\n"
     page = run.report.read_text("utf-8")
@@ -55,6 +69,7 @@ def test_the_page_of_a_run_has_all_of_it_and_asks_for_nothing(
         "attempt 2",  # where it went on, in the curves
         "held out: perplexity",
         "<b>def </b>f(x):",
+        "<td>9</td><td>skip</td><td>gradient norm 900</td>",
         "<td>torch</td><td>2.13.0</td>",
     ):
         assert said in page, said

@@ -241,6 +241,24 @@ def test_a_source_too_small_for_one_row_is_named(tmp_path: Path) -> None:
         token_stream([source], shape=shape, seed=0, rank=0, world_size=1, prefetch_steps=0)
 
 
+def test_rows_that_were_left_out_stay_out_when_the_run_goes_back_again(
+    stores: dict[str, TokenStore],
+) -> None:
+    """To the same checkpoint, which was written before the first time and knows nothing of it."""
+
+    def samples(stream: Stream[TokenBatch], steps: range) -> list[int]:
+        return [i for step in steps for b in stream.step(step) for i in b.sample_indices]
+
+    stream = _stream(stores)
+    before = stream.cursor(2)
+    stream.go_back(before, without=(18, 24))
+    assert samples(stream, range(3, 5)) == [*range(12, 18), *range(24, 30)]
+    stream.go_back(before, without=(24, 30))
+    assert samples(stream, range(3, 5)) == [*range(12, 18), *range(30, 36)]
+    again = _stream(stores, cursor=stream.cursor(3))
+    assert samples(again, range(4, 5)) == [*range(30, 36)]
+
+
 def test_an_unreadable_cursor_is_refused(stores: dict[str, TokenStore]) -> None:
     with pytest.raises(DataError, match="the data cursor of the checkpoint is not readable"):
         _stream(stores, cursor={"next": 3})

@@ -83,7 +83,8 @@ def _show(done: Replay, found: Finding) -> None:
         named.append(("again, fp32", evidence.in_fp32))
     for name, one in named:
         print(f"{name:24}{one.loss:14.6g}{one.grad_norm:16.6g}")
-    print(f"{'other rows':24}{evidence.usual:14.6g}")
+    whose = "steps before" if evidence.usual_was else "other rows"
+    print(f"{whose:24}{evidence.usual:14.6g}")
     for row in found.rows[:_MOST_ROWS]:
         print(f"{f'sample {row.sample}':24}{row.loss:14.6g}  {row.origin}")
     if len(found.rows) > _MOST_ROWS:

@@ -113,8 +113,14 @@ class Stream(Generic[B]):
         return self._cursor.advanced(step, global_batch_size=batch).as_dict()
 
     def go_back(self, cursor: dict[str, Any], *, without: tuple[int, int]) -> None:
-        """Stand where `cursor` says; the samples [start, stop) are never read again."""
-        self._cursor = Cursor.of(cursor).skipping(*without)
+        """Stand where `cursor` says; the samples [start, stop) are never read again.
+
+        Nor are those of earlier ways back, which a checkpoint from before them does not know.
+        """
+        spans = (*self._cursor.skipped, without)
+        self._cursor = Cursor.of(cursor)
+        for span in spans:
+            self._cursor = self._cursor.skipping(*span)
         self._ordered, self._held = None, {}
         if self._prefetch is not None:
             # Its thread may be reading rows of the old order: it ends before anybody reads anew.

@@ -7,8 +7,8 @@ One JSON object a line, appended, never rewritten; `kind` says which:
     step     a logged step: step loss learning_rate grad_norm tokens tokens_per_second mfu ...
              (reports.StepReport has the meaning and unit of each)
     eval     step, eval_seconds and eval_<name> of each value; samples if it generated text
-    guard    what the numerics guard did: step, action (log, skip, rewind), kind, said, loss,
-             grad_norm, skipped (steps so far), samples [first, one past the last], to_step
+    guard    what the numerics guard did: step, action (log, skip, rewind), anomaly, said,
+             loss, grad_norm, skipped (steps so far), samples [first, one past the last], to_step
     save     step, succeeded, stall_s (training stood still), bytes, path
     upload   step, succeeded, seconds (nobody waited), bytes, url, problem, skipped (so far)
 
@@ -57,7 +57,8 @@ class JsonLines:
         self._write("upload", asdict(report))
 
     def on_guard(self, report: GuardReport) -> None:
-        self._write("guard", asdict(report))
+        line = asdict(report)
+        self._write("guard", {"anomaly": line.pop("kind"), **line})
 
     def close(self) -> None:
         """Every line was written when it was told; there is nothing to give back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,3 +16,8 @@ def read_metrics(path: Path, kind: str = "step") -> list[dict[str, Any]]:
     """
     lines = {line["step"]: line for line in read_lines(path) if line.get("kind") == kind}
     return [lines[step] for step in sorted(lines)]
+
+
+def is_guard_line(line: Mapping[str, Any]) -> bool:
+    """What the guard did. Before it was told apart, the anomaly's kind stood in the line's."""
+    return line.get("kind") in ("guard", "non_finite", "spike")

@@ -40,7 +40,10 @@ class RowLoss:
 
 @dataclass(frozen=True)
 class Evidence:
-    """`owners`: the rank of each share. `usual`: loss of other rows with the same weights."""
+    """`owners`: the rank of each share. `usual`: loss of other rows with the same weights.
+
+    `usual_was`: it is that of the steps before instead: no rows are held out.
+    """
 
     recorded: Repetition
     owners: Sequence[int]
@@ -49,6 +52,7 @@ class Evidence:
     rows: Sequence[RowLoss]
     usual: float
     tolerance: float  # relative; of rounding in another order
+    usual_was: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,17 @@ def cause_of(evidence: Evidence) -> Finding:
         why = "it happens on one process too, but not in fp32: the precision cannot hold it"
         return Finding("numeric", why)
     far = tuple(row for row in evidence.rows if is_far_off(row.loss, evidence.usual))
-    if far and math.isfinite(evidence.usual):
-        why = f"{len(far)} of {len(evidence.rows)} rows are far off; with the same weights other"
-        return Finding("data", f"{why} rows have a loss of {evidence.usual:.4f}", rows=far)
+    are_all = len(far) == len(evidence.rows)
+    if far and math.isfinite(evidence.usual) and not (are_all and evidence.usual_was):
+        whose = "with the same weights other rows have"
+        if evidence.usual_was:
+            whose = "the steps before had"
+        why = f"{len(far)} of {len(evidence.rows)} rows are far off; {whose} a loss of"
+        return Finding("data", f"{why} {evidence.usual:.4f}", rows=far)
     why = "it happens on one process and in fp32 too, and no row stands out"
-    if not math.isfinite(evidence.usual):
+    if far and evidence.usual_was:
+        why = f"{why}: all are far off, and none are held out to tell whether others are too"
+    elif not math.isfinite(evidence.usual):
         why = f"{why}: other rows are not finite either, so the weights have gone wrong"
     return Finding("numeric", f"{why}; lower optimizer.learning_rate, or go back further")
 

@@ -36,6 +36,7 @@ from trainer.storage.local import LocalStorage
 from trainer.tasks.base import Task
 from trainer.tasks.table import change_of, trained_task
 from trainer.verify.cause import Evidence, Repetition, RowLoss
+from trainer.verify.history import History, history_of
 from trainer.verify.one_row import one_row
 
 # Relative, of a loss: sums taken in another order, and what grows of it over a few steps.
@@ -84,18 +85,18 @@ def replay(
         )
     path = run.attempt(int(incident.shared["attempt"])).plan
     plan = _alone(stored_plan(path, defaults=defaults or {}))
-    base = _base(run, step, most_steps=most_steps)
+    history = history_of(read_lines(run.metrics), step=step, time=float(incident.shared["time"]))
+    base = _base(run, step, history.newest, most_steps=most_steps)
     precision = plan.config.precision.kind
-    left_out = skipped_before(run, incident)
     log(f"from step {base} to {step} on one process, {precision}")
-    standing = _stand(run, plan, base, step, left_out=left_out)
+    standing = _stand(run, plan, base, step, history)
     again = [_make(standing, incident) for _ in range(2)]
-    rows, usual = list(_rows(standing, incident)), _control(standing, incident)
+    rows, usual = list(_rows(standing, incident)), _control(standing)
     _leave(standing)
     in_fp32 = None
     if precision != "fp32":
         log("the same in fp32")
-        standing = _stand(run, _in(plan, "fp32"), base, step, left_out=left_out)
+        standing = _stand(run, _in(plan, "fp32"), base, step, history)
         in_fp32 = _make(standing, incident)
         _leave(standing)
     evidence = Evidence(
@@ -104,27 +105,11 @@ def replay(
         again=again,
         in_fp32=in_fp32 if in_fp32 is not None else again[0],
         rows=rows,
-        usual=usual,
+        usual=_usual(incident) if usual is None else usual,
+        usual_was=usual is None,
         tolerance=_TOLERANCE.get(precision, _TOLERANCE_16_BIT),
     )
     return Replay(incident, base, evidence)
-
-
-def skipped_before(run: RunFiles, incident: Incident) -> set[int]:
-    """Steps that the run did not apply on its way to the incident, by metrics.jsonl."""
-    found: set[int] = set()
-    for line in read_lines(run.metrics):
-        if line["time"] > incident.shared["time"]:
-            break
-        if line.get("kind") == "attempt":  # it went on from that step's checkpoint
-            found = {s for s in found if s <= line["step"]}
-        if line.get("kind") != "guard":
-            continue
-        if line["action"] == "skip":
-            found.add(line["step"])
-        if line["action"] == "rewind":
-            found = {s for s in found if s <= line["to_step"]}
-    return found
 
 
 def _alone(plan: RunPlan) -> RunPlan:
@@ -155,10 +140,14 @@ def _in(plan: RunPlan, kind: str) -> RunPlan:
     )
 
 
-def _base(run: RunFiles, step: int, *, most_steps: int) -> int:
-    """The newest checkpoint before `step`; 0, the starting values, if all steps are few enough."""
+def _base(run: RunFiles, step: int, newest: int | None, *, most_steps: int) -> int:
+    """The newest checkpoint before `step`; 0, the starting values, if all steps are few enough.
+
+    `newest`: later ones were written after the run had gone back, with other data.
+    """
     steps = StepFolders(LocalStorage(), run.checkpoints).steps()
-    base = max((s for s in steps if s < step), default=0)
+    limit = step - 1 if newest is None else newest
+    base = max((s for s in steps if s <= limit), default=0)
     if step - 1 - base > most_steps:
         where = f"step {base} is the last checkpoint before it" if base else "none is before it"
         raise Refused(
@@ -168,7 +157,7 @@ def _base(run: RunFiles, step: int, *, most_steps: int) -> int:
     return base
 
 
-def _stand(run: RunFiles, plan: RunPlan, base: int, step: int, *, left_out: set[int]) -> Standing:
+def _stand(run: RunFiles, plan: RunPlan, base: int, step: int, history: History) -> Standing:
     world = Alone(choose_device(plan.device, Place()))
     engine, task = build_engine(plan, world), trained_task(plan)
     cursor: dict[str, Any] | None = None
@@ -183,13 +172,16 @@ def _stand(run: RunFiles, plan: RunPlan, base: int, step: int, *, left_out: set[
     )
     standing = Standing(engine, task, plan, stream)
     for earlier in range(base + 1, step):
+        for way in history.ways_back:
+            if way.to == earlier - 1:
+                stream.go_back(stream.cursor(way.to), without=(way.start, way.stop))
         batches = stream.step(earlier)
         _backward(standing, earlier, batches, weight=sum(b.terms for b in batches))
-        engine.step(lr=_rate(plan, earlier), apply_if=_if_not_in(left_out, earlier))
+        engine.step(lr=_rate(plan, earlier), apply_if=_if_not_in(history.left_out, earlier))
     return standing
 
 
-def _if_not_in(left_out: set[int], step: int) -> Callable[[float], bool]:
+def _if_not_in(left_out: frozenset[int], step: int) -> Callable[[float], bool]:
     return lambda norm: step not in left_out
 
 
@@ -236,8 +228,8 @@ def _rows(standing: Standing, incident: Incident) -> Iterator[RowLoss]:
 
 
 @torch.no_grad()
-def _control(standing: Standing, incident: Incident) -> float:
-    """Mean loss of held-out rows with the same weights; what was usual, if none are held out."""
+def _control(standing: Standing) -> float | None:
+    """Mean loss of held-out rows with the same weights; None if none are held out."""
     standing.engine.model.eval()
     loss = terms = 0.0
     for batch in standing.stream.held_out_batches(_CONTROL_ROWS):
@@ -246,8 +238,11 @@ def _control(standing: Standing, incident: Incident) -> float:
         )
         terms += batch.terms
     standing.engine.model.train()
-    if terms:
-        return loss / terms
+    return loss / terms if terms else None
+
+
+def _usual(incident: Incident) -> float:
+    """Of the steps before it."""
     usual = incident.shared.get("usual_loss")
     return math.nan if usual is None else float(usual)
 
