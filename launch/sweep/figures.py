@@ -27,6 +27,7 @@ from trainer.drawing.shapes import (
 )
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 30, 34, 34
+_DARK_GREY: Colour = (110, 110, 110)  # words between lines
 _LONGEST = 22  # characters of an alternative beside an axis
 
 
@@ -100,7 +101,7 @@ def parallel(found: Sequence[Shown], space: Space, metric: str) -> Drawing:
     for x, axis, name in zip(xs, axes, [*names, metric], strict=True):
         shapes += [Line(x, _TOP, x, height - _BOTTOM), Words(x, height - 12, _short(name))]
         for share, text in axis.marks():
-            shapes.append(Words(x + 5, _up(share, height), text, "start", GREY))
+            shapes.append(Words(x + 5, _up(share, height), text, "start", _DARK_GREY))
     for one in sorted(found, key=lambda each: (each.is_whole, each.share)):
         values = [one.point.get(name) for name in names]
         points = [

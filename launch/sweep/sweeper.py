@@ -111,7 +111,7 @@ class Sweeper:
 
     def _note_rungs(self, trial: Trial) -> Trial:
         points = self._reported.costs(trial)
-        for step in self._steps_of(trial):
+        for step in self._steps_of(trial)[trial.level :]:
             value = at_step(points, step)
             if value is not None and step not in trial.rungs:
                 trial = self.journal.write("rung", trial.number, step=step, value=value)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +54,22 @@ def test_a_sweep_of_jobs_survives_its_sweeper_and_a_node(cluster: Cluster, tmp_p
     words = [*TINY, *_SETTINGS, f"data.store_root={tmp_path / 'stores'}"]
     words += [f"run.root={tmp_path / 'runs'}"]
     words += [f"data.sources.files.paths=[{tiny_text_corpus(tmp_path / 'corpus', documents=60)}]"]
-    with (tmp_path / "sweeper.log").open("w") as log:
-        sweeper = cluster.popen([*sweep, *words], env=env, stdout=log, stderr=log)
+    log = tmp_path / "sweeper.log"
+    with sweeping(cluster, [*sweep, *words], log, env) as sweeper:
         cluster.wait(lambda: judged(files) >= 2 or sweeper.poll() is not None)
-        assert sweeper.poll() is None, (tmp_path / "sweeper.log").read_text()
+        assert sweeper.poll() is None, log.read_text()
         sweeper.send_signal(signal.SIGKILL)  # its jobs go on
         sweeper.wait()
     queued_is_told_from_active(cluster, files)
     hold = files.root / "hold"
     hold.touch()  # who begins now waits before its first step
-    with (tmp_path / "sweeper.log").open("a") as log:
-        again = [*sweep, "lr", "--root", str(tmp_path / "runs")]
-        sweeper = cluster.popen(again, env=env, stdout=log, stderr=log)
+    again = [*sweep, "lr", "--root", str(tmp_path / "runs")]
+    with sweeping(cluster, again, log, env) as sweeper:
         victim = cluster.wait(lambda: held_on(files, "node2"))
         cluster.lab.node("node2").power_off()
         hold.unlink()
         cluster.wait(lambda: sweeper.poll() is not None, seconds=900.0)
-    said = (tmp_path / "sweeper.log").read_text()
+    said = log.read_text()
     assert sweeper.returncode == Exit.DONE, said
     trials = read_trials(files.trials)
     assert {one.state for one in trials.values()} <= {"finished", "pruned"}, said
@@ -77,6 +78,19 @@ def test_a_sweep_of_jobs_survives_its_sweeper_and_a_node(cluster: Cluster, tmp_p
     it_took_no_more_than_two_fifths_of_its_steps(files)
     each_has_one_run_and_its_cost_is_counted(files, trials)
     assert len(list(files.run(victim).attempts.iterdir())) > 1
+
+
+@contextmanager
+def sweeping(
+    cluster: Cluster, words: list[str], log: Path, env: dict[str, str]
+) -> Iterator[subprocess.Popen[Any]]:
+    with log.open("a") as out:
+        process = cluster.popen(words, env=env, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def judged(files: SweepFiles) -> int:

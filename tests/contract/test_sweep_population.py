@@ -97,6 +97,8 @@ def test_a_population_whose_sweeper_is_killed_ends_as_one_that_was_left_alone(
     assert len(ends[0]) == 6 + 4 * 2
     assert sum(one.state == "finished" for one in ends[0].values()) == 6
     assert sum(one.state == "pruned" for one in ends[0].values()) == 8
+    children = [one for one in ends[0].values() if one.parent]
+    assert all(min(one.rungs, default=100) > 20 for one in children)  # its own alone
 
 
 def points_of(trials: dict[int, Trial]) -> list[tuple[int, int, dict[str, float], str]]:
