@@ -18,7 +18,8 @@ _HELP = """\
 usage: longhaul data prepare|audit|show|clean [key=value ...] [RUN] [--config-dir DIR] [options]
 
   prepare    tokenize the sources into token stores; what is current is left as it is
-  audit      what the stores hold and steps consume, and whether every byte of them is as written
+  audit      of labelled examples: what is wrong with them, row by row, and some as the model
+             sees them; of text: what the stores hold and steps consume
   show       a row as the model sees it: tokens, labels, positions, documents
   clean      a corpus written again without copies, bad texts and what evaluations are made of
 

@@ -245,3 +245,12 @@ def test_a_number_or_a_word(given: object, said: str) -> None:
     problem = only(steps__save_every=given)
     assert (problem.where, problem.what) == ("steps.save_every", said)
     assert problem.fix.startswith("steps.save_every=")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_list_of_one_is_proposed_where_sections_are_of_several_kinds(kind: str) -> None:
+    values = compose([f"model/adapter={kind}"]).values
+    values["model"]["adapter"]["targets"] = "q_proj"
+    [problem] = problems(values)
+    assert problem.what == "must be a list, not 'q_proj'"
+    assert problem.fix == "model.adapter.targets=[q_proj]"

@@ -44,8 +44,9 @@ def _generate(given: argparse.Namespace) -> Exit:
     if plan.config.task.head != "next_token" or plan.decoder_start_id is not None:
         kind = trained.plan.config.task.kind
         raise Refused(
-            f"a model of task={kind} does not continue a text; score it with longhaul evaluate, or "
-            "export it and ask it through transformers"
+            f"a model of task={kind} does not continue a text; score it with longhaul evaluate "
+            "(of chat and seq2seq --answers N shows what it says), or export it and ask it "
+            "through transformers"
         )
     folder = given.path if (given.path / "tokenizer.json").is_file() else None
     tokenizer = TextTokenizer.open(folder or Path(trained.plan.stores[0].path))

@@ -30,7 +30,7 @@ def sections_with(key: str, values: dict[str, Any]) -> list[str]:
     if field is None:
         return []
     owners = [s for s in _branches(field.annotation) if own in s.model_fields]
-    return [_kind_of(s) for s in owners if _kind_of(s)]
+    return [str(kind) for s in owners for kind in _kinds_of(s)]
 
 
 def type_in_words(path: list[str], values: dict[str, Any]) -> str:
@@ -178,13 +178,13 @@ def _field(path: list[str], values: Any) -> FieldInfo | None:
 
 def _chosen(branches: list[type[BaseModel]], values: Any) -> type[BaseModel]:
     kind = values.get("kind") if isinstance(values, dict) else None
-    return next((b for b in branches if _kind_of(b) == kind), branches[0])
+    return next((b for b in branches if kind in _kinds_of(b)), branches[0])
 
 
-def _kind_of(section: type[BaseModel]) -> str:
+def _kinds_of(section: type[BaseModel]) -> tuple[Any, ...]:
+    """Several, where one section is of kinds that are set alike: lora and dora."""
     field = section.model_fields.get("kind")
-    options = get_args(field.annotation) if field is not None else ()
-    return str(options[0]) if len(options) == 1 else ""
+    return get_args(field.annotation) if field is not None else ()
 
 
 def _branches(annotation: Any) -> Iterator[type[BaseModel]]:
