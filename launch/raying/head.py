@@ -15,7 +15,8 @@ _EVERY_S = 2.0
 
 
 class Head:
-    """`address`: host:port of it."""
+    """`address`: host:port of it. One at which nobody ever answered says nothing: Ray knows a way
+    there that we do not."""
 
     def __init__(
         self, address: str, *, patience_s: float = PATIENCE_S, every_s: float = _EVERY_S
@@ -41,16 +42,18 @@ class Head:
         self._closed.set()
 
     def _watch(self) -> None:
+        has_answered = False
         while not self._closed.wait(self._every_s):
             if self._answers():
-                self._silent_since = None
-            elif self._silent_since is None:
+                has_answered, self._silent_since = True, None
+            elif has_answered and self._silent_since is None:
                 self._silent_since = time.monotonic()
 
     def _answers(self) -> bool:
         host, _, port = self._address.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), timeout=self._every_s).close()
+            place = (host.strip("[]"), int(port))  # an IPv6 address has brackets
+            socket.create_connection(place, timeout=self._every_s).close()
         except OSError:
             return False
         return True
