@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.helpers.tokenizer_folders import bert_folder, gpt_folder
@@ -14,6 +15,8 @@ from trainer.config.sections.encodings import (
     Seq2SeqSettings,
     TagSettings,
 )
+from trainer.config.sections.tasks import ClassifyTask
+from trainer.data.encodings.classify import ClassifyEncoding
 from trainer.data.encodings.example import Example
 from trainer.data.encodings.extract_qa import NOWHERE, QaEncoding
 from trainer.data.encodings.relations import RelationEncoding
@@ -44,6 +47,28 @@ def refused(encoding: Any, **fields: Any) -> str:
         encoding.encode(record(**fields))
     assert str(caught.value).startswith("data.jsonl row 7")
     return str(caught.value)
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("much", "the label 'much' is no number"),
+        (float("inf"), "the label inf is no number"),
+        (1e39, "the label 1e+39 is more than a 32-bit number holds"),  # it would be stored as inf
+        ("-4e38", "the label '-4e38' is more than a 32-bit number holds"),
+    ],
+)
+def test_a_label_that_cannot_be_predicted_is_named(
+    bert: TaskTokenizer, label: Any, message: str
+) -> None:
+    task = ClassifyTask(kind="classify", answers="regression")
+    encoding = ClassifyEncoding(task, bert, labels=(), row_tokens=32)
+    assert message in refused(encoding, text="the dog", label=label)
+    [example] = encoding.encode(record(text="the dog", label="3e38"))
+    assert all(np.isfinite(column).all() for column in example.arrays.values())
 
 
 # --- tags --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from trainer.records.example_store import Column
 from trainer.records.record import Record
 
 _LABEL = {"single": "label", "multi": "labels", "regression": "label"}
+_LARGEST = float(np.finfo(np.float32).max)  # what a target is stored as
 
 
 class ClassifyEncoding:
@@ -101,5 +102,10 @@ def _number(record: Record) -> float:
         raise DataError(
             f"{record.place}: the label {value!r} is no number, and task.answers=regression "
             "predicts numbers; correct the row, or take task.answers=single"
+        )
+    if abs(found) > _LARGEST:
+        raise DataError(
+            f"{record.place}: the label {value!r} is more than a 32-bit number holds; correct the "
+            "row, or scale all labels"
         )
     return found
