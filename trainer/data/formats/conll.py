@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.config.sections.examples import RecordsSource
-from trainer.data.file_sources import byte_lines, utf8
-from trainer.data.formats.rows import Reject, Row, checked_start, opened
+from trainer.data.file_sources import byte_lines
+from trainer.data.formats.rows import Reject, Row, checked_start, line_text, opened
 
 _DOCUMENT = "-DOCSTART-"  # CoNLL-2003 begins documents with it
 _NOT_A_WORD = re.compile(r"\d+[-.]\d+\t")  # CoNLL-U: several words in one, or none at all
@@ -69,7 +69,9 @@ def _line(raw: bytes | None, path: Path, *, number: int, offset: int, reject: Re
     if raw is None:
         reject(f"{path} row {number} is longer than max_row_bytes")
         return ""
-    return (utf8(raw, path=path, offset=offset, reject=reject) or "").rstrip("\r\n")
+    return (line_text(raw, path=path, row=number, offset=offset, reject=reject) or "").rstrip(
+        "\r\n"
+    )
 
 
 def _is_no_token(text: str, comment: str) -> bool:

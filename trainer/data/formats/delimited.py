@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.config.sections.examples import RecordsSource
-from trainer.data.file_sources import byte_lines, utf8
-from trainer.data.formats.rows import Reject, Row, checked_start, opened
+from trainer.data.file_sources import byte_lines
+from trainer.data.formats.rows import Reject, Row, checked_start, line_text, opened
 from trainer.errors import DataError
 
 _DELIMITERS = ",;\t|"
@@ -104,4 +104,4 @@ def _decoded(
             reject(f"{path} row {number} is longer than max_row_bytes")
             yield "\n"
         else:
-            yield utf8(line, path=path, offset=offset, reject=reject) or "\n"
+            yield line_text(line, path=path, row=number, offset=offset, reject=reject) or "\n"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.config.sections.examples import RecordsSource
-from trainer.data.file_sources import byte_lines, utf8
-from trainer.data.formats.rows import Reject, Row, checked_start, opened
+from trainer.data.file_sources import byte_lines
+from trainer.data.formats.rows import Reject, Row, checked_start, line_text, opened
 
 
 def jsonl_rows(source: RecordsSource, path: Path, reject: Reject) -> Iterator[Row]:
@@ -23,7 +23,7 @@ def jsonl_rows(source: RecordsSource, path: Path, reject: Reject) -> Iterator[Ro
                 continue
             if not line.strip():
                 continue
-            text = utf8(line, path=path, offset=offset, reject=reject)
+            text = line_text(line, path=path, row=number, offset=offset, reject=reject)
             if not text:
                 continue
             try:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO
 
 from trainer.config.sections.examples import RecordsSource
-from trainer.data.file_sources import byte_lines, utf8
-from trainer.data.formats.rows import Reject, Row, checked_start, opened
+from trainer.data.file_sources import byte_lines
+from trainer.data.formats.rows import Reject, Row, checked_start, line_text, opened
 from trainer.errors import DataError
 
 _Line = tuple[int, int, bytes | None]
@@ -55,7 +55,7 @@ def _text(line: _Line, path: Path, reject: Reject) -> str | None:
     if raw is None:
         reject(f"{path} row {number} is longer than max_row_bytes")
         return None
-    text = utf8(raw, path=path, offset=offset, reject=reject)
+    text = line_text(raw, path=path, row=number, offset=offset, reject=reject)
     return None if text is None else text.strip()
 
 

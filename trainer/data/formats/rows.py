@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.config.sections.examples import FieldName, RecordsSource
-from trainer.data.file_sources import BOM
+from trainer.data.file_sources import BOM, utf8
 from trainer.data.file_sources import opened as bytes_of
 from trainer.errors import DataError
 
@@ -64,7 +65,19 @@ def checked_start(stream: IO[bytes], path: Path, *, reject: Reject) -> bool:
     if not start.removeprefix(BOM).strip() and len(start) < _PROBE_BYTES:
         reject(f"{path} is empty")
         return False
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        reject(f"{path} is UTF-16; save it as UTF-8")
+        return False
     if (zero := start.find(b"\0")) >= 0:
         reject(f"{path} is a binary file (a zero byte at offset {zero})")
         return False
     return True
+
+
+def line_text(raw: bytes, *, path: Path, row: int, offset: int, reject: Reject) -> str | None:
+    """A line of a file; one that is no text is rejected with its row and comes back as None."""
+
+    def said(why: str) -> None:
+        reject(f"{why}, in row {row}; save the file as UTF-8")
+
+    return utf8(raw, path=path, offset=offset, reject=said)
