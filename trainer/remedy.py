@@ -76,7 +76,7 @@ def go_back(job: Job, state: TrainState, verdict: Verdict) -> None:
         raise NonFiniteStep(
             f"{_why(at, verdict)} No checkpoint is older than step {first}, the first of them, so "
             "there is nothing to go back to: lower optimizer.learning_rate, or save more often "
-            f"(steps.save_every); longhaul replay {job.incidents.run_name} looks for the cause"
+            f"(steps.save_every){causes_told(job.incidents.run_name, at, verdict)}"
         )
     to = restored(training)
     why = f"given up: step {first} went wrong, and the run goes on from step {to.step} without it"
@@ -174,6 +174,12 @@ def _why_stopped(job: Job, step: int, verdict: Verdict) -> str:
         )
     return (
         f"{_why(step, verdict)}{tried} Lower optimizer.learning_rate or look at the data of this "
-        f"step: longhaul replay {job.incidents.run_name} --step {step} tells data, numeric and "
-        "hardware causes apart"
+        f"step{causes_told(job.incidents.run_name, step, verdict)}"
     )
+
+
+def causes_told(run: str, step: int, verdict: Verdict) -> str:
+    """What tells the causes apart: nothing, where no record of the step was kept."""
+    if not verdict.bundle:
+        return "; no record of it was kept for longhaul replay (guard.max_incidents)"
+    return f"; longhaul replay {run} --step {step} tells data, numeric and hardware causes apart"

@@ -16,6 +16,7 @@ from trainer.engine.base import StepStats
 from trainer.guard.guard import Guard, Rewound
 from trainer.guard.judge import Accepted, Numbers, judge
 from trainer.guard.replicas import fingerprints
+from trainer.remedy import causes_told
 
 NAN, INF = math.nan, math.inf
 
@@ -125,6 +126,20 @@ def test_an_overflow_under_a_loss_scale_is_no_anomaly() -> None:
     assert guard.note(1, 2.0, StepStats(INF, False, overflowed=True)).action == "apply"
     assert guard.state.accepted == Accepted()
     assert guard.note(2, NAN, StepStats(INF, False, overflowed=True)).action == "stop"
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (2, "; longhaul replay mine --step 1 tells data, numeric and hardware causes apart"),
+        (0, "; no record of it was kept for longhaul replay (guard.max_incidents)"),
+    ],
+)
+def test_a_replay_is_advised_where_there_is_something_to_replay(kept: int, said: str) -> None:
+    guard = Guard(guard_rules(non_finite="stop", max_incidents=kept))
+    verdict = guard.note(1, NAN, StepStats(INF, False))
+    assert verdict.action == "stop"
+    assert causes_told("mine", 1, verdict) == said
 
 
 @pytest.mark.parametrize("cut", range(15, 40))
