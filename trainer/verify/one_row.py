@@ -5,6 +5,7 @@ Shapes: R rows, T and S positions, E examples, as in trainer/batch.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -55,8 +56,12 @@ def _terms_are_labels(batch: ExampleBatch) -> bool:
     """Examples where both would do: there a label is an example's."""
     weights_E = batch.fields.get("weights_E")
     examples = None if weights_E is None else int(weights_E.sum())
-    return examples != batch.terms and _labels(batch.fields) == batch.terms
+    return examples != batch.terms and math.isclose(_labels(batch.fields), batch.terms)
 
 
-def _labels(fields: Mapping[str, torch.Tensor]) -> int:
+def _labels(fields: Mapping[str, torch.Tensor]) -> float:
+    """What they weigh, where tokens have weights."""
+    for axis in ("RT", "RS"):
+        if f"weights_{axis}" in fields:
+            return float(fields[f"weights_{axis}"].sum(dtype=torch.float64))
     return sum(int((fields[n] != IGNORED).sum()) for n in ("labels_RT", "labels_RS") if n in fields)
