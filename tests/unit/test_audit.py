@@ -33,7 +33,7 @@ from trainer.data.encodings.classify import ClassifyEncoding
 from trainer.data.encodings.example import NOTES, Example, bits_of, notes_of
 from trainer.data.encodings.extract_qa import QaEncoding
 from trainer.data.encodings.preference import PreferenceEncoding
-from trainer.data.encodings.seq2seq import PromptedEncoding
+from trainer.data.encodings.seq2seq import EncoderDecoderEncoding, PromptedEncoding
 from trainer.data.encodings.tag import TagEncoding
 from trainer.data.task_tokenizer import TaskTokenizer
 from trainer.data.template import BUILT_IN, ChatTemplate
@@ -237,6 +237,15 @@ def test_answers_that_no_window_holds(bert: TaskTokenizer) -> None:
     for row in (3, 17):
         train[row]["answers"] = [{"text": contexts[row], "start": 0}]
     assert refusals(audited(encoding, bert, train)) == {"answer_lost": rows(4, 18)}
+
+
+def test_what_an_encoder_decoder_says_counts_as_tokens_too(gpt: TaskTokenizer) -> None:
+    settings = Seq2SeqSettings(prompt="{source}", target_tokens=24)
+    encoding = EncoderDecoderEncoding(settings, gpt, row_tokens=32, start_id=0)
+    pairs = [{"source": "the dog", "target": text(n)} for n in range(20)]
+    facts = audited(encoding, gpt, pairs).facts["train"]
+    assert facts["learnt"] > facts["tokens"] / 2  # targets are the longer ones here
+    assert facts["learnt_share"] < 1
 
 
 def test_targets_that_are_cut(gpt: TaskTokenizer) -> None:
