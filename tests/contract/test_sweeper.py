@@ -251,6 +251,7 @@ def test_what_the_place_does_not_take_is_tried_again_later_and_is_no_failure(
     place = Recorded(script=script)
     assert sweeper(tmp_path, place, trials=3, concurrency=3, retries=0).run() == "done"
     assert set(states(tmp_path).values()) == {"finished"}
+    assert not any(one.failures for one in read_trials(tmp_path / "trials.jsonl").values())
     assert place.starts.count(2) == 4
 
 
