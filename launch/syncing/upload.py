@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -26,6 +27,8 @@ def upload(fragment: Fragment, *, time_out_s: float) -> None:
             text=True,
             errors="replace",
             timeout=time_out_s,
+            # Its own logs: beside the fragments, not in a folder wandb/ of wherever it was typed.
+            env=os.environ | {"WANDB_DIR": str(fragment.folder.parent.parent)},
         )
     except subprocess.TimeoutExpired:
         name, spent = fragment.folder.name, f"{time_out_s:.0f} s"

@@ -53,8 +53,13 @@ def _write(run: RunFiles, *, attempt: int, steps: range) -> None:
 
 
 def test_it_is_one_run_without_a_gap(
-    run: RunFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()  # where W&B would leave its own logs, if it were let
     first, second = fragments(run.wandb)
     whole = look(first.log)
     assert whole.is_torn
@@ -88,6 +93,7 @@ def test_it_is_one_run_without_a_gap(
     capsys.readouterr()
     assert sync.main(command[:-1]) == Exit.DONE
     assert "has been told of all 2" in capsys.readouterr().out
+    assert list((tmp_path / "wandb").iterdir()) == []
 
 
 def test_a_bit_that_flipped_is_damage_and_no_tail(run: RunFiles, tmp_path: Path) -> None:
