@@ -80,7 +80,7 @@ def test_a_report_is_seen_whole(tmp_path: Path) -> None:
         "Settings",
         "Environment",
     ]
-    pillow = pytest.importorskip("PIL.Image")
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow, which reads the picture, is absent")
     picture = tmp_path / "page.png"
     _browse(tmp_path, f"--screenshot={picture}", page=page)
     with pillow.open(io.BytesIO(picture.read_bytes())) as image:

@@ -111,7 +111,7 @@ def test_everything_is_within_its_figure() -> None:
 
 
 def test_importance_finds_the_dimension_that_decides() -> None:
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="comes with the extra `sweeps`")
     space = Space((RATE, Interval("model.dropout", 0.0, 0.5)))
     trials = [
         Trial(

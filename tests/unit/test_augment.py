@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_labels_that_speak_of_places_are_left_alone(tmp_path: Path) -> None:
 
 def _translator(folder: Path, seed: int) -> str:
     """A model of random weights that says something else for every text."""
-    transformers: Any = pytest.importorskip("transformers")
+    transformers: Any = import_module("transformers")
     torch.manual_seed(seed)
     t5_folder(folder)
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
@@ -121,7 +122,7 @@ def _translator(folder: Path, seed: int) -> str:
 
 def _by_hand(folder: str, text: str) -> str:
     """One text, the likeliest token each time, without transformers' generate."""
-    transformers: Any = pytest.importorskip("transformers")
+    transformers: Any = import_module("transformers")
     model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     given = tokenizer(text, return_tensors="pt", truncation=True, max_length=12).input_ids

@@ -36,7 +36,7 @@ class _Texts(HTMLParser):
 
 
 def test_a_confusion_matrix_is_written_as_a_page_and_a_picture(tmp_path: Path) -> None:
-    pillow = pytest.importorskip("PIL.Image")
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow, which reads the picture, is absent")
     metric = Confusion(LABELS)
     sums = metric.sums_of([0] * 7 + [1] * 3 + [2, 0], [0] * 10 + [2, 2])
     html, picture = write_confusion(tmp_path / "plots", metric, sums)
@@ -63,7 +63,7 @@ def test_without_pillow_there_is_the_page(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_bar_is_as_high_as_answers_are_right() -> None:
-    pillow = pytest.importorskip("PIL.Image")
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow, which reads the picture, is absent")
     metric = Calibration(bins=4)
     sums = metric.sums_of([0.9] * 4 + [0.6], [1, 1, 1, 0, 0])
     made = png(calibration_figure(metric.diagram(sums)))

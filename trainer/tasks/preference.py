@@ -5,6 +5,7 @@ Terms are pairs. Shapes: R rows, T positions, E pairs of the batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,11 @@ from trainer.objectives.preference import (
 Judged = tuple[torch.Tensor, torch.Tensor]  # (sum of the losses, margins (E) of the right answer)
 
 
-class _Pairs:
+class _Pairs(ABC):
     """What is said of pairs, however they are judged."""
 
-    def judged(self, model: torch.nn.Module, batch: ExampleBatch) -> Judged:
-        raise NotImplementedError
+    @abstractmethod
+    def judged(self, model: torch.nn.Module, batch: ExampleBatch) -> Judged: ...
 
     def loss_sum(self, model: torch.nn.Module, batch: ExampleBatch) -> torch.Tensor:
         return self.judged(model, batch)[0]
